@@ -1,0 +1,5 @@
+"""`python -m dslm`."""
+
+from dslm.cli.app import main
+
+main()

@@ -1,0 +1,1 @@
+"""Typer commands, a file a verb: parse, call, render. No logic."""

@@ -1,0 +1,1 @@
+"""Where to train: hosts, filters, devices, local detection, preflight checks."""

@@ -1,0 +1,33 @@
+"""The cluster as a value: hosts, their slots, the device that every slot holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dslm.cluster.devices import Device
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Host:
+    """A machine with so many slots (accelerators, or ranks on a CPU)."""
+
+    name: str
+    slots: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """The hosts of one run, all with the same device; local when there is one host, `localhost`."""
+
+    hosts: tuple[Host, ...]
+    device: Device
+
+    @property
+    def world_size(self) -> int:
+        """Ranks over all hosts."""
+        return sum(host.slots for host in self.hosts)
+
+    @property
+    def slots_per_host(self) -> int:
+        """The largest number of slots on one host."""
+        return max(host.slots for host in self.hosts)

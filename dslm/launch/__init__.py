@@ -1,0 +1,1 @@
+"""Start, watch, stop, restart: the command, the supervisor, the diagnosis of failures."""

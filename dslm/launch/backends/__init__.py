@@ -1,0 +1,1 @@
+"""One module a launcher: LaunchSpec in, LaunchRequest out, pure."""

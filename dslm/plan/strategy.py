@@ -1,0 +1,24 @@
+"""A strategy: everything that planning chooses about one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strategy:
+    """Stage, offload, batch split and parallel sizes: all resolved, no `auto` left."""
+
+    zero_stage: int
+    offload: str  # none | optimizer | all | nvme
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    activation_checkpointing: bool
+    tensor_parallel: int
+    sequence_parallel: int
+    data_parallel_size: int
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences per optimizer step."""
+        return self.micro_batch_size * self.gradient_accumulation_steps * self.data_parallel_size

@@ -1,0 +1,31 @@
+"""Where the shipped folders are: inside an installed wheel, or beside the package in a checkout.
+
+Turns the name of a preset into a path; knows nothing of what a preset says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder `recipes`, `ds_configs` or `hostfiles` of this installation."""
+    inside = _PACKAGE / "_shipped" / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def preset_names(folder: str, suffix: str) -> list[str]:
+    """Names of all presets of a folder, sorted, without suffix; a leading `_` marks a shared base."""
+    return sorted(
+        path.stem
+        for path in shipped_folder(folder).rglob(f"*{suffix}")
+        if not path.name.startswith("_")
+    )
+
+
+def preset_path(folder: str, name: str, suffix: str) -> Path | None:
+    """The file of a preset (or of a shared base, `_name`), or None when there is none."""
+    found = sorted(shipped_folder(folder).rglob(f"{name}{suffix}"))
+    return found[0] if found else None

@@ -1,0 +1,1 @@
+"""What to train: the typed schema, loading, and the catalogue of presets."""

@@ -1,0 +1,280 @@
+"""What a recipe may say: frozen types, one sentence under each field.
+
+These types are the only source of the validation, of the JSON Schema for editors
+(`dslm recipes schema`) and of the reference in docs/recipe.md. They know nothing of YAML, of the
+cluster and of DeepSpeed. `auto` is a value of the recipe only: it is resolved before launch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Auto = Literal["auto"]
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+Task = Literal[
+    "pretrain", "mlm", "sft", "dpo", "seq2seq", "classify", "vision", "sequence", "script"
+]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and every key that it doesn't know is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class TokenizerTraining(Section):
+    """A byte-level BPE tokenizer, trained on the training data once and kept with the run."""
+
+    vocab_size: Annotated[int, Field(ge=257, strict=True)] = 4096
+    """Entries of the vocabulary, the 256 bytes and the special tokens included."""
+    documents: PositiveInt = 2000
+    """How many training documents it is trained on, at most."""
+
+
+class Model(Section):
+    """Which model."""
+
+    name: str | None = None
+    """Hub name or local folder, for the weights (`init: pretrained`) and the tokenizer."""
+    init: Literal["pretrained", "scratch"] = "pretrained"
+    """`pretrained` loads weights; `scratch` draws them, and needs `architecture`."""
+    architecture: dict[str, Any] = {}
+    """`model_type` and the sizes as transformers' config of that type names them."""
+    tokenizer: str | TokenizerTraining | None = None
+    """Hub name or folder of the tokenizer, or `{vocab_size: N}` to train one; the model's own when absent."""
+    revision: str = "main"
+    """Git revision on the Hub."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention implementation; auto: flash-attn when installed on CUDA, else SDPA."""
+    liger: Literal["auto"] | bool = "auto"
+    """Liger kernels; auto: when installed and on CUDA."""
+    compile: bool = False
+    """torch.compile the model."""
+    activation_checkpointing: bool | Auto = "auto"
+    """Recompute activations in the backward pass instead of keeping them."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model: only for authors you trust."""
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Model:
+        if self.init == "pretrained" and not self.name:
+            raise ValueError("`init: pretrained` needs `name`, a Hub name or a folder")
+        if self.init == "scratch" and not self.architecture:
+            raise ValueError("`init: scratch` needs `architecture`, with its `model_type`")
+        if self.architecture and not isinstance(self.architecture.get("model_type"), str):
+            raise ValueError("`architecture` needs `model_type`, such as `llama`")
+        return self
+
+
+class Source(Section):
+    """One of several data sources, with its weight in the mixture."""
+
+    path: str
+    """File, folder, glob pattern, `stdlib` or Hub data set."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Relative share of samples drawn from it."""
+    name: str | None = None
+    """Configuration of a Hub data set."""
+    split: str = "train"
+    """Split of a Hub data set."""
+
+
+class Data(Section):
+    """Which data, and how it becomes samples."""
+
+    train: str | list[str | Source] | None = None
+    """Files, folders, glob patterns (txt, md, py, jsonl, json, csv, parquet, arrow), a Hub name, or
+    `stdlib`: the sources of Python's own standard library, found on every machine."""
+    eval: str | list[str | Source] | Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Sources to evaluate on, or the share of documents held out by hash of their content."""
+    text_field: str = "text"
+    """Field of a record that holds its text."""
+    label_field: str = "label"
+    """Field of a record that holds its label."""
+    sequence_length: PositiveInt = 1024
+    """Tokens per sample."""
+    packing: bool = True
+    """Put several documents into one sample, none seeing another."""
+    sharding: Literal["interleaved", "range", "hash"] = "interleaved"
+    """Which rank reads which sample: in turn, in contiguous pieces, or by hash of the sample."""
+    mlm_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of tokens that are masked (task mlm)."""
+    max_documents: PositiveInt | None = None
+    """Read at most so many documents."""
+    on_error: Literal["skip", "fail"] = "skip"
+    """What a bad record does: it is skipped and counted, or it is fatal before training starts."""
+    workers: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Background processes that read samples, per rank."""
+
+
+class Batch(Section):
+    """How many sequences make a step; the global size is the same whatever the cluster."""
+
+    global_size: PositiveInt = 32
+    """Sequences per optimizer step, over all ranks."""
+    micro_size: PositiveInt | Auto = "auto"
+    """Sequences per rank per forward pass."""
+
+
+class Parallel(Section):
+    """How state is partitioned over the ranks."""
+
+    zero_stage: Literal[0, 1, 2, 3] | Auto = "auto"
+    """What ZeRO partitions: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
+    offload: Literal["none", "optimizer", "all", "nvme"] | Auto = "none"
+    """What is kept off the accelerator: optimizer state, or parameters too, on CPU or NVMe."""
+    nvme_path: str | None = None
+    """Folder on a local NVMe disk, for `offload: nvme`."""
+    zeropp: bool = False
+    """ZeRO++: quantized weights and gradients, secondary partition inside a host (stage 3)."""
+    tensor: PositiveInt = 1
+    """Ranks that share each layer's matrices (DeepSpeed AutoTP)."""
+    sequence: PositiveInt = 1
+    """Ranks that share each sequence (DeepSpeed Ulysses)."""
+    ranks: PositiveInt | Auto = "auto"
+    """Ranks per host; auto: every accelerator, or one on a CPU."""
+
+
+class Optimizer(Section):
+    """How parameters are updated."""
+
+    name: Literal["adamw", "adam", "sgd", "adafactor", "lion", "muon"] = "adamw"
+    """The update rule."""
+    lr: Annotated[float, Field(gt=0)] = 2e-5
+    """Peak learning rate."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.95,
+    )
+    """Decay of the first and the second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the denominator of Adam's update."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay."""
+    grad_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the global gradient; 0: no clipping."""
+
+
+class Schedule(Section):
+    """How the learning rate moves."""
+
+    name: Literal["cosine", "linear", "constant", "cosine_with_min_lr", "inverse_sqrt"] = "cosine"
+    """The curve after the warm-up."""
+    warmup: Annotated[float, Field(ge=0)] = 0.03
+    """Below 1: share of all steps; from 1: number of steps."""
+
+
+class Duration(Section):
+    """How long: exactly one of the three."""
+
+    steps: PositiveInt | None = None
+    """Optimizer steps."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the data."""
+    tokens: PositiveInt | None = None
+    """Tokens, rounded up to whole steps."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Duration:
+        given = [n for n in ("steps", "epochs", "tokens") if getattr(self, n) is not None]
+        if len(given) != 1:
+            said = " and ".join(f"`{n}`" for n in given) or "none"
+            raise ValueError(f"give exactly one of `steps`, `epochs`, `tokens`; found {said}")
+        return self
+
+
+class Checkpoint(Section):
+    """When the state of the run is saved."""
+
+    every: PositiveInt | None = None
+    """Steps between checkpoints; absent: only at the end."""
+    keep: PositiveInt = 2
+    """How many complete checkpoints stay on disk."""
+    on_stop: bool = True
+    """Save when the run is stopped by Ctrl-C or SIGTERM."""
+    grace: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds that saving on stop may take before the processes are ended."""
+
+
+class Evaluation(Section):
+    """When the model is evaluated on `data.eval`."""
+
+    every: PositiveInt | None = None
+    """Steps between evaluations; absent: only at the end."""
+    max_samples: PositiveInt | None = None
+    """Evaluate on at most so many samples."""
+    sample: str | None = None
+    """A prompt that the trained model continues at the end, as a first look at it."""
+
+
+class Log(Section):
+    """What is recorded while training."""
+
+    every: PositiveInt = 10
+    """Steps between step events."""
+    timers: bool = True
+    """Record the time in forward, backward, communication and update from DeepSpeed's timers."""
+    report_to: list[str] = []
+    """Trackers as transformers' Trainer has them: tensorboard, wandb, mlflow, trackio."""
+
+
+class Lora(Section):
+    """Train low-rank adapters (peft) and leave the model's own parameters as they are."""
+
+    rank: PositiveInt = 16
+    """Rank of the adapters."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Scale: the update is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the adapters."""
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Which linear layers get adapters."""
+
+
+class Recipe(Section):
+    """One training: what stands here is enough to plan it, run it, repeat it."""
+
+    description: str = ""
+    """One line for people."""
+    model: Model
+    task: Task = "pretrain"
+    """What is learnt from the data."""
+    data: Data = Data()
+    batch: Batch = Batch()
+    parallel: Parallel = Parallel()
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Number format of the forward and backward pass."""
+    lora: Lora | None = None
+    """Absent: all parameters are trained."""
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    duration: Duration = Duration(steps=1000)
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+    log: Log = Log()
+    seed: Annotated[int, Field(ge=0, strict=True)] = 42
+    """Fixes initial weights, order of the samples and dropout."""
+    environment: dict[str, str] = {}
+    """Variables for the ranks; never secrets: those come from your own environment."""
+    training_args: dict[str, Any] = {}
+    """Handed on to transformers.TrainingArguments."""
+    deepspeed: dict[str, Any] = {}
+    """Merged last into the DeepSpeed config."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if self.parallel.zeropp and self.parallel.zero_stage not in (3, "auto"):
+            raise ValueError("`parallel.zeropp` needs `parallel.zero_stage: 3`")
+        if self.parallel.offload == "nvme" and not self.parallel.nvme_path:
+            raise ValueError("`parallel.offload: nvme` needs `parallel.nvme_path`")
+        if self.parallel.offload in ("all", "nvme") and self.parallel.zero_stage not in (3, "auto"):
+            raise ValueError(
+                f"`parallel.offload: {self.parallel.offload}` needs `parallel.zero_stage: 3`"
+            )
+        if self.parallel.offload == "optimizer" and self.parallel.zero_stage == 0:
+            raise ValueError("`parallel.offload: optimizer` needs `parallel.zero_stage` 1, 2 or 3")
+        return self

@@ -1,0 +1,68 @@
+"""The run directory: the owner of every path in it.
+
+Knows names and places, not what the files say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """`runs/RECIPE-TIME/` or `-o DIR`; an absolute path."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def ds_config(self) -> Path:
+        """The resolved DeepSpeed config."""
+        return self.path / "ds_config.json"
+
+    @property
+    def plan(self) -> Path:
+        """The prediction."""
+        return self.path / "plan.json"
+
+    @property
+    def manifest(self) -> Path:
+        """Versions, hosts, git state, command, attempts."""
+        return self.path / "manifest.json"
+
+    @property
+    def events(self) -> Path:
+        """What happened, one JSON object a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder per checkpoint, `step-N`."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The trained model in Hugging Face format."""
+        return self.path / "model"
+
+    @property
+    def stop_request(self) -> Path:
+        """Exists when the supervisor asks the ranks to save and stop."""
+        return self.path / "stop-requested"
+
+    def logs(self, attempt: int) -> Path:
+        """Folder of the logs of one attempt."""
+        return self.path / "logs" / f"attempt-{attempt}"
+
+    def rank_log(self, attempt: int, rank: int) -> Path:
+        """What one rank printed."""
+        return self.logs(attempt) / f"rank-{rank}.log"
+
+    def rank_status(self, attempt: int, rank: int) -> Path:
+        """JSON: pid, start time, host, and, once the rank has ended by itself, its exit code."""
+        return self.logs(attempt) / f"rank-{rank}.json"

@@ -1,0 +1,72 @@
+"""Bytes, seconds and counts, to and from people's text. Nothing else formats a size."""
+
+from __future__ import annotations
+
+import math
+import re
+
+_BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_COUNT_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_SIZE_UNITS = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+
+
+def render_bytes(size: float) -> str:
+    """`1536` → `1.5 KiB`."""
+    value = float(size)
+    for unit in _BYTE_UNITS:
+        if abs(value) < 1024 or unit == _BYTE_UNITS[-1]:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")
+
+
+def render_seconds(seconds: float) -> str:
+    """`3725` → `1:02:05`; under ten seconds with one decimal, `4.2 s`."""
+    if not math.isfinite(seconds):
+        return "-"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+
+
+def render_count(count: float) -> str:
+    """`1235814400` → `1.24B`."""
+    for factor, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= factor:
+            return f"{count / factor:.3g}{unit}"
+    return f"{count:.3g}"
+
+
+def parse_count(text: str) -> int:
+    """A number of things as people write it: `7.5B`, `128b`, `1e12`, `124M`.
+
+    Raises:
+        ValueError: the text is no positive number.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kmbgt]?)\s*", text.lower())
+    if not match:
+        raise ValueError(f"`{text}` is not a count such as `7.5B`, `350M` or `1e12`")
+    value = float(match[1]) * _COUNT_UNITS[match[2]]
+    if not math.isfinite(value) or value < 1:
+        raise ValueError(f"`{text}` is not a positive count")
+    return round(value)
+
+
+def parse_bytes(text: str) -> int:
+    """A size as people write it: `80GB` (10^9), `80GiB` (2^30), `1024`.
+
+    Raises:
+        ValueError: the text is no positive size.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?b?)\s*", text.lower())
+    if not match or match[2] not in _SIZE_UNITS:
+        raise ValueError(f"`{text}` is not a size such as `80GB` or `24GiB`")
+    value = float(match[1]) * _SIZE_UNITS[match[2]]
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"`{text}` is not a positive size")
+    return round(value)
