@@ -1,0 +1,85 @@
+"""The tree of commands, and the one place where an error becomes a message and an exit code.
+
+A verb's file is imported here, so it imports nothing heavy at its top: what a verb needs, it imports
+when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from dslm import __version__
+from dslm.cli import config, hosts, launch, recipes, runs, terminal, train
+from dslm.errors import DslmError
+
+app = typer.Typer(
+    name="dslm",
+    help="Train Hugging Face models with DeepSpeed from one readable recipe.",
+    epilog="Start with: dslm recipes list · dslm train quickstart",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        terminal.write(f"dslm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Train Hugging Face models with DeepSpeed from one readable recipe."""
+
+
+app.command("train", no_args_is_help=True)(train.train)
+app.command("config", no_args_is_help=True)(config.config)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(hosts.app, name="hosts")
+app.add_typer(runs.app, name="runs")
+app.command(
+    "launch",
+    no_args_is_help=True,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": False},
+)(launch.launch)
+
+
+def main() -> None:
+    """Run dslm; every way out of it has the exit code that DESIGN.md gives."""
+    debug = "--debug" in sys.argv
+    if debug:
+        # accepted anywhere before `--`, so that it can be added to a command line that failed
+        cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+        sys.argv = [a for a in sys.argv[:cut] if a != "--debug"] + sys.argv[cut:]
+    try:
+        app()
+    except DslmError as failure:
+        if debug:
+            raise
+        terminal.error(failure)
+        sys.exit(failure.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # the reader of our output has gone (`dslm recipes list | head`): nothing to tell anybody
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as exception:  # noqa: BLE001 - the one place where a bug becomes a message
+        if debug:
+            raise
+        terminal.bug(exception)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

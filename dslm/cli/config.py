@@ -1,0 +1,106 @@
+"""`dslm config`: the DeepSpeed config of a recipe, why it is so, and what is wrong with any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dslm.cli import options, terminal
+
+
+def config(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="A preset's name or a YAML file.")
+    ] = None,
+    set_: options.Set = None,
+    num_gpus: options.NumGpus = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show where each value comes from, and why.")
+    ] = False,
+    check: Annotated[
+        Path | None,
+        typer.Option("--check", metavar="FILE", help="Look for mistakes in any DeepSpeed JSON."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Print the DeepSpeed config that a recipe becomes, or check one that you have.
+
+    [dim]Examples:[/dim]
+
+        dslm config llama-3.2-1b --num-gpus 8 > ds_config.json
+
+        dslm config llama-3.2-1b --explain
+
+        dslm config --check ds_config.json
+    """
+    from dslm.errors import OptionError
+
+    if (recipe is None) == (check is None):
+        raise OptionError(
+            "give a recipe, or `--check FILE`", hint="`dslm config quickstart`, for example"
+        )
+    if check is not None:
+        _check(check, json)
+        return
+    from dslm.launch.job import decide
+
+    config = decide(str(recipe), set_ or (), num_gpus=num_gpus).config
+    if not explain:
+        terminal.write_json(config.values)
+        return
+    from dslm.zero.generate import explain as rows_of
+
+    rows = rows_of(config)
+    if json:
+        terminal.write_json(
+            [dict(zip(("key", "value", "source", "reason"), row, strict=True)) for row in rows]
+        )
+        return
+    from rich.table import Table
+
+    table = Table("key", "value", "source", "reason", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    terminal.show(table)
+
+
+def _check(file: Path, json: bool) -> None:
+    """Lint a DeepSpeed JSON; exit 2 when it holds an error."""
+    from dslm.errors import ConfigError
+    from dslm.zero.lint import lint, load_config
+
+    findings = lint(load_config(file), file=file)
+    if json:
+        terminal.write_json(
+            [
+                {
+                    "path": finding.where.key,
+                    "severity": finding.severity,
+                    "message": finding.message,
+                    "hint": finding.hint,
+                }
+                for finding in findings
+            ]
+        )
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors and json:
+        raise typer.Exit(ConfigError.exit_code)
+    if not json:
+        from rich.text import Text
+
+        for finding in findings:
+            style = "bold red" if finding.severity == "error" else "yellow"
+            terminal.say(
+                Text.assemble(
+                    (finding.severity, style), f": {finding.where}: {finding.message}"
+                )
+            )
+            if finding.hint:
+                terminal.say(Text.assemble(("  hint: ", "cyan"), finding.hint))
+    if errors:
+        many = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
+        raise ConfigError(f"{many} found", where=errors[0].where.__class__(file=file))
+    if not json:
+        terminal.say(f"{file}: no errors" + (f", {len(findings)} warnings" if findings else ""))

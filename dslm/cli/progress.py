@@ -1,0 +1,168 @@
+"""What a person sees while a run goes on: a live Rich panel, or plain lines without a terminal.
+
+Events in, screen out. Knows the fields of events, nothing of processes.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from dslm.units import render_bytes, render_count, render_seconds
+
+
+class RunScreen:
+    """Shows the events of one attempt; a context manager, so that the terminal is always restored."""
+
+    def __init__(
+        self, console: Console, *, name: str, peak_flops: float | None, live: bool | None = None
+    ) -> None:
+        self._console = console
+        self._peak_flops = peak_flops
+        self._live_wanted = console.is_terminal if live is None else live
+        self._started = time.monotonic()
+        self._phase = "starting"
+        self._start: dict[str, Any] = {}
+        self._step: dict[str, Any] = {}
+        self._first_step_time: float | None = None
+        self._first_step = 0
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            console=console,
+            expand=True,
+        )
+        self._task = self._progress.add_task(name, total=None)
+        self._live: Live | None = None
+
+    def __enter__(self) -> RunScreen:
+        if self._live_wanted:
+            self._live = Live(
+                self, console=self._console, refresh_per_second=4, redirect_stderr=False
+            )
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live is not None:
+            self._live.__exit__(None, None, None)
+
+    def __rich__(self) -> Group:
+        return Group(self._progress, self._numbers())
+
+    def note(self, text: str | Text) -> None:
+        """A line that stays on the screen."""
+        self._console.print(text, soft_wrap=True)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Take one event in."""
+        kind = event["event"]
+        handler = getattr(self, f"_on_{kind}", None)
+        if handler is not None:
+            handler(event)
+
+    def _on_phase(self, event: dict[str, Any]) -> None:
+        detail = event.get("detail")
+        self._phase = str(event["phase"])
+        if detail:
+            self._phase += f": {detail}"
+        if self._live is None:
+            self.note(f"  {self._phase}")
+
+    def _on_start(self, event: dict[str, Any]) -> None:
+        self._start = event
+        self._phase = "first step"
+        self._progress.update(self._task, total=event.get("steps"))
+        ranks = event.get("world_size", 1)
+        parameters = event.get("parameters")
+        self.note(
+            f"[bold]training[/] {render_count(parameters) if parameters else '?'} parameters, "
+            f"{ranks} rank{'s' if ranks != 1 else ''}, {event.get('steps')} steps"
+        )
+
+    def _on_resume(self, event: dict[str, Any]) -> None:
+        self.note(f"[bold]resumed[/] from step {event.get('step')}")
+
+    def _on_step(self, event: dict[str, Any]) -> None:
+        if self._first_step_time is None:
+            self._first_step_time, self._first_step = time.monotonic(), event["step"]
+        self._step = event
+        self._phase = "training"
+        self._progress.update(self._task, completed=event["step"])
+        if self._live is None:
+            self.note("  " + "  ".join(f"{k} {v}" for k, v in self._cells()))
+
+    def _on_eval(self, event: dict[str, Any]) -> None:
+        parts = [f"loss {event['loss']:.4f}"] if "loss" in event else []
+        if event.get("perplexity") is not None:
+            parts.append(f"perplexity {event['perplexity']:.2f}")
+        for name, value in (event.get("metrics") or {}).items():
+            parts.append(f"{name} {value:.4g}")
+        self.note(f"[bold]eval[/] step {event['step']}: " + ", ".join(parts))
+
+    def _on_checkpoint(self, event: dict[str, Any]) -> None:
+        seconds = event.get("seconds")
+        took = f" in {render_seconds(seconds)}" if seconds is not None else ""
+        self.note(f"[bold]checkpoint[/] step {event['step']}{took}")
+
+    def _on_stop(self, event: dict[str, Any]) -> None:
+        self._phase = "stopping: saving a checkpoint"
+        self.note("[yellow]stopping[/] after this step; once more Ctrl-C ends it at once")
+
+    def _on_end(self, event: dict[str, Any]) -> None:
+        self._phase = str(event.get("status", "done"))
+
+    def _cells(self) -> list[tuple[str, str]]:
+        """Name and value of each number on the screen."""
+        step, start = self._step, self._start
+        cells: list[tuple[str, str]] = []
+        if not step:
+            return [("elapsed", render_seconds(time.monotonic() - self._started))]
+        if self._live is None:
+            cells.append(("step", f"{step['step']}/{start.get('steps', '?')}"))
+        cells.append(("loss", f"{step['loss']:.4f}"))
+        if step.get("learning_rate") is not None:
+            cells.append(("lr", f"{step['learning_rate']:.2e}"))
+        if step.get("tokens_per_second"):
+            cells.append(("tokens/s", render_count(step["tokens_per_second"])))
+        if step.get("samples_per_second"):
+            cells.append(("samples/s", f"{step['samples_per_second']:.1f}"))
+        mfu = self._mfu()
+        if mfu is not None:
+            cells.append(("MFU", f"{mfu:.1%}"))
+        if step.get("memory_peak_bytes"):
+            cells.append(("memory", render_bytes(step["memory_peak_bytes"])))
+        cells.append(("elapsed", render_seconds(time.monotonic() - self._started)))
+        remaining = self._remaining()
+        if remaining is not None:
+            cells.append(("remaining", render_seconds(remaining)))
+        return cells
+
+    def _mfu(self) -> float | None:
+        flops = self._start.get("flops_per_token")
+        rate = self._step.get("tokens_per_second")
+        if not (flops and rate and self._peak_flops):
+            return None
+        return float(flops * rate / (self._peak_flops * self._start.get("world_size", 1)))
+
+    def _remaining(self) -> float | None:
+        total = self._start.get("steps")
+        done = self._step["step"] - self._first_step
+        if not total or self._first_step_time is None or done <= 0:
+            return None
+        per_step = (time.monotonic() - self._first_step_time) / done
+        return float((total - self._step["step"]) * per_step)
+
+    def _numbers(self) -> Table:
+        table = Table.grid(padding=(0, 3))
+        cells = [Text(self._phase, style="italic")]
+        cells += [Text.assemble((f"{name} ", "dim"), value) for name, value in self._cells()]
+        table.add_row(*cells)
+        return table

@@ -1,0 +1,83 @@
+"""The only module that prints: data to stdout, words for people to stderr.
+
+`--json` gives one JSON document on stdout and nothing else there. Colour follows the terminal and
+NO_COLOR (Rich does that). Knows how errors look, not what they mean.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import traceback
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dslm.errors import DslmError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+@cache
+def people() -> Console:
+    """The console for people: stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def say(text: RenderableType = "") -> None:
+    """Tell people something."""
+    people().print(text, soft_wrap=isinstance(text, str))
+
+
+def show(value: RenderableType) -> None:
+    """Put a result that is made for people, such as a table, on stdout."""
+    from rich.console import Console
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(value)
+
+
+def write(text: str) -> None:
+    """Put data on stdout as it is."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def write_json(document: Any) -> None:
+    """Put one JSON document on stdout."""
+    write(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def error(failure: DslmError) -> None:
+    """Show an error: what, where, what would be right."""
+    from rich.text import Text
+
+    def line(label: str, style: str, text: str) -> None:
+        people().print(Text.assemble((f"{label}: ", style), text), soft_wrap=True)
+
+    place = f"{failure.where}: " if str(failure.where) else ""
+    line("error", "bold red", place + failure.message)
+    for finding in failure.findings:
+        where = f"{finding.where}: " if str(finding.where) else ""
+        people().print(Text(f"  {where}{finding.message}"), soft_wrap=True)
+        if finding.hint:
+            people().print(Text.assemble(("    hint: ", "cyan"), finding.hint), soft_wrap=True)
+    if failure.hint:
+        line("hint", "cyan", failure.hint)
+
+
+def bug(exception: BaseException) -> None:
+    """Show an error that dslm didn't foresee: one line, and where the traceback was saved."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="dslm-traceback-", suffix=".txt", delete=False
+    ) as stream:
+        traceback.print_exception(exception, file=stream)
+    error(
+        DslmError(
+            f"dslm itself failed: {type(exception).__name__}: {exception}",
+            hint=f"the traceback is in {Path(stream.name)}; `--debug` shows it; please report it",
+        )
+    )
