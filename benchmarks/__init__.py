@@ -1,1 +1,1 @@
-"""Measurements as ratios in one run, against what people would otherwise use; never asserted by tests."""
+"""Measurements as ratios in one run, against what people would otherwise use."""

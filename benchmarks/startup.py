@@ -9,6 +9,7 @@ from statistics import median
 
 REPEATS = 11
 
+
 def _empty_tree() -> str:
     """A Typer app with the same commands and options as dslm, made of its own signatures."""
     import inspect
@@ -19,7 +20,7 @@ def _empty_tree() -> str:
         "import typer, pathlib, sys",
         "from pathlib import Path",
         "from typing import Annotated",
-        "app = typer.Typer(no_args_is_help=True, rich_markup_mode='rich', pretty_exceptions_enable=False)",
+        "app = typer.Typer(no_args_is_help=True, rich_markup_mode='rich')",
         "@app.callback()",
         "def root(version: bool = False, debug: bool = False): pass",
     ]

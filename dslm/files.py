@@ -37,7 +37,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line in one write, so that lines of several processes never mix (POSIX O_APPEND)."""
+    """Append one line in one write, so that lines of several processes never mix (O_APPEND)."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(handle, line.encode() + b"\n")

@@ -1,7 +1,7 @@
 """The tree of commands, and the one place where an error becomes a message and an exit code.
 
-A verb's file is imported here, so it imports nothing heavy at its top: what a verb needs, it imports
-when it runs.
+A verb's file is imported here, so it imports nothing heavy at its top: what a verb needs, it
+imports when it runs.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main() -> None:
         # the reader of our output has gone (`dslm recipes list | head`): nothing to tell anybody
         sys.stderr.close()
         sys.exit(1)
-    except Exception as exception:  # noqa: BLE001 - the one place where a bug becomes a message
+    except Exception as exception:
         if debug:
             raise
         terminal.bug(exception)

@@ -1,4 +1,4 @@
-"""`dslm config`: the DeepSpeed config of a recipe, why it is so, and what is wrong with any other."""
+"""`dslm config`: the DeepSpeed config of a recipe and its reasons; the linter of any other."""
 
 from __future__ import annotations
 
@@ -93,9 +93,7 @@ def _check(file: Path, json: bool) -> None:
         for finding in findings:
             style = "bold red" if finding.severity == "error" else "yellow"
             terminal.say(
-                Text.assemble(
-                    (finding.severity, style), f": {finding.where}: {finding.message}"
-                )
+                Text.assemble((finding.severity, style), f": {finding.where}: {finding.message}")
             )
             if finding.hint:
                 terminal.say(Text.assemble(("  hint: ", "cyan"), finding.hint))

@@ -18,7 +18,7 @@ from dslm.units import render_bytes, render_count, render_seconds
 
 
 class RunScreen:
-    """Shows the events of one attempt; a context manager, so that the terminal is always restored."""
+    """Shows the events of a run; a context manager, so that the terminal is always restored."""
 
     def __init__(
         self, console: Console, *, name: str, peak_flops: float | None, live: bool | None = None

@@ -56,7 +56,9 @@ def list_(
 
 
 @app.command("show", no_args_is_help=True)
-def show(recipe: options.RecipeArgument, set_: options.Set = None, json: options.Json = False) -> None:
+def show(
+    recipe: options.RecipeArgument, set_: options.Set = None, json: options.Json = False
+) -> None:
     """Show a recipe as dslm reads it: with what it extends, every default and every override.
 
     [dim]Example:[/dim] dslm recipes show llama-3.2-1b --set batch.global_size=128

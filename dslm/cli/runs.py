@@ -9,7 +9,9 @@ import typer
 
 from dslm.cli import options, terminal
 
-app = typer.Typer(help="List, show, watch and stop runs.", no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(
+    help="List, show, watch and stop runs.", no_args_is_help=True, rich_markup_mode="rich"
+)
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
@@ -38,7 +40,9 @@ def list_(
 
     from dslm.units import render_seconds
 
-    table = Table("run", "status", "step", "loss", "eval loss", "time", box=None, header_style="bold")
+    table = Table(
+        "run", "status", "step", "loss", "eval loss", "time", box=None, header_style="bold"
+    )
     for summary in summaries:
         table.add_row(
             Path(summary.path).name,

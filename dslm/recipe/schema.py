@@ -45,7 +45,7 @@ class Model(Section):
     architecture: dict[str, Any] = {}
     """`model_type` and the sizes as transformers' config of that type names them."""
     tokenizer: str | TokenizerTraining | None = None
-    """Hub name or folder of the tokenizer, or `{vocab_size: N}` to train one; the model's own when absent."""
+    """Hub name or folder, or `{vocab_size: N}` to train one; the model's own when absent."""
     revision: str = "main"
     """Git revision on the Hub."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
