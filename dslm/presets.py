@@ -17,7 +17,7 @@ def shipped_folder(name: str) -> Path:
 
 
 def preset_names(folder: str, suffix: str) -> list[str]:
-    """Names of all presets of a folder, sorted, without suffix; `_name` is a shared base, not one."""
+    """Names of all presets of a folder, sorted, without suffix; `_name` is a shared base."""
     return sorted(
         path.stem
         for path in shipped_folder(folder).rglob(f"*{suffix}")

@@ -1,0 +1,105 @@
+"""Bad input gets one message, exit code 2, no traceback, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Dslm
+
+TRAIN = ["train", "quickstart"]
+
+# name, arguments, what the message must say
+TABLE: list[tuple[str, list[str], list[str]]] = [
+    ("unknown preset", ["train", "quickstrat"], ["quickstrat", "quickstart"]),
+    ("missing recipe file", ["train", "nowhere/mine.yaml"], ["nowhere/mine.yaml"]),
+    ("YAML that does not parse", ["train", "broken.yaml"], ["broken.yaml:2"]),
+    ("misspelt section", ["train", "section.yaml"], ["section.yaml:2", "optimiser", "optimizer"]),
+    (
+        "misspelt key, deep",
+        ["train", "deep.yaml"],
+        ["deep.yaml:3", "zero_stagee", "parallel.zero_stage"],
+    ),
+    ("misspelt override", [*TRAIN, "-s", "batch.globl_size=8"], ["globl_size", "global_size"]),
+    ("override without a value", [*TRAIN, "-s", "batch.global_size"], ["KEY=VALUE"]),
+    ("wrong type", [*TRAIN, "-s", "batch.global_size=many"], ["batch.global_size", "many"]),
+    ("zero steps", [*TRAIN, "-s", "duration.steps=0"], ["duration.steps"]),
+    ("negative batch", [*TRAIN, "-s", "batch.global_size=-4"], ["batch.global_size"]),
+    (
+        "global batch that does not divide",
+        [*TRAIN, "-s", "batch.global_size=7", "--num-gpus", "2"],
+        ["7", "2", "6", "8"],
+    ),
+    ("missing data", [*TRAIN, "-s", "data.train=nowhere.txt"], ["nowhere.txt"]),
+    ("empty data file", [*TRAIN, "-s", "data.train=empty.txt"], ["empty.txt", "empty"]),
+    ("empty data folder", [*TRAIN, "-s", "data.train=hollow"], ["hollow"]),
+    ("no data at all", ["train", "smollm2-135m", "--force"], ["data.train"]),
+    (
+        "sequence longer than the model",
+        [*TRAIN, "-s", "data.sequence_length=1000000"],
+        ["1000000", "positions"],
+    ),
+    ("fp16 on a CPU", [*TRAIN, "-s", "precision=fp16"], ["fp16", "bf16"]),
+    (
+        "a model folder that is none",
+        [*TRAIN, "-s", "model={init: pretrained, name: ./hollow}"],
+        ["hollow", "config.json"],
+    ),
+    ("a model folder that is missing", [*TRAIN, "-s", "model.name=./gone"], ["gone"]),
+    ("output folder with another run", [*TRAIN, "-o", "taken"], ["taken"]),
+    ("output folder that is a file", [*TRAIN, "-o", "empty.txt"], ["empty.txt"]),
+    ("output folder that can't be made", [*TRAIN, "-o", "/proc/run"], ["/proc/run"]),
+    ("config of nothing", ["config"], ["recipe", "--check"]),
+    ("check of a missing file", ["config", "--check", "gone.json"], ["gone.json"]),
+    ("unknown option", [*TRAIN, "--gpus-per-node", "2"], ["--gpus-per-node"]),
+    ("script that is missing", ["launch", "gone.py"], ["gone.py"]),
+    ("run that is none", ["runs", "show", "hollow"], ["hollow"]),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "hollow").mkdir()
+    (tmp_path / "broken.yaml").write_text("extends: quickstart\nbatch: {global_size: 8\nseed: 1\n")
+    (tmp_path / "section.yaml").write_text("extends: quickstart\noptimiser: {lr: 1.0e-3}\n")
+    (tmp_path / "deep.yaml").write_text("extends: quickstart\nparallel:\n  zero_stagee: 2\n")
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "manifest.json").write_text(json.dumps({"dslm": "0"}))
+    (taken / "recipe.yaml").write_text("model: {name: gpt2}\n")
+    return tmp_path
+
+
+def _tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(("argv", "said"), [row[1:] for row in TABLE], ids=[r[0] for r in TABLE])
+def test_bad_input(dslm: Dslm, folder: Path, argv: list[str], said: list[str]) -> None:
+    before = _tree(folder)
+    done = dslm(*argv)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    flat = " ".join(done.stderr.split())
+    for word in said:
+        assert word in flat, done.stderr
+    assert not done.stdout
+    assert _tree(folder) == before
+
+
+def test_a_port_in_use(dslm: Dslm, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        done = dslm(*TRAIN, "--master-port", port)
+    assert done.returncode == 2
+    assert port in done.stderr
+    assert not (folder / "runs").exists()
+
+
+def test_debug_shows_the_traceback(dslm: Dslm) -> None:
+    done = dslm("train", "quickstrat", "--debug")
+    assert "Traceback" in done.stderr

@@ -1,0 +1,31 @@
+"""What all tests share: a shell for dslm, and no leftovers of the caller's environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+DSLM = Path(sys.executable).parent / "dslm"
+Dslm = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def dslm(tmp_path: Path) -> Dslm:
+    """Run dslm as its user would, in an empty folder: exit code, stdout and stderr."""
+
+    def run(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(DSLM), *argv],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=560,
+            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
+        )
+
+    return run
