@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dslm.cluster.devices import Device
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Host:
     """A machine with so many slots (accelerators, or ranks on a CPU)."""
 

@@ -1,0 +1,148 @@
+"""Hostfiles: lines of `HOST slots=N`, as DeepSpeed and MPI have them.
+
+Text in, hosts out; every line that is wrong is named, and nothing is ever guessed: DeepSpeed itself
+turns a missing hostfile into a local run without a word.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dslm.cluster.hosts import Host
+from dslm.errors import Finding, HostfileError, Where
+
+# RFC 1123 labels, joined by dots; underscores occur in the names that container tools give
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_LONGEST_NAME = 253  # RFC 1035, 2.3.4
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+_MOST_SLOTS = 1024
+
+
+def load_hostfile(path: Path) -> tuple[Host, ...]:
+    """Read a hostfile.
+
+    Raises:
+        HostfileError: it is missing, unreadable, or wrong: with every line that is.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as failure:
+        raise HostfileError(
+            "there is no such hostfile",
+            where=Where(file=path),
+            hint="a text file with lines such as `worker-1 slots=8`",
+        ) from failure
+    except (OSError, UnicodeDecodeError) as failure:
+        raise HostfileError(f"can't read it: {failure}", where=Where(file=path)) from failure
+    return parse_hostfile(text, path)
+
+
+def parse_hostfile(text: str, path: Path | str = "hostfile") -> tuple[Host, ...]:
+    """The hosts of a hostfile's text, in its order.
+
+    Raises:
+        HostfileError: with every line that is wrong.
+    """
+    hosts: list[Host] = []
+    findings: list[Finding] = []
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+        content = line.removesuffix("\r").split("#", 1)[0].strip(" \t")
+        if not content:
+            continue
+        try:
+            host = parse_line(content)
+            if host.name in first_line:
+                raise ValueError(f"host `{host.name}` stands in line {first_line[host.name]} too")
+        except ValueError as failure:
+            findings.append(Finding(message=str(failure), where=Where(file=path, line=number)))
+            continue
+        first_line[host.name] = number
+        hosts.append(host)
+    if len(findings) == 1:
+        raise HostfileError(
+            findings[0].message, where=findings[0].where, hint="a line is `HOST slots=N`"
+        )
+    if findings:
+        raise HostfileError(
+            f"{len(findings)} lines of the hostfile are wrong",
+            where=Where(file=path),
+            findings=findings,
+            hint="a line is `HOST slots=N`",
+        )
+    if not hosts:
+        raise HostfileError(
+            "the hostfile names no host", where=Where(file=path), hint="a line is `HOST slots=N`"
+        )
+    return tuple(hosts)
+
+
+def parse_line(content: str) -> Host:
+    """One line without its comment.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    odd = next((c for c in content if not c.isascii() or (not c.isprintable() and c != "\t")), None)
+    if odd is not None:
+        raise ValueError(f"the character {odd!r} (U+{ord(odd):04X}) can't stand in a hostfile")
+    name, *rest = content.split()
+    check_host_name(name)
+    if not rest:
+        raise ValueError(f"`{name}` has no slots: write `{name} slots=N`")
+    match = re.fullmatch(r"slots=([0-9]+)", rest[0])
+    if not match:
+        raise ValueError(f"`{rest[0]}` is not `slots=N`")
+    if len(rest) > 1:
+        raise ValueError(f"`{' '.join(rest[1:])}` after the slots is not known")
+    slots = int(match[1])
+    if not 0 < slots <= _MOST_SLOTS:
+        raise ValueError(f"slots must be from 1 to {_MOST_SLOTS}, not {match[1]}")
+    return Host(name, slots)
+
+
+def parse_inline(text: str) -> tuple[Host, ...]:
+    """Hosts given on the command line as horovodrun takes them: `w1:4,w2:4`.
+
+    Raises:
+        HostfileError: one of them is wrong.
+    """
+    parts = [part.rpartition(":") for part in text.split(",")]
+    lines = [f"{name} slots={slots}" if colon else slots for name, colon, slots in parts]
+    return parse_hostfile("\n".join(lines), "--hostfile")
+
+
+def check_host_name(text: str) -> None:
+    """Check a host's name: a DNS name, an IPv4 or IPv6 address, with `user@` before it or not.
+
+    What passes holds no character that any shell could take for anything but itself.
+
+    Raises:
+        ValueError: it isn't one.
+    """
+    user, at, name = text.rpartition("@")
+    if at and not _USER.fullmatch(user):
+        raise ValueError(f"`{user}` is not a user's name")
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+            raise ValueError(f"`{text}` is not the name of a host") from None
+
+
+def render_hostfile(hosts: Sequence[Host]) -> str:
+    """The text that `parse_hostfile` reads back unchanged."""
+    return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
+
+
+def hosts_document(hosts: Sequence[Host]) -> dict[str, Any]:
+    """Hosts as `dslm hosts show --json` has them."""
+    return {
+        "hosts": [{"host": host.name, "slots": host.slots} for host in hosts],
+        "total_slots": sum(host.slots for host in hosts),
+    }

@@ -1,0 +1,231 @@
+"""Choose what the recipe leaves open: stage, offload, micro batch, activation checkpointing.
+
+Every combination that the recipe allows is estimated; the fastest that fits with the margin wins,
+the simplest of equals. The global batch is never touched: only how it is split.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from dslm.cluster.hosts import Cluster
+from dslm.errors import RecipeError, Where
+from dslm.plan.memory import MARGIN, Memory, estimate
+from dslm.plan.shape import ModelShape
+from dslm.plan.strategy import Strategy
+from dslm.plan.time import StepTime, predict
+from dslm.recipe.schema import Recipe
+
+_OFFLOADS = ("none", "optimizer", "all")
+_CPU_MICRO_BATCH = 8  # more sequences at a time don't make a CPU faster
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One strategy with what it costs."""
+
+    strategy: Strategy
+    memory: Memory | None  # None: the model's shape isn't known
+    time: StepTime | None  # None: the device's speed isn't known
+    capacity: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak leaves the margin free; what can't be known is taken to fit."""
+        return self.memory is None or self.memory.total <= self.capacity * (1 - MARGIN)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The choice, and everything that lost against it, best first."""
+
+    choice: Candidate
+    others: tuple[Candidate, ...]
+
+    @property
+    def strategy(self) -> Strategy:
+        """What was chosen."""
+        return self.choice.strategy
+
+    @property
+    def fits(self) -> bool:
+        """Whether the choice fits."""
+        return self.choice.fits
+
+
+def choose(recipe: Recipe, cluster: Cluster, shape: ModelShape | None) -> Plan:
+    """Choose the strategy of a recipe on a cluster.
+
+    Raises:
+        RecipeError: the global batch can't be split over the ranks, or a precision that the device
+            doesn't compute in.
+    """
+    check_precision(recipe, cluster)
+    data_parallel = data_parallel_size(recipe, cluster)
+    candidates = [
+        _candidate(recipe, cluster, shape, strategy)
+        for strategy in _strategies(recipe, cluster, data_parallel, known=shape is not None)
+    ]
+    candidates.sort(key=_worth)
+    return Plan(choice=candidates[0], others=tuple(candidates[1:]))
+
+
+def check_precision(recipe: Recipe, cluster: Cluster) -> None:
+    """Check that the device computes in the recipe's precision.
+
+    Raises:
+        RecipeError: it doesn't.
+    """
+    if cluster.device.supports(recipe.precision):
+        return
+    other = "bf16 or fp32" if cluster.device.kind == "cpu" else "fp16 or fp32"
+    raise RecipeError(
+        f"{cluster.device.name} doesn't train in {recipe.precision}",
+        where=Where(key="precision"),
+        hint=f"`--set precision={other.split(maxsplit=1)[0]}`, that is {other}",
+    )
+
+
+def data_parallel_size(recipe: Recipe, cluster: Cluster) -> int:
+    """Data-parallel ranks: the world over tensor and sequence parallelism.
+
+    Raises:
+        RecipeError: the sizes don't divide; says which would.
+    """
+    inner = recipe.parallel.tensor * recipe.parallel.sequence
+    if cluster.world_size % inner:
+        raise RecipeError(
+            f"{cluster.world_size} ranks can't be grouped by tensor × sequence = {inner}",
+            where=Where(key="parallel"),
+            hint=f"use a multiple of {inner} ranks",
+        )
+    size = cluster.world_size // inner
+    batch, micro = recipe.batch.global_size, recipe.batch.micro_size
+    unit = size * (micro if isinstance(micro, int) else 1)
+    if batch % unit:
+        lower, upper = batch // unit * unit, (batch // unit + 1) * unit
+        sizes = f"{lower} or {upper}" if lower else f"{upper}"
+        ranks = f"{size} data-parallel rank{'s' if size > 1 else ''}"
+        of = f" with micro batches of {micro}" if isinstance(micro, int) else ""
+        raise RecipeError(
+            f"a global batch of {batch} can't be split over {ranks}{of}",
+            where=Where(key="batch.global_size"),
+            hint=f"{sizes} would do" + (", or `batch.micro_size: auto`" if of else ""),
+        )
+    return size
+
+
+def bucket_elements(shape: ModelShape | None) -> int:
+    """Elements in DeepSpeed's communication buckets.
+
+    Source: transformers' integrations/deepspeed.py, trainer_config_finalize: hidden size squared;
+    at least a million, since smaller messages only cost latency.
+    """
+    return max(10**6, shape.hidden_size**2) if shape else 5 * 10**8  # DeepSpeed's own default
+
+
+def smallest_world(recipe: Recipe, cluster: Cluster, shape: ModelShape) -> int | None:
+    """The smallest number of such devices (a power of two) that fits; None: not one up to 16,384."""
+    from dslm.cluster.hosts import Host
+
+    for exponent in range(0, 15):
+        world = 1 << exponent
+        per_host = min(world, max(8, cluster.slots_per_host))
+        hosts = tuple(Host(f"host-{n}", per_host) for n in range(world // per_host))
+        try:
+            if choose(recipe, replace(cluster, hosts=hosts), shape).fits:
+                return world
+        except RecipeError:
+            continue
+    return None
+
+
+def _strategies(
+    recipe: Recipe, cluster: Cluster, data_parallel: int, *, known: bool
+) -> Iterator[Strategy]:
+    parallel, model = recipe.parallel, recipe.model
+    stages: tuple[int, ...]
+    stages = (0, 1, 2, 3) if parallel.zero_stage == "auto" else (parallel.zero_stage,)
+    if parallel.zero_stage == "auto" and (data_parallel == 1 or not known):
+        # one rank has nothing to partition; of an unknown model, stage 2 is what mostly works
+        stages = (0, 3) if known else (2,)
+    if parallel.tensor > 1:
+        # AutoTP shares layers itself: it does not go with stage 3 (DeepSpeed's autotp docs)
+        stages = tuple(stage for stage in stages if stage < 3) or (1,)
+    if parallel.zeropp:
+        stages = (3,)
+    offloads = _OFFLOADS if parallel.offload == "auto" else (parallel.offload,)
+    checkpointing = (
+        (False, True)
+        if model.activation_checkpointing == "auto"
+        else (model.activation_checkpointing,)
+    )
+    if model.activation_checkpointing == "auto" and (not known or cluster.device.kind == "cpu"):
+        checkpointing = (False,) if cluster.device.kind == "cpu" else (True,)
+    per_rank = recipe.batch.global_size // data_parallel
+    micro = recipe.batch.micro_size
+    largest = _CPU_MICRO_BATCH if cluster.device.kind == "cpu" else per_rank
+    sizes = (
+        [size for size in range(1, per_rank + 1) if per_rank % size == 0 and size <= largest]
+        if micro == "auto"
+        else [micro]
+    )
+    if not known and micro == "auto":
+        sizes = [1]
+    for stage, offload, recompute, size in itertools.product(
+        stages, offloads, checkpointing, sizes
+    ):
+        if (offload in ("all", "nvme") and stage != 3) or (offload == "optimizer" and stage == 0):
+            continue
+        yield Strategy(
+            zero_stage=stage,
+            offload=offload,
+            micro_batch_size=size,
+            gradient_accumulation_steps=per_rank // size,
+            activation_checkpointing=recompute,
+            tensor_parallel=parallel.tensor,
+            sequence_parallel=parallel.sequence,
+            data_parallel_size=data_parallel,
+        )
+
+
+def _candidate(
+    recipe: Recipe, cluster: Cluster, shape: ModelShape | None, strategy: Strategy
+) -> Candidate:
+    capacity = cluster.device.memory_bytes
+    if shape is None:
+        return Candidate(strategy=strategy, memory=None, time=None, capacity=capacity)
+    memory = estimate(
+        recipe,
+        shape,
+        strategy,
+        device_kind=cluster.device.kind,
+        ranks_per_host=cluster.slots_per_host,
+        buckets=bucket_elements(shape),
+    )
+    return Candidate(
+        strategy=strategy,
+        memory=memory,
+        time=predict(recipe, shape, strategy, cluster),
+        capacity=capacity,
+    )
+
+
+def _worth(candidate: Candidate) -> tuple[float, ...]:
+    """What is tried first: what fits, then the fastest, then the simplest."""
+    strategy, memory = candidate.strategy, candidate.memory
+    fits = candidate.fits
+    seconds = candidate.time.step_seconds if candidate.time else 0.0
+    return (
+        not fits,
+        # what doesn't fit is ordered by how far off it is; of nearly equal speed the simplest wins
+        0.0 if fits or memory is None else memory.total,
+        float(f"{seconds:.2g}"),
+        _OFFLOADS.index(strategy.offload) if strategy.offload in _OFFLOADS else 3,
+        strategy.activation_checkpointing,
+        strategy.zero_stage,
+        -strategy.micro_batch_size,
+        seconds,
+    )

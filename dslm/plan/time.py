@@ -1,0 +1,121 @@
+"""Time of one optimizer step: compute, communication, optimizer, offload; and which one bounds it.
+
+Numbers in, seconds out. Where the device's speed isn't known (a CPU that nobody measured) there is
+no prediction, rather than a guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dslm.cluster.hosts import Cluster
+from dslm.plan.memory import lora_parameters
+from dslm.plan.shape import ModelShape
+from dslm.plan.strategy import Strategy
+from dslm.recipe.schema import Recipe
+
+# Share of the peak that a transformer's kernels reach when nothing waits: matrix products come to
+# about 75 %, norms, attention and the loss take the rest. docs/planner-accuracy.md compares.
+COMPUTE_EFFICIENCY = 0.55
+# Share of a link's rated bandwidth that ring collectives reach (nccl-tests, bus bandwidth).
+LINK_EFFICIENCY = 0.75
+# Share of communication that ZeRO hides behind the backward pass when buckets are in flight.
+OVERLAP = 0.7
+PCIE_BANDWIDTH = 25e9  # PCIe 4.0 x16, pinned copies, bytes/s
+HOST_ADAM_RATE = 1.2e9  # parameters/s of DeepSpeed's CPU Adam on a server, DeepSpeed blog 2020
+NVME_BANDWIDTH = 5e9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTime:
+    """Seconds of one optimizer step, by part, and what follows from them."""
+
+    step_seconds: float
+    compute_seconds: float
+    communication_seconds: float
+    optimizer_seconds: float
+    tokens_per_second: float
+    mfu: float
+    bound_by: str
+
+
+def flops_per_token(shape: ModelShape, length: int, *, lora: bool = False) -> float:
+    """FLOPs of forward and backward for one token of a sequence of `length` tokens.
+
+    Source: 6 per parameter that multiplies it (Kaplan et al., arXiv 2001.08361, 2.1) and 12 A s a
+    layer for attention (PaLM, arXiv 2204.02311, appendix B). With LoRA the frozen weights need no
+    gradient: 4 per parameter.
+    """
+    window = min(length, shape.sliding_window or length)
+    attention = 12 * (shape.layers + shape.encoder_layers) * shape.attention_width * window
+    return (4 if lora else 6) * shape.matmul_parameters + attention
+
+
+def communication_volume(
+    parameters: int, *, stage: int, element: int, ranks: int, zeropp: bool = False
+) -> float:
+    """Bytes that one rank sends for one step (one accumulation step at stage 3).
+
+    Source: ZeRO (arXiv 1910.02054), section 7: 2Ψ for stages 0 to 2, 3Ψ for stage 3; ZeRO++
+    (arXiv 2306.10209), table 1: 0.75Ψ between hosts.
+    """
+    if ranks == 1:
+        return 0.0
+    factor = (0.75 if zeropp else 3.0) if stage == 3 else 2.0
+    return factor * parameters * element * (ranks - 1) / ranks
+
+
+def predict(
+    recipe: Recipe, shape: ModelShape, strategy: Strategy, cluster: Cluster
+) -> StepTime | None:
+    """The time of a step; None where the device's speed in this precision isn't known."""
+    device = cluster.device
+    peak = device.peak_flops.get(recipe.precision)
+    if not peak or recipe.task == "vision":
+        return None
+    length = recipe.data.sequence_length
+    tokens = strategy.global_batch_size * length
+    needed = flops_per_token(shape, length, lora=recipe.lora is not None)
+    recomputed = 4 / 3 if strategy.activation_checkpointing else 1.0
+    compute = tokens * needed * recomputed / (cluster.world_size * peak * COMPUTE_EFFICIENCY)
+    element = 4 if recipe.precision == "fp32" else 2
+    trained = shape.parameters if recipe.lora is None else lora_parameters(shape, recipe.lora.rank)
+    volume = communication_volume(
+        shape.parameters if strategy.zero_stage == 3 else trained,
+        stage=strategy.zero_stage,
+        element=element,
+        ranks=strategy.data_parallel_size,
+        zeropp=recipe.parallel.zeropp,
+    )
+    # stage 3 gathers parameters in every accumulation step, stage 2 reduces in every one
+    repeats = strategy.gradient_accumulation_steps if strategy.zero_stage >= 2 else 1
+    bandwidth = device.link_bandwidth if len(cluster.hosts) == 1 else device.network_bandwidth
+    wire = volume * repeats / (bandwidth * LINK_EFFICIENCY)
+    exposed = max(wire * (1 - OVERLAP), wire - compute * OVERLAP)
+    optimizer = _optimizer_seconds(trained, strategy, device.memory_bandwidth, cluster)
+    step = compute + exposed + optimizer
+    parts = {"compute": compute, "communication": exposed, "optimizer": optimizer}
+    return StepTime(
+        step_seconds=step,
+        compute_seconds=compute,
+        communication_seconds=wire,
+        optimizer_seconds=optimizer,
+        tokens_per_second=tokens / step,
+        mfu=tokens * needed / step / (cluster.world_size * peak),
+        bound_by=max(parts, key=lambda part: parts[part]),
+    )
+
+
+def _optimizer_seconds(
+    trained: int, strategy: Strategy, memory_bandwidth: float, cluster: Cluster
+) -> float:
+    share = trained / (strategy.data_parallel_size if strategy.zero_stage else 1)
+    if strategy.offload == "none":
+        # reads and writes parameter, two moments, gradient, in fp32, and the half precision copy
+        return share * 30 / memory_bandwidth
+    per_host = share * cluster.slots_per_host
+    traffic = share * 4 / PCIE_BANDWIDTH  # gradients down, parameters up, two bytes each
+    seconds = traffic + per_host / HOST_ADAM_RATE
+    if strategy.offload == "nvme":
+        seconds += per_host * 24 / NVME_BANDWIDTH  # moments and master copy, read and written
+    return seconds
