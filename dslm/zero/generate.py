@@ -1,0 +1,305 @@
+"""From recipe, cluster and strategy to one DeepSpeed config, with the reason of every value.
+
+A preset of `ds_configs/` is the start; what the recipe and the plan say is set on it, the recipe's
+own `deepspeed:` section comes last. The result holds no "auto". Pure: it reads the preset and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dslm.cluster.hosts import Cluster
+from dslm.errors import RecipeError, Where
+from dslm.plan.search import bucket_elements
+from dslm.plan.shape import ModelShape
+from dslm.plan.strategy import Strategy
+from dslm.presets import preset_path
+from dslm.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Where a value comes from (preset, recipe, computed, override) and why, in a line."""
+
+    source: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResolvedConfig:
+    """A complete DeepSpeed config, and the reason of each of its values by dotted key."""
+
+    preset: str
+    values: dict[str, Any]
+    reasons: dict[str, Reason]
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A config in the making: every value is set together with its reason."""
+
+    values: dict[str, Any]
+    reasons: dict[str, Reason] = field(default_factory=dict)
+
+    def set(self, key: str, value: Any, source: str, text: str) -> None:
+        *parents, last = key.split(".")
+        place = self.values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+        for below in [k for k in self.reasons if k == key or k.startswith(f"{key}.")]:
+            del self.reasons[below]
+        for leaf, _ in leaves(value, key):
+            self.reasons[leaf] = Reason(source, text)
+
+    def drop(self, key: str) -> None:
+        self.values.pop(key, None)
+        for below in [k for k in self.reasons if k == key or k.startswith(f"{key}.")]:
+            del self.reasons[below]
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested mapping with its dotted key."""
+    if isinstance(value, Mapping) and value:
+        for name, below in value.items():
+            yield from leaves(below, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def preset_name(recipe: Recipe, strategy: Strategy) -> str:
+    """The preset of `ds_configs/` that a strategy starts from.
+
+    Raises:
+        RecipeError: no preset has this combination.
+    """
+    stage, offload = strategy.zero_stage, strategy.offload
+    if strategy.sequence_parallel > 1:
+        return "sequence-parallel"
+    if strategy.tensor_parallel > 1:
+        return "autotp"
+    if recipe.parallel.zeropp:
+        return "zeropp"
+    if offload == "none":
+        return f"zero{stage}"
+    if offload == "optimizer":
+        return "zero3-offload-optimizer" if stage == 3 else "zero2-offload-optimizer"
+    if stage == 3:
+        return f"zero3-offload-{offload}"
+    raise RecipeError(
+        f"`parallel.offload: {offload}` needs ZeRO stage 3, not {stage}",
+        where=Where(key="parallel.offload"),
+    )
+
+
+def generate(
+    recipe: Recipe, cluster: Cluster, strategy: Strategy, shape: ModelShape | None
+) -> ResolvedConfig:
+    """The DeepSpeed config of a run.
+
+    Args:
+        recipe: as loaded; its `auto`s are what `strategy` resolves.
+        cluster: hosts and device.
+        strategy: what the planner chose.
+        shape: sizes of the model; None leaves DeepSpeed's own bucket sizes.
+
+    Raises:
+        RecipeError: no preset has this combination.
+    """
+    name = preset_name(recipe, strategy)
+    path = preset_path("ds_configs", name, ".json")
+    if path is None:
+        raise RecipeError(f"the DeepSpeed preset `{name}` is missing from this installation")
+    draft = _Draft(json.loads(path.read_text(encoding="utf-8")))
+    for key, _ in leaves(draft.values):
+        draft.reasons[key] = Reason("preset", f"ds_configs/{name}.json")
+    _batch(draft, recipe, strategy)
+    _precision(draft, recipe)
+    _optimizer(draft, recipe, cluster, strategy)
+    _scheduler(draft, recipe)
+    _partitioning(draft, recipe, cluster, strategy, shape)
+    _logging(draft, recipe)
+    for key, value in leaves(recipe.deepspeed):
+        draft.set(key, value, "override", "the recipe's `deepspeed` section, merged last")
+    return ResolvedConfig(preset=name, values=draft.values, reasons=draft.reasons)
+
+
+def explain(config: ResolvedConfig) -> list[tuple[str, Any, str, str]]:
+    """Rows of key, value, source, reason, in the config's order."""
+    return [
+        (key, value, config.reasons[key].source, config.reasons[key].text)
+        for key, value in leaves(config.values)
+    ]
+
+
+def total_steps(recipe: Recipe) -> int | None:
+    """Optimizer steps of the run; None where only the data tells (`duration.epochs`)."""
+    duration = recipe.duration
+    if duration.steps is not None:
+        return duration.steps
+    if duration.tokens is not None:
+        return math.ceil(duration.tokens / (recipe.batch.global_size * recipe.data.sequence_length))
+    return None
+
+
+def warmup_steps(recipe: Recipe, steps: int) -> int:
+    """Steps of the warm-up: a share of all steps below 1, a number of steps from 1 on."""
+    warmup = recipe.schedule.warmup
+    return math.ceil(warmup * steps) if warmup < 1 else min(int(warmup), steps)
+
+
+def _batch(draft: _Draft, recipe: Recipe, strategy: Strategy) -> None:
+    size = strategy.global_batch_size
+    draft.set("train_batch_size", size, "recipe", "batch.global_size: the same on any cluster")
+    given = recipe.batch.micro_size != "auto"
+    draft.set(
+        "train_micro_batch_size_per_gpu",
+        strategy.micro_batch_size,
+        "recipe" if given else "computed",
+        "batch.micro_size" if given else "the planner: the fastest that fits",
+    )
+    draft.set(
+        "gradient_accumulation_steps",
+        strategy.gradient_accumulation_steps,
+        "computed",
+        f"{size} / ({strategy.micro_batch_size} × {strategy.data_parallel_size} data-parallel)",
+    )
+
+
+def _precision(draft: _Draft, recipe: Recipe) -> None:
+    text = f"precision: {recipe.precision}"
+    if recipe.precision != "bf16":
+        draft.drop("bf16")
+    if recipe.precision == "bf16":
+        draft.set("bf16.enabled", True, "recipe", text)
+    elif recipe.precision == "fp16":
+        # dynamic loss scaling with DeepSpeed's own defaults
+        scaling = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
+        draft.set("fp16", scaling, "recipe", text)
+
+
+def _optimizer(draft: _Draft, recipe: Recipe, cluster: Cluster, strategy: Strategy) -> None:
+    optimizer = recipe.optimizer
+    draft.set("gradient_clipping", optimizer.grad_clip, "recipe", "optimizer.grad_clip")
+    draft.drop("optimizer")
+    common = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+    adam = {**common, "betas": list(optimizer.betas), "eps": optimizer.eps}
+    sections: dict[str, dict[str, Any]] = {
+        "adamw": {"type": "AdamW", "params": adam},
+        "adam": {"type": "Adam", "params": {**adam, "adam_w_mode": False}},
+        "lion": {"type": "Lion", "params": {**common, "betas": list(optimizer.betas)}},
+        "muon": {"type": "Muon", "params": common},
+        "sgd": {"type": "SGD", "params": common},
+    }
+    section = sections.get(optimizer.name)
+    if section is not None:
+        draft.set("optimizer", section, "recipe", f"optimizer.name: {optimizer.name}")
+    is_adam = optimizer.name in ("adamw", "adam")
+    if is_adam and cluster.device.kind == "cpu" and strategy.offload == "none":
+        draft.set(
+            "optimizer.params.torch_adam", True, "computed", "on a CPU torch's own needs no build"
+        )
+    if section is None or optimizer.name == "sgd":
+        why = f"DeepSpeed has no {optimizer.name} of its own; torch's or transformers' is used"
+        draft.set("zero_allow_untested_optimizer", True, "computed", why)
+
+
+def _scheduler(draft: _Draft, recipe: Recipe) -> None:
+    """DeepSpeed's scheduler where it has the curve; else the worker leaves it to the Trainer."""
+    steps, name = total_steps(recipe), recipe.schedule.name
+    if "optimizer" not in draft.values or steps is None:
+        return
+    warmup = warmup_steps(recipe, steps)
+    rate = recipe.optimizer.lr
+    ramp = {"warmup_min_lr": 0.0, "warmup_max_lr": rate, "warmup_num_steps": warmup}
+    curves: dict[str, dict[str, Any]] = {
+        "linear": {
+            "type": "WarmupDecayLR",
+            "params": {**ramp, "warmup_type": "linear", "total_num_steps": steps},
+        },
+        "cosine": {
+            "type": "WarmupCosineLR",
+            "params": {
+                "warmup_num_steps": warmup,
+                "warmup_min_ratio": 0.0,
+                "warmup_type": "linear",
+                "cos_min_ratio": 0.0,
+                "total_num_steps": steps,
+            },
+        },
+        "constant": {"type": "WarmupLR", "params": {**ramp, "warmup_type": "linear"}},
+    }
+    if name in curves and warmup > 1:  # DeepSpeed divides by the logarithm of the warm-up
+        draft.set("scheduler", curves[name], "recipe", f"schedule.name: {name}, {steps} steps")
+
+
+def _partitioning(
+    draft: _Draft, recipe: Recipe, cluster: Cluster, strategy: Strategy, shape: ModelShape | None
+) -> None:
+    zero = "zero_optimization"
+    given = recipe.parallel.zero_stage != "auto"
+    draft.set(
+        f"{zero}.stage",
+        strategy.zero_stage,
+        "recipe" if given else "computed",
+        "parallel.zero_stage" if given else "the planner: the fastest that fits",
+    )
+    bucket = bucket_elements(shape)
+    hidden = shape.hidden_size if shape else None
+    source = "transformers' rule for its Trainer"
+    if strategy.zero_stage in (1, 2):
+        for key in ("reduce_bucket_size", "allgather_bucket_size"):
+            draft.set(f"{zero}.{key}", bucket, "computed", f"hidden size²; {source}")
+    if strategy.zero_stage == 3 and hidden is not None:
+        sizes = {
+            "reduce_bucket_size": (bucket, "hidden size²"),
+            "stage3_prefetch_bucket_size": (int(0.9 * bucket), "0.9 × hidden size²"),
+            "stage3_param_persistence_threshold": (10 * hidden, "10 × hidden size"),
+        }
+        for key, (value, rule) in sizes.items():
+            draft.set(f"{zero}.{key}", value, "computed", f"{rule}; {source}")
+    if cluster.device.kind == "cpu":
+        if "overlap_comm" in draft.values[zero]:
+            draft.set(f"{zero}.overlap_comm", False, "computed", "a CPU has no streams to overlap")
+        for key in ("offload_optimizer", "offload_param"):
+            if key in draft.values[zero]:
+                draft.set(
+                    f"{zero}.{key}.pin_memory", False, "computed", "no accelerator copies from it"
+                )
+    if recipe.parallel.nvme_path and strategy.offload == "nvme":
+        for key in ("offload_optimizer", "offload_param"):
+            path = recipe.parallel.nvme_path
+            draft.set(f"{zero}.{key}.nvme_path", path, "recipe", "parallel.nvme_path")
+    if recipe.parallel.zeropp:
+        draft.set(
+            f"{zero}.zero_hpz_partition_size",
+            cluster.slots_per_host,
+            "computed",
+            "the second partition spans one host's slots",
+        )
+    if strategy.tensor_parallel > 1:
+        size = strategy.tensor_parallel
+        draft.set("tensor_parallel.autotp_size", size, "recipe", "parallel.tensor")
+    if strategy.sequence_parallel > 1:
+        draft.set(
+            "sequence_parallel_size", strategy.sequence_parallel, "recipe", "parallel.sequence"
+        )
+    if strategy.activation_checkpointing:
+        draft.set(
+            "activation_checkpointing",
+            {"partition_activations": strategy.tensor_parallel > 1, "cpu_checkpointing": False},
+            "computed" if recipe.model.activation_checkpointing == "auto" else "recipe",
+            "activations are recomputed; transformers' layers do it themselves",
+        )
+
+
+def _logging(draft: _Draft, recipe: Recipe) -> None:
+    draft.set("steps_per_print", recipe.log.every, "recipe", "log.every; goes to the ranks' logs")
+    draft.set(
+        "wall_clock_breakdown", False, "computed", "dslm reads the timers itself: no line a step"
+    )
