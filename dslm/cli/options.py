@@ -43,3 +43,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 Force = Annotated[
     bool, typer.Option("--force", help="Go on although the plan says that it does not fit.")
 ]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on in the run of `-o` from its newest complete checkpoint."),
+]

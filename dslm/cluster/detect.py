@@ -22,9 +22,10 @@ _RANKS_PER_CORE = 4  # more ranks than cores is slow but right: that much is let
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """What this machine has: visible accelerators (indices as CUDA counts them) or none."""
+    """What this machine has: all its accelerators, which of them are visible, or none."""
 
     accelerators: tuple[Device, ...]
+    visible: tuple[int, ...]  # as the driver counts them
     memory_bytes: int
     cores: int
 
@@ -33,8 +34,10 @@ def this_machine() -> Machine:
     """Look at this machine."""
     import psutil
 
+    accelerators = _cuda_devices()
     return Machine(
-        accelerators=_visible(_cuda_devices(), os.environ.get(environment.VISIBLE_DEVICES)),
+        accelerators=accelerators,
+        visible=_visible(len(accelerators), os.environ.get(environment.VISIBLE_DEVICES)),
         memory_bytes=psutil.virtual_memory().total,
         cores=len(os.sched_getaffinity(0)),
     )
@@ -61,24 +64,28 @@ def local_cluster(
         OptionError: more ranks than slots, or a filter that leaves nothing.
     """
     machine = machine or this_machine()
-    slots = len(machine.accelerators) or machine.cores * _RANKS_PER_CORE
-    chosen = slot_indices(Host(LOCALHOST, slots), include, exclude)
+    filtered = include is not None or exclude is not None
+    if filtered or not machine.visible:
+        # a filter counts as the driver does, and goes before CUDA_VISIBLE_DEVICES, as in DeepSpeed
+        slots = len(machine.accelerators) or machine.cores * _RANKS_PER_CORE
+        chosen = slot_indices(Host(LOCALHOST, slots), include, exclude)
+    else:
+        chosen = list(machine.visible)
     asked = num_gpus if num_gpus is not None else (ranks if isinstance(ranks, int) else None)
-    what = "accelerators" if machine.accelerators else f"for {machine.cores} CPU cores"
     if asked is not None and asked > len(chosen):
+        what = "accelerators" if machine.accelerators else f"for {machine.cores} CPU cores"
         raise OptionError(
             f"{asked} ranks are asked for, but there are only {len(chosen)} slots here ({what})",
             where=Where(key="--num-gpus" if num_gpus is not None else "parallel.ranks"),
             hint=f"`--num-gpus {len(chosen)}` or fewer",
         )
-    filtered = include is not None or exclude is not None
     default = len(chosen) if machine.accelerators or filtered else 1
     count = asked if asked is not None else default
-    if machine.accelerators:
-        device = machine.accelerators[chosen[0]]
-    else:
+    if not machine.accelerators:
         device = cpu_device(machine.memory_bytes // count)
-    return Cluster(hosts=(Host(LOCALHOST, count),), device=device)
+        return Cluster(hosts=(Host(LOCALHOST, count),), device=device)
+    host = Host(LOCALHOST, count, devices=tuple(chosen[:count]))
+    return Cluster(hosts=(host,), device=machine.accelerators[chosen[0]])
 
 
 def _cuda_devices() -> tuple[Device, ...]:
@@ -103,11 +110,11 @@ def _cuda_devices() -> tuple[Device, ...]:
     return tuple(found)
 
 
-def _visible(devices: tuple[Device, ...], setting: str | None) -> tuple[Device, ...]:
-    """Those that CUDA_VISIBLE_DEVICES shows; indices only, other names leave the count alone."""
+def _visible(count: int, setting: str | None) -> tuple[int, ...]:
+    """Those that CUDA_VISIBLE_DEVICES shows; names that are no numbers can't be told: the first."""
     if setting is None:
-        return devices
+        return tuple(range(count))
     names = [name.strip() for name in setting.split(",") if name.strip()]
     if not all(name.isdigit() for name in names):
-        return devices[: len(names)]
-    return tuple(devices[int(name)] for name in names if int(name) < len(devices))
+        return tuple(range(min(count, len(names))))
+    return tuple(int(name) for name in names if int(name) < count)

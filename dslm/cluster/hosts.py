@@ -13,6 +13,7 @@ class Host:
 
     name: str
     slots: int
+    devices: tuple[int, ...] = ()  # which accelerators, as the driver counts them; (): the first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dslm.cluster.detect import local_cluster
 from dslm.cluster.hosts import Cluster
-from dslm.errors import DataError, OptionError, RecipeError, Where
-from dslm.plan.search import Plan, choose
+from dslm.errors import DataError, DoesNotFit, OptionError, RecipeError, Where
+from dslm.plan.search import Plan, choose, smallest_world
 from dslm.plan.shape import ModelShape, shape_of
 from dslm.recipe.data_paths import check_data
 from dslm.recipe.load import load_recipe
 from dslm.recipe.schema import Recipe
+from dslm.units import render_bytes
 from dslm.zero.generate import ResolvedConfig, generate
 
 
@@ -83,6 +84,81 @@ def check_inputs(job: Job) -> None:
     check_data(job.recipe)
 
 
+def check_fit(job: Job) -> None:
+    """Check that the plan fits.
+
+    Raises:
+        DoesNotFit: it doesn't; says what would.
+    """
+    memory = job.plan.choice.memory
+    if job.plan.fits or memory is None:
+        return
+    capacity = job.plan.choice.capacity
+    raise DoesNotFit(
+        f"this needs {render_bytes(memory.total)} on each of {job.cluster.world_size} ranks "
+        f"(in {memory.peak_phase}), and there are {render_bytes(capacity)}",
+        hint="; ".join(ways_out(job)) + "; or go on anyway with `--force`",
+    )
+
+
+def ways_out(job: Job) -> list[str]:
+    """Up to three changes that would make a job fit, the smallest first."""
+    if job.shape is None:
+        return []
+    found = [_shown(change) for change in _CHANGES if _fits_with(job, [change])]
+    if not found:
+        chains = [_CHANGES[:length] for length in range(2, len(_CHANGES))]
+        enough = next((chain for chain in chains if _fits_with(job, chain)), None)
+        found = [" with ".join(_shown(change) for change in enough)] if enough else []
+    world = smallest_world(job.recipe, job.cluster, job.shape)
+    if world is not None:
+        found = [*found[:2], f"{world} such devices"]
+    return found[:3]
+
+
+# Changes that save memory, the cheapest in time first; (key, value).
+_CHANGES: tuple[tuple[str, object], ...] = (
+    ("batch.micro_size", 1),
+    ("model.activation_checkpointing", True),
+    ("parallel.zero_stage", 3),
+    ("parallel.offload", "optimizer"),
+    ("parallel.offload", "all"),
+)
+
+
+def _fits_with(job: Job, changes: Sequence[tuple[str, object]]) -> bool:
+    recipe = job.recipe
+    for key, value in changes:
+        section, _, name = key.partition(".")
+        changed = getattr(recipe, section).model_copy(update={name: value})
+        recipe = recipe.model_copy(update={section: changed})
+    try:
+        return recipe != job.recipe and choose(recipe, job.cluster, job.shape).fits
+    except RecipeError:
+        return False  # a combination that there is none of, such as offload at stage 0
+
+
+def _shown(change: tuple[str, object]) -> str:
+    return f"`--set {change[0]}={str(change[1]).lower()}`"
+
+
+def plan_document(job: Job) -> dict[str, object]:
+    """plan.json: what was chosen and what is predicted."""
+    choice = job.plan.choice
+    return {
+        "model": {"parameters": job.shape.parameters if job.shape else None},
+        "choice": asdict(choice.strategy),
+        "memory": {
+            "device": asdict(choice.memory) | {"total": choice.memory.total}
+            if choice.memory
+            else None,
+            "capacity": choice.capacity,
+        },
+        "fits": choice.fits,
+        "time": asdict(choice.time) if choice.time else None,
+    }
+
+
 def resolve_recipe(recipe: Recipe, plan: Plan, cluster: Cluster) -> Recipe:
     """The recipe with every `auto` of batch and partitioning replaced by what the plan chose."""
     strategy = plan.strategy
@@ -132,7 +208,10 @@ def _shape(recipe: Recipe) -> ModelShape | None:
         raise RecipeError(
             f"its config.json can't be read: {failure}", where=Where(file=config)
         ) from failure
-    return shape_of(architecture)
+    try:
+        return shape_of(architecture)
+    except RecipeError:
+        return None  # a family with sizes of other names: it is trained, but not planned
 
 
 def _check_length(recipe: Recipe, shape: ModelShape | None) -> None:

@@ -59,8 +59,8 @@ def choose(recipe: Recipe, cluster: Cluster, shape: ModelShape | None) -> Plan:
     """Choose the strategy of a recipe on a cluster.
 
     Raises:
-        RecipeError: the global batch can't be split over the ranks, or a precision that the device
-            doesn't compute in.
+        RecipeError: the global batch can't be split over the ranks, the device doesn't compute in
+            that precision, or no strategy is left.
     """
     check_precision(recipe, cluster)
     data_parallel = data_parallel_size(recipe, cluster)
@@ -68,6 +68,13 @@ def choose(recipe: Recipe, cluster: Cluster, shape: ModelShape | None) -> Plan:
         _candidate(recipe, cluster, shape, strategy)
         for strategy in _strategies(recipe, cluster, data_parallel, known=shape is not None)
     ]
+    if not candidates:
+        raise RecipeError(
+            f"`parallel.offload: {recipe.parallel.offload}` doesn't go with ZeRO stage "
+            f"{recipe.parallel.zero_stage}",
+            where=Where(key="parallel"),
+            hint="`optimizer` needs stage 1, 2 or 3; `all` and `nvme` need stage 3",
+        )
     candidates.sort(key=_worth)
     return Plan(choice=candidates[0], others=tuple(candidates[1:]))
 
@@ -127,7 +134,7 @@ def bucket_elements(shape: ModelShape | None) -> int:
 
 
 def smallest_world(recipe: Recipe, cluster: Cluster, shape: ModelShape) -> int | None:
-    """The smallest number of such devices (a power of two) that fits; None: not one up to 16,384."""
+    """The smallest number of such devices (a power of two) that fits; None: not even 16,384."""
     from dslm.cluster.hosts import Host
 
     for exponent in range(0, 15):

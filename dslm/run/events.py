@@ -30,7 +30,7 @@ class EventName(StrEnum):
     ACCURACY = "accuracy"  # predicted beside measured
 
 
-def append_event(path: Path, event: EventName, attempt: int, **fields: Any) -> None:
+def append_event(path: Path, event: EventName, attempt: int, /, **fields: Any) -> None:
     """Append one event; a single write, so that several processes can append to one file."""
     record = {"time": round(time.time(), 3), "event": event.value, "attempt": attempt, **fields}
     append_line(path, json.dumps(record, ensure_ascii=False, allow_nan=False, default=str))

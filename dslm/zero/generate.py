@@ -8,7 +8,6 @@ nothing else.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from dslm.plan.search import bucket_elements
 from dslm.plan.shape import ModelShape
 from dslm.plan.strategy import Strategy
 from dslm.presets import preset_path
+from dslm.recipe.duration import total_steps, warmup_steps
 from dslm.recipe.schema import Recipe
 
 
@@ -124,7 +124,7 @@ def generate(
     _scheduler(draft, recipe)
     _partitioning(draft, recipe, cluster, strategy, shape)
     _logging(draft, recipe)
-    for key, value in leaves(recipe.deepspeed):
+    for key, value in leaves(recipe.deepspeed) if recipe.deepspeed else ():
         draft.set(key, value, "override", "the recipe's `deepspeed` section, merged last")
     return ResolvedConfig(preset=name, values=draft.values, reasons=draft.reasons)
 
@@ -135,22 +135,6 @@ def explain(config: ResolvedConfig) -> list[tuple[str, Any, str, str]]:
         (key, value, config.reasons[key].source, config.reasons[key].text)
         for key, value in leaves(config.values)
     ]
-
-
-def total_steps(recipe: Recipe) -> int | None:
-    """Optimizer steps of the run; None where only the data tells (`duration.epochs`)."""
-    duration = recipe.duration
-    if duration.steps is not None:
-        return duration.steps
-    if duration.tokens is not None:
-        return math.ceil(duration.tokens / (recipe.batch.global_size * recipe.data.sequence_length))
-    return None
-
-
-def warmup_steps(recipe: Recipe, steps: int) -> int:
-    """Steps of the warm-up: a share of all steps below 1, a number of steps from 1 on."""
-    warmup = recipe.schedule.warmup
-    return math.ceil(warmup * steps) if warmup < 1 else min(int(warmup), steps)
 
 
 def _batch(draft: _Draft, recipe: Recipe, strategy: Strategy) -> None:

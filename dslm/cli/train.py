@@ -1,0 +1,157 @@
+"""`dslm train`: the main job."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dslm.cli import options, terminal
+from dslm.errors import Interrupted, RunFailed, Where
+from dslm.units import render_seconds
+
+if TYPE_CHECKING:
+    from dslm.launch.job import Job
+    from dslm.launch.spec import LaunchRequest
+    from dslm.launch.supervise import Outcome
+    from dslm.run.directory import RunDirectory
+
+
+def train(
+    recipe: options.RecipeArgument,
+    set_: options.Set = None,
+    num_gpus: options.NumGpus = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    master_port: options.MasterPort = None,
+    output: options.Output = None,
+    resume: options.Resume = False,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Train a model: plan it, launch it through DeepSpeed, watch it, and say what came out.
+
+    [dim]Examples:[/dim]
+
+        dslm train quickstart
+
+        dslm train llama-3.2-1b --set data.train=corpus/ -o runs/mine
+
+        dslm train mine.yaml --num-gpus 2 --dry-run
+    """
+    from dslm.launch.job import check_fit, check_inputs, check_port, decide
+
+    job = decide(recipe, set_ or (), num_gpus=num_gpus, include=include, exclude=exclude)
+    if dry_run:
+        from dslm.launch.run import request_of
+
+        show_dry_run(job, request_of(job, output, master_port=master_port), json=json)
+        return
+    check_inputs(job)
+    check_port(master_port)
+    if not force:
+        check_fit(job)
+    from dslm.cli.progress import RunScreen
+    from dslm.launch.run import launch_training
+
+    peak = job.cluster.device.peak_flops.get(job.recipe.precision)
+    with RunScreen(terminal.people(), name=job.name, peak_flops=peak) as screen:
+        run, outcome = launch_training(
+            job,
+            output,
+            master_port=master_port,
+            resume=resume,
+            command=sys.argv,
+            on_event=screen.event,
+            on_run=lambda path: screen.note(f"[bold]run[/] {path}"),
+        )
+    report_end(run, outcome, json=json)
+
+
+def show_dry_run(job: Job | None, request: LaunchRequest, *, json: bool) -> None:
+    """Show what a launch would do: recipe, DeepSpeed config, command; without a recipe the last."""
+    if json:
+        decided = (
+            {"recipe": job.recipe.model_dump(mode="json"), "ds_config": job.config.values}
+            if job
+            else {}
+        )
+        terminal.write_json(
+            {**decided, "command": list(request.argv), "environment": dict(request.environment)}
+        )
+        return
+    import json as json_format
+
+    from dslm.recipe.load import dump_recipe
+
+    if job is not None:
+        terminal.write("# recipe.yaml\n" + dump_recipe(job.recipe))
+        terminal.write("# ds_config.json\n" + json_format.dumps(job.config.values, indent=2))
+    terminal.write("\n# command\n" + request.render())
+
+
+def report_end(run: RunDirectory, outcome: Outcome, *, json: bool) -> None:
+    """Say how a run ended: what was made, where, what to run next; or what went wrong.
+
+    Raises:
+        RunFailed: it failed.
+        Interrupted: it was stopped.
+    """
+    from dslm.launch.diagnose import diagnose
+    from dslm.launch.supervise import Status
+    from dslm.run.summary import summarize
+
+    if json:
+        terminal.write_json(summarize(run).document())
+    folder = shown_path(run.path)
+    if outcome.status in (Status.STOPPED, Status.KILLED):
+        how = "stopped" if outcome.status == Status.STOPPED else "stopped before it could save"
+        last = summarize(run).step
+        raise Interrupted(
+            f"the run was {how}, at step {last}",
+            where=Where(file=folder),
+            hint=f"`dslm runs show {folder}` shows it; `--resume` goes on with it",
+        )
+    if outcome.status == Status.FAILED:
+        from rich.panel import Panel
+        from rich.text import Text
+
+        found = diagnose(run, outcome)
+        if found.excerpt:
+            title = f"the end of {shown_path(Path(found.log))}"
+            terminal.say(Panel(Text(found.excerpt), title=title, border_style="red"))
+        who = f"rank {found.rank}" if found.rank is not None else "the launcher"
+        host = f" on {found.host}" if found.host else ""
+        raise RunFailed(
+            f"{who}{host} failed after step {found.step}: {found.cause}",
+            where=Where(file=folder),
+            hint=found.remedy,
+        )
+    _say_what_was_made(run)
+
+
+def _say_what_was_made(run: RunDirectory) -> None:
+    from rich.panel import Panel
+    from rich.text import Text
+
+    from dslm.run.events import read_events
+
+    folder = shown_path(run.path)
+    end: dict[str, Any] = next(
+        (e for e in reversed(read_events(run.events)[0]) if e["event"] == "end"), {}
+    )
+    if end.get("sample"):
+        terminal.say(Panel(Text(str(end["sample"])), title="a sample of the model", expand=False))
+    lines = [f"[bold green]done[/] in {render_seconds(float(end.get('seconds', 0)))}: {folder}"]
+    if run.model.is_dir():
+        lines.append(f"  model        {folder}/model   (loads with from_pretrained)")
+    if run.checkpoints.is_dir():
+        lines.append(f"  checkpoints  {folder}/checkpoints")
+    lines.append(f"  next         dslm runs show {folder}")
+    terminal.say("\n".join(lines))
+
+
+def shown_path(path: Path) -> Path:
+    """A path as people know it: relative to where they are, if it is below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

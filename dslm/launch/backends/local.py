@@ -1,0 +1,54 @@
+"""The local backend: DeepSpeed's launcher on this host, one process a rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from dslm import environment
+from dslm.launch.spec import LaunchRequest, LaunchSpec
+
+# DeepSpeed takes /job/hostfile when none is named; this path can never exist, so the run is local.
+_NO_HOSTFILE = "/dev/null/none"
+
+
+def request(spec: LaunchSpec) -> LaunchRequest:
+    """The `deepspeed` command of a local attempt."""
+    host = spec.cluster.hosts[0]
+    if host.devices:
+        # DeepSpeed ignores CUDA_VISIBLE_DEVICES beside a number of GPUs, so the devices are named
+        where = ["--include", f"localhost:{','.join(str(index) for index in host.devices)}"]
+    else:
+        where = ["--num_gpus", str(host.slots)]
+    settings = {
+        environment.RUN: str(spec.run),
+        environment.ATTEMPT: str(spec.attempt),
+        **spec.environment,
+    }
+    if spec.cluster.device.kind == "cpu":
+        settings.setdefault(environment.ACCELERATOR, "cpu")
+    if environment.THREADS not in os.environ:
+        settings.setdefault(environment.THREADS, str(threads_per_rank(host.slots)))
+    return LaunchRequest(
+        argv=(
+            sys.executable,
+            str(Path(sys.executable).parent / "deepspeed"),
+            "--hostfile",
+            _NO_HOSTFILE,
+            *where,
+            "--master_port",
+            str(spec.master_port),
+            "--no_local_rank",
+            "--module",
+            spec.module,
+            *spec.arguments,
+        ),
+        environment=settings,
+        removed=frozenset({environment.VISIBLE_DEVICES}) if host.devices else frozenset(),
+    )
+
+
+def threads_per_rank(ranks: int) -> int:
+    """CPU threads that each of so many ranks gets, so that they don't fight over cores."""
+    return max(1, len(os.sched_getaffinity(0)) // ranks)

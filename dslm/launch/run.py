@@ -1,0 +1,329 @@
+"""A whole run: make its directory, launch it, say how it ended.
+
+The edge between deciding (`dslm.launch.job`) and watching (`dslm.launch.supervise`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dslm import environment
+from dslm.cluster.hosts import Cluster
+from dslm.errors import OptionError, Where
+from dslm.files import write_atomic, write_json
+from dslm.launch.backends import local
+from dslm.launch.diagnose import diagnose
+from dslm.launch.job import Job, plan_document
+from dslm.launch.ports import free_port
+from dslm.launch.spec import LaunchRequest, LaunchSpec
+from dslm.launch.supervise import Outcome, Status, supervise
+from dslm.recipe.load import dump_recipe, read_resolved
+from dslm.recipe.schema import Recipe
+from dslm.run.directory import RunDirectory
+from dslm.run.events import EventName, append_event
+from dslm.run.manifest import add_attempt, end_attempt, new_manifest
+
+WORKER = "dslm.worker.main"
+SCRIPT_WORKER = "dslm.worker.script"
+_SCRIPT_GRACE = 0.0  # a script knows nothing of dslm's stop request: it gets SIGTERM at once
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def launch_training(
+    job: Job,
+    output: Path | None,
+    *,
+    master_port: int | None,
+    resume: bool,
+    command: Sequence[str],
+    on_event: OnEvent,
+    on_run: Callable[[Path], None],
+) -> tuple[RunDirectory, Outcome]:
+    """Train: in a new run directory, or on in an unfinished one.
+
+    Args:
+        job: what was decided.
+        output: the run directory; None: `runs/RECIPE-TIME`.
+        master_port: where the ranks meet; None: a free port.
+        resume: go on in `output` from its newest complete checkpoint.
+        command: the command line, for the manifest.
+        on_event: told every event.
+        on_run: told the run directory before anything starts.
+
+    Raises:
+        OptionError: the folder can't be used.
+    """
+    files = {
+        "recipe.yaml": dump_recipe(job.recipe),
+        "ds_config.json": job.config.values,
+        "plan.json": plan_document(job),
+    }
+    if resume:
+        run = _open_unfinished(job, output)
+        write_atomic(run.recipe, dump_recipe(job.recipe))
+        write_json(run.ds_config, job.config.values)
+    else:
+        folder = output or _default_folder(job.name)
+        run = make_run(folder, job.name, files, command, job.cluster)
+    on_run(run.path)
+    attempt = add_attempt(run, world_size=job.cluster.world_size, resumed_from=None)
+    request = request_of(job, run.path, attempt=attempt, master_port=master_port)
+    outcome = supervise(
+        request,
+        run,
+        attempt=attempt,
+        world_size=job.cluster.world_size,
+        grace=job.recipe.checkpoint.grace,
+        on_event=on_event,
+    )
+    _close(run, outcome)
+    return run, outcome
+
+
+def launch_script(
+    script: Path,
+    arguments: Sequence[str],
+    cluster: Cluster,
+    job: Job | None,
+    output: Path | None,
+    *,
+    pass_config: bool,
+    master_port: int | None,
+    command: Sequence[str],
+    on_event: OnEvent,
+    on_run: Callable[[Path], None],
+) -> tuple[RunDirectory, Outcome]:
+    """Run a user's script on every rank, with the same launching and supervision.
+
+    Args:
+        script: the Python file.
+        arguments: its arguments.
+        cluster: where it runs.
+        job: what a recipe decided, when one was named: its config is given to the script.
+        output: the run directory; None: `runs/SCRIPT-TIME`.
+        pass_config: give the config's path as `--deepspeed PATH` too.
+        master_port: where the ranks meet; None: a free port.
+        command: the command line, for the manifest.
+        on_event: told every event.
+        on_run: told the run directory before anything starts.
+
+    Raises:
+        OptionError: the folder can't be used.
+    """
+    files: dict[str, Any] = {}
+    if job is not None:
+        files = {"recipe.yaml": dump_recipe(job.recipe), "ds_config.json": job.config.values}
+    folder = output or _default_folder(script.stem)
+    run = make_run(folder, script.stem, files, command, cluster)
+    on_run(run.path)
+    attempt = add_attempt(run, world_size=cluster.world_size, resumed_from=None)
+    request = script_request(
+        script,
+        arguments,
+        cluster,
+        job,
+        run.path,
+        attempt=attempt,
+        pass_config=pass_config,
+        master_port=master_port,
+    )
+    outcome = supervise(
+        request,
+        run,
+        attempt=attempt,
+        world_size=cluster.world_size,
+        grace=_SCRIPT_GRACE,
+        on_event=on_event,
+    )
+    if outcome.status == Status.DONE:
+        append_event(run.events, EventName.END, attempt, status="done")
+    _close(run, outcome)
+    return run, outcome
+
+
+def request_of(
+    job: Job, output: Path | None, *, attempt: int = 1, master_port: int | None = None
+) -> LaunchRequest:
+    """The command of a training; starts nothing."""
+    return local.request(
+        LaunchSpec(
+            module=WORKER,
+            cluster=job.cluster,
+            run=(output or _default_folder(job.name)).absolute(),
+            attempt=attempt,
+            master_port=master_port or free_port(),
+            environment=job.recipe.environment,
+        )
+    )
+
+
+def script_request(
+    script: Path,
+    arguments: Sequence[str],
+    cluster: Cluster,
+    job: Job | None,
+    output: Path | None,
+    *,
+    pass_config: bool,
+    attempt: int = 1,
+    master_port: int | None = None,
+) -> LaunchRequest:
+    """The command of a user's script; starts nothing."""
+    run = RunDirectory((output or _default_folder(script.stem)).absolute())
+    settings = dict(job.recipe.environment) if job else {}
+    if job is not None:
+        settings[environment.DS_CONFIG] = str(run.ds_config)
+    extra = ["--deepspeed", str(run.ds_config)] if pass_config else []
+    return local.request(
+        LaunchSpec(
+            module=SCRIPT_WORKER,
+            arguments=(str(script.absolute()), *arguments, *extra),
+            cluster=cluster,
+            run=run.path,
+            attempt=attempt,
+            master_port=master_port or free_port(),
+            environment=settings,
+        )
+    )
+
+
+def make_run(
+    folder: Path, name: str, files: Mapping[str, Any], command: Sequence[str], cluster: Cluster
+) -> RunDirectory:
+    """Make a run directory with its files, or nothing at all.
+
+    Raises:
+        OptionError: the folder holds something, can't be made, or the disk is full.
+    """
+    run = RunDirectory(folder.absolute())
+    check_output(run.path)
+    hosts = [{"host": host.name, "slots": host.slots} for host in cluster.hosts]
+    manifest = new_manifest(name=name, command=command, hosts=hosts)
+    made = [p for p in (run.path, *run.path.parents) if not p.exists()]
+    try:
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        # beside its final place, so that it appears whole, with one rename
+        staging = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", dir=run.path.parent))
+        try:
+            staging.chmod(0o755)
+            for file, content in {**files, "manifest.json": manifest}.items():
+                if isinstance(content, str):
+                    write_atomic(staging / file, content)
+                else:
+                    write_json(staging / file, content)
+            staging.replace(run.path)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+    except OSError as failure:
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise OptionError(
+            f"the run directory can't be written: {failure.strerror}",
+            where=Where(file=folder),
+            hint="choose another with `-o DIR`",
+        ) from failure
+    return run
+
+
+def check_output(path: Path) -> None:
+    """Check that a new run may be made in a folder: it is not there, or empty.
+
+    Raises:
+        OptionError: it holds something.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise OptionError("is a file, not a folder", where=Where(file=path))
+    if (path / "manifest.json").is_file():
+        raise OptionError(
+            "holds another run",
+            where=Where(file=path),
+            hint="go on with it: `--resume`; or choose another folder with `-o DIR`",
+        )
+    if any(path.iterdir()):
+        raise OptionError(
+            "the folder is not empty", where=Where(file=path), hint="choose another with `-o DIR`"
+        )
+
+
+def _open_unfinished(job: Job, output: Path | None) -> RunDirectory:
+    if output is None:
+        raise OptionError(
+            "`--resume` needs the run directory",
+            where=Where(key="--resume"),
+            hint="`dslm train RECIPE -o RUN --resume`; `dslm runs list` shows the runs",
+        )
+    run = RunDirectory(output.absolute())
+    if not run.manifest.is_file():
+        raise OptionError("this folder holds no run to resume", where=Where(file=output))
+    different = recipe_difference(read_resolved(run.recipe), job.recipe)
+    if different:
+        lines = "; ".join(f"`{key}` was {old!r}, is {new!r}" for key, old, new in different[:5])
+        raise OptionError(
+            f"the run was made with another recipe: {lines}",
+            where=Where(file=output),
+            hint="resume with the same recipe, or start a new run in another folder",
+        )
+    return run
+
+
+# What may differ between two attempts of one run: how the same mathematics is executed.
+_MAY_DIFFER = frozenset({
+    "batch.micro_size", "parallel.ranks", "model.activation_checkpointing", "description",
+    "checkpoint", "log", "evaluation", "environment", "parallel.nvme_path", "parallel.offload",
+})  # fmt: skip
+
+
+def recipe_difference(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
+    """Keys in which two recipes would train differently: key, old value, new value."""
+    found: list[tuple[str, Any, Any]] = []
+
+    def compare(key: str, left: Any, right: Any) -> None:
+        if key in _MAY_DIFFER or left == right:
+            return
+        if isinstance(left, dict) and isinstance(right, dict):
+            for name in [*left, *(n for n in right if n not in left)]:
+                compare(f"{key}.{name}" if key else name, left.get(name), right.get(name))
+        else:
+            found.append((key, left, right))
+
+    compare("", old.model_dump(mode="json"), new.model_dump(mode="json"))
+    return found
+
+
+def _default_folder(name: str) -> Path:
+    """`runs/NAME-TIME`, with a number when two start in one second."""
+    base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = base, 2
+    while folder.exists():
+        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return folder
+
+
+def _close(run: RunDirectory, outcome: Outcome) -> None:
+    """Write down how the attempt ended, and what was found to be wrong."""
+    cause = None
+    if outcome.status == Status.FAILED:
+        diagnosis = diagnose(run, outcome)
+        cause = diagnosis.cause
+        append_event(
+            run.events,
+            EventName.ERROR,
+            outcome.attempt,
+            rank=diagnosis.rank,
+            host=diagnosis.host,
+            message=diagnosis.cause,
+            remedy=diagnosis.remedy,
+            log=diagnosis.log,
+        )
+    elif outcome.status == Status.KILLED:
+        append_event(run.events, EventName.END, outcome.attempt, status="killed")
+    end_attempt(run, outcome.attempt, status=outcome.status.value, cause=cause)

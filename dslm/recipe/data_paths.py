@@ -1,0 +1,126 @@
+"""What `data.train` and `data.eval` point at: files, a folder, a Hub name; no record is read.
+
+Torch-free, so that a wrong path is found before anything is launched.
+"""
+
+from __future__ import annotations
+
+import glob
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from dslm.errors import DataError, Where
+from dslm.recipe.schema import Recipe, Source
+
+STDLIB = "stdlib"
+TEXT_SUFFIXES = frozenset({
+    ".txt", ".md", ".rst", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java",
+    ".js", ".ts", ".html", ".css", ".sh", ".tex",
+})  # fmt: skip
+RECORD_SUFFIXES = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+_COMPRESSED = frozenset({".gz", ".zst", ".bz2", ".xz"})
+# Not the library itself: its tests, installed packages, generated tables.
+_NOT_STDLIB = frozenset({"test", "tests", "site-packages", "idlelib", "__pycache__", "encodings"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """One source, found: files below this machine's folders, or the name of a Hub data set."""
+
+    path: str
+    weight: float
+    files: tuple[Path, ...] = ()
+    hub_name: str | None = None
+    hub_config: str | None = None
+    hub_split: str = "train"
+
+
+def origins(recipe: Recipe, key: str) -> list[Origin]:
+    """The sources of `data.train` or `data.eval` (`key`: train or eval), in the recipe's order.
+
+    Raises:
+        DataError: a path is missing, or holds no file that can be read.
+    """
+    value = getattr(recipe.data, key)
+    if value is None or isinstance(value, float | int):
+        return []
+    sources = [value] if isinstance(value, str) else value
+    return [_find(s if isinstance(s, Source) else Source(path=s), f"data.{key}") for s in sources]
+
+
+def check_data(recipe: Recipe) -> None:
+    """Check that all data of a recipe is there and not empty; reads no record.
+
+    Raises:
+        DataError: naming the path and what is wrong with it.
+    """
+    for key in ("train", "eval"):
+        for origin in origins(recipe, key):
+            if origin.files and not any(file.stat().st_size for file in origin.files):
+                raise DataError(f"`{origin.path}` is empty", where=Where(key=f"data.{key}"))
+
+
+def suffix_of(file: Path) -> str:
+    """The suffix that tells the format: `.jsonl` of `a.jsonl.gz`."""
+    suffixes = [s.lower() for s in file.suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _find(source: Source, key: str) -> Origin:
+    text = source.path
+    path = Path(text).expanduser()
+    if text == STDLIB:
+        return Origin(path=text, weight=source.weight, files=stdlib_files())
+    if any(c in text for c in "*?["):
+        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - absolute patterns too
+        files = tuple(sorted(Path(match) for match in matches if Path(match).is_file()))
+        if not files:
+            raise DataError(f"no file matches `{text}`", where=Where(key=key))
+        return Origin(path=text, weight=source.weight, files=files)
+    if path.is_file():
+        return Origin(path=text, weight=source.weight, files=(path,))
+    if path.is_dir():
+        known = TEXT_SUFFIXES | set(RECORD_SUFFIXES)
+        files = tuple(sorted(f for f in path.rglob("*") if f.is_file() and suffix_of(f) in known))
+        if not files:
+            raise DataError(
+                f"the folder `{text}` holds no file that can be read",
+                where=Where(key=key),
+                hint=f"known: {' '.join(sorted(known))}",
+            )
+        return Origin(path=text, weight=source.weight, files=files)
+    looks_like_a_path = path.suffix or text.startswith((".", "/", "~")) or text.count("/") > 1
+    if looks_like_a_path:
+        raise DataError(
+            f"there is no file or folder `{text}`",
+            where=Where(key=key),
+            hint="a file, a folder, a glob pattern, `stdlib`, or a Hub name such as `org/name`",
+        )
+    return Origin(
+        path=text,
+        weight=source.weight,
+        hub_name=text,
+        hub_config=source.name,
+        hub_split=source.split,
+    )
+
+
+def stdlib_files() -> tuple[Path, ...]:
+    """The sources of Python's standard library on this machine, sorted by path."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return tuple(
+        sorted(
+            file
+            for file in root.rglob("*.py")
+            if not _NOT_STDLIB.intersection(file.relative_to(root).parts)
+        )
+    )

@@ -1,0 +1,116 @@
+"""manifest.json: what a run was made with: versions, code, command, hosts, and its attempts.
+
+Written when the run directory is made, and again when an attempt starts or ends. Holds no secret:
+values of options that name one are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dslm.files import write_json
+from dslm.run.directory import RunDirectory
+
+_PACKAGES = ("dslm", "torch", "deepspeed", "transformers", "accelerate", "datasets", "tokenizers")
+# Names of settings whose values must not be written down.
+SECRET = re.compile(r"token|secret|password|passwd|credential|api_?key|private_?key", re.IGNORECASE)
+
+
+def new_manifest(
+    *, name: str, command: Sequence[str], hosts: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The manifest of a run that starts now."""
+    return {
+        "name": name,
+        "created": round(time.time(), 3),
+        "command": [without_secret(argument) for argument in command],
+        "folder": str(Path.cwd()),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "git": _git_state(),
+        "hosts": list(hosts),
+        "attempts": [],
+    }
+
+
+def read_manifest(run: RunDirectory) -> dict[str, Any]:
+    """The manifest of a run."""
+    manifest: dict[str, Any] = json.loads(run.manifest.read_text(encoding="utf-8"))
+    return manifest
+
+
+def add_attempt(run: RunDirectory, *, world_size: int, resumed_from: str | None) -> int:
+    """Write down that an attempt starts; its number, from 1."""
+    manifest = read_manifest(run)
+    attempt = len(manifest["attempts"]) + 1
+    manifest["attempts"].append(
+        {
+            "attempt": attempt,
+            "started": round(time.time(), 3),
+            "world_size": world_size,
+            "resumed_from": resumed_from,
+        }
+    )
+    write_json(run.manifest, manifest)
+    return attempt
+
+
+def end_attempt(run: RunDirectory, attempt: int, *, status: str, cause: str | None) -> None:
+    """Write down how an attempt ended."""
+    manifest = read_manifest(run)
+    manifest["attempts"][attempt - 1] |= {
+        "ended": round(time.time(), 3),
+        "status": status,
+        "cause": cause,
+    }
+    write_json(run.manifest, manifest)
+
+
+def without_secret(argument: str) -> str:
+    """An argument of a command line, its value left out when its name sounds like a secret's."""
+    name, equals, _ = argument.partition("=")
+    return f"{name}=…" if equals and SECRET.search(name) else argument
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the folder that the run was started in, and whether it had changes."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def ask(*arguments: str) -> str:
+        return subprocess.run(
+            [git, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        ).stdout.strip()
+
+    try:
+        return {
+            "commit": ask("rev-parse", "HEAD"),
+            "changed": bool(ask("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None

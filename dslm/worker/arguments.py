@@ -1,0 +1,85 @@
+"""From recipe and DeepSpeed config to transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainingArguments
+
+from dslm.errors import RecipeError, Where, did_you_mean
+from dslm.recipe.duration import warmup_steps
+from dslm.recipe.schema import Recipe
+from dslm.run.directory import RunDirectory
+
+_SCHEDULES = {"constant": "constant_with_warmup"}
+_OPTIMIZERS = {"adafactor": "adafactor", "sgd": "sgd"}
+
+
+def training_arguments(
+    recipe: Recipe,
+    config: dict[str, Any],
+    run: RunDirectory,
+    *,
+    steps: int,
+    on_cpu: bool,
+    liger: bool,
+) -> TrainingArguments:
+    """The arguments of a run.
+
+    Args:
+        recipe: the resolved recipe.
+        config: the resolved DeepSpeed config.
+        run: where the trackers write.
+        steps: optimizer steps.
+        on_cpu: train without an accelerator.
+        liger: use Liger kernels.
+
+    Raises:
+        RecipeError: `training_args` holds a name that transformers doesn't know.
+    """
+    optimizer, checkpoint = recipe.optimizer, recipe.checkpoint
+    values: dict[str, Any] = {
+        "output_dir": str(run.checkpoints),
+        "max_steps": steps,
+        "per_device_train_batch_size": config["train_micro_batch_size_per_gpu"],
+        "gradient_accumulation_steps": config["gradient_accumulation_steps"],
+        "learning_rate": optimizer.lr,
+        "weight_decay": optimizer.weight_decay,
+        "adam_beta1": optimizer.betas[0],
+        "adam_beta2": optimizer.betas[1],
+        "adam_epsilon": optimizer.eps,
+        "max_grad_norm": optimizer.grad_clip,
+        "optim": _OPTIMIZERS.get(optimizer.name, "adamw_torch"),
+        "lr_scheduler_type": _SCHEDULES.get(recipe.schedule.name, recipe.schedule.name),
+        "warmup_steps": warmup_steps(recipe, steps),
+        "bf16": recipe.precision == "bf16",
+        "fp16": recipe.precision == "fp16",
+        "logging_steps": recipe.log.every,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps" if checkpoint.every else "no",
+        "save_steps": checkpoint.every or steps,
+        "eval_strategy": "steps" if recipe.evaluation.every else "no",
+        "eval_steps": recipe.evaluation.every,
+        "report_to": recipe.log.report_to or "none",
+        "seed": recipe.seed,
+        "deepspeed": config,
+        "ignore_data_skip": True,  # the sampler itself starts at the right step
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "gradient_checkpointing": bool(recipe.model.activation_checkpointing),
+        "use_liger_kernel": liger,
+        "torch_compile": recipe.model.compile,
+        "use_cpu": on_cpu,
+    }
+    if recipe.model.activation_checkpointing:
+        values["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    known = TrainingArguments.__dataclass_fields__
+    for name in recipe.training_args:
+        if name not in known:
+            raise RecipeError(
+                f"transformers.TrainingArguments has no `{name}`",
+                where=Where(key=f"training_args.{name}"),
+                hint=did_you_mean(name, known),
+            )
+    return TrainingArguments(**{**values, **recipe.training_args})

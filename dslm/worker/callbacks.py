@@ -1,0 +1,150 @@
+"""Events of a training, and the wish to stop: what the Trainer tells, written to events.jsonl.
+
+Rank 0 writes; all ranks take part in the decision to stop, so that they save the same step.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.engine import EngineTimers
+from deepspeed.utils.timer import (
+    BACKWARD_INNER_GLOBAL_TIMER,
+    BACKWARD_REDUCE_GLOBAL_TIMER,
+    FORWARD_GLOBAL_TIMER,
+    STEP_GLOBAL_TIMER,
+)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dslm.recipe.schema import Recipe
+from dslm.run.events import EventName, append_event
+from dslm.worker.ranks import Rank
+
+_TIMERS = {
+    "forward_seconds": FORWARD_GLOBAL_TIMER,
+    "backward_seconds": BACKWARD_INNER_GLOBAL_TIMER,
+    "communication_seconds": BACKWARD_REDUCE_GLOBAL_TIMER,
+    "update_seconds": STEP_GLOBAL_TIMER,
+}
+
+
+class Events(TrainerCallback):
+    """Writes start and step events; `facts` are the fields of the start event that others know."""
+
+    def __init__(self, rank: Rank, recipe: Recipe, facts: dict[str, Any]) -> None:
+        self._rank = rank
+        self._recipe = recipe
+        self._facts = facts
+        self._since = 0.0
+        self._step = 0
+        self._paused = 0.0  # seconds of evaluating and saving since the last step event
+
+    def write(self, event: EventName, /, **fields: Any) -> None:
+        """Append an event, on rank 0."""
+        if self._rank.rank == 0:
+            append_event(self._rank.run.events, event, self._rank.attempt, **fields)
+
+    def phase(self, phase: str, detail: str = "") -> None:
+        """Tell what is going on while no steps are made."""
+        self.write(EventName.PHASE, phase=phase, detail=detail)
+
+    def pause(self, seconds: float) -> None:
+        """Don't count so many seconds as training."""
+        self._paused += seconds
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        engine = kwargs["model"]
+        if self._recipe.log.timers and hasattr(engine, "engine_timers"):
+            # of whole steps only: DeepSpeed's `wall_clock_breakdown` would print and synchronise
+            # in every micro batch
+            engine.engine_timers = EngineTimers(
+                enable_micro_timers=False, enable_global_timers=True
+            )
+        self._since, self._step = time.monotonic(), state.global_step
+        if state.global_step:
+            self.write(EventName.RESUME, step=state.global_step)
+        self.write(EventName.START, steps=state.max_steps, **self._facts)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        logs = kwargs["logs"]
+        if "loss" not in logs or state.global_step <= self._step:
+            return
+        now = time.monotonic()
+        steps = state.global_step - self._step
+        seconds = max(now - self._since - self._paused, 1e-9)
+        samples = steps * self._recipe.batch.global_size
+        tokens_per_sample = self._facts["tokens_per_sample"]
+        fields = {
+            "step": state.global_step,
+            "loss": _finite(logs["loss"]),
+            "learning_rate": logs.get("learning_rate"),
+            "grad_norm": _finite(logs.get("grad_norm")),
+            "step_seconds": round(seconds / steps, 6),
+            "samples_per_second": round(samples / seconds, 3),
+            "tokens_per_second": round(samples * tokens_per_sample / seconds, 3),
+            "tokens": state.global_step * self._recipe.batch.global_size * tokens_per_sample,
+            "memory_peak_bytes": memory_peak(),
+            "epoch": round(
+                state.global_step * self._recipe.batch.global_size / self._facts["samples"], 5
+            ),
+            **self._timers(kwargs.get("model"), steps),
+        }
+        self.write(EventName.STEP, **fields)
+        self._since, self._step, self._paused = now, state.global_step, 0.0
+
+    def _timers(self, engine: Any, steps: int) -> dict[str, float]:
+        """Seconds per step in each part, from DeepSpeed's own timers."""
+        timers = getattr(engine, "timers", None)
+        if timers is None or not self._recipe.log.timers:
+            return {}
+        found = {}
+        for field, name in _TIMERS.items():
+            if timers.has_timer(name):
+                milliseconds = timers(name).elapsed(reset=True)
+                found[field] = round(milliseconds / 1000 / steps, 6)
+        return found
+
+
+class Stop(TrainerCallback):
+    """Ends training after a step that all ranks agree on, when somebody asked for it."""
+
+    def __init__(self, rank: Rank, *, save: bool) -> None:
+        self._path = rank.run.stop_request
+        self._save = save
+        # over gloo: on a GPU the answer needs no synchronisation with the device
+        self._group = dist.new_group(backend="gloo") if rank.world_size > 1 else None
+        self.stopped = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        wish = torch.tensor([int(self._path.exists())])
+        if self._group is not None:
+            dist.all_reduce(wish, op=dist.ReduceOp.MAX, group=self._group)
+        if wish.item():
+            self.stopped = True
+            control.should_training_stop = True
+            control.should_save = control.should_save or self._save
+
+
+def memory_peak() -> int:
+    """Highest memory of this rank so far, bytes: the device's; on a CPU the process's."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def _finite(value: Any) -> float | None:
+    """A number for JSON, which knows no NaN."""
+    if value is None:
+        return None
+    number = float(value)
+    return number if number - number == 0 else None

@@ -1,0 +1,98 @@
+"""Which rank reads which sample when: a pure function of seed, epoch and optimizer step.
+
+The samples of step s are the same for every world size; only who reads which of them differs. So
+the loss curve doesn't depend on the number of ranks, and a run goes on at any other number with
+every sample seen exactly once an epoch. Knows indices, not samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of all samples in one epoch: a permutation of 0 … count - 1."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
+
+
+class GlobalBatchSampler:
+    """Micro batches for one data-parallel rank, from any step of a run to its end.
+
+    A batch is a list of places (see `samples_of_step`). The epochs follow each other without a gap, so a step may hold the last samples of one epoch and
+    the first of the next. `sharding` says who reads which of a step's samples: `interleaved` in
+    turn, `range` in contiguous pieces, `hash` by a hash of the sample's index (evened out, since
+    each rank must get equally many).
+    """
+
+    def __init__(
+        self,
+        *,
+        count: int,
+        seed: int,
+        steps: int,
+        micro_batch: int,
+        accumulation: int,
+        rank: int = 0,
+        world_size: int = 1,
+        sharding: str = "interleaved",
+        start_step: int = 0,
+    ) -> None:
+        self.count = count
+        self.seed = seed
+        self.steps = steps
+        self.micro_batch = micro_batch
+        self.accumulation = accumulation
+        self.rank = rank
+        self.world_size = world_size
+        self.sharding = sharding
+        self.start_step = start_step
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per optimizer step, over all ranks."""
+        return self.micro_batch * self.accumulation * self.world_size
+
+    def __len__(self) -> int:
+        """Micro batches of one rank in the whole run, wherever it starts."""
+        return self.steps * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start_step, self.steps):
+            mine = self.samples_of_rank(step)
+            for start in range(0, len(mine), self.micro_batch):
+                yield [int(i) for i in mine[start : start + self.micro_batch]]
+
+    def samples_of_step(self, step: int) -> np.ndarray:
+        """Places of all samples of an optimizer step (from 0): the global batch, in order.
+
+        A place is epoch × count + index, so that a sample seen again can be told from the first
+        time (its masks are drawn anew).
+        """
+        first = step * self.global_batch
+        parts = []
+        wanted = self.global_batch
+        while wanted:
+            epoch, offset = divmod(first, self.count)
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, epoch_order(self.count, self.seed, epoch)
+            part = self._order[offset : offset + wanted]
+            parts.append(part + epoch * self.count)
+            wanted -= len(part)
+            first += len(part)
+        return np.concatenate(parts)
+
+    def samples_of_rank(self, step: int) -> np.ndarray:
+        """This rank's share of an optimizer step."""
+        samples = self.samples_of_step(step)
+        if self.sharding == "interleaved":
+            return samples[self.rank :: self.world_size]
+        if self.sharding == "hash":
+            # Knuth's multiplicative hash (TAOCP 6.4) sorts; equal shares follow
+            hashes = samples % self.count * 2654435761 % 2**32
+            samples = samples[np.argsort(hashes, kind="stable")]
+        share = len(samples) // self.world_size
+        return samples[self.rank * share : (self.rank + 1) * share]

@@ -1,0 +1,139 @@
+"""The model of a run: from scratch or pretrained, partitioned as it is made under ZeRO-3.
+
+Called after the process group and TrainingArguments exist: transformers then builds inside
+`deepspeed.zero.Init`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from dslm.errors import RecipeError, Where
+from dslm.recipe.schema import Recipe
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def build_model(
+    recipe: Recipe, auto_class: str, tokenizer: PreTrainedTokenizerBase | None, **settings: Any
+) -> PreTrainedModel:
+    """Build the model.
+
+    Args:
+        recipe: the resolved recipe.
+        auto_class: name of the transformers auto class of the task.
+        tokenizer: its special tokens become the model's; it must fit into the vocabulary.
+        settings: further entries of the model's config, such as `num_labels`.
+
+    Raises:
+        RecipeError: the model can't be loaded, or the tokenizer doesn't fit.
+    """
+    factory = getattr(transformers, auto_class)
+    model = recipe.model
+    common: dict[str, Any] = {"attn_implementation": attention(recipe)}
+    if model.init == "scratch":
+        config = scratch_config(recipe, tokenizer, **settings)
+        built = factory.from_config(config, **common)
+    else:
+        try:
+            built = factory.from_pretrained(
+                model.name,
+                revision=model.revision,
+                trust_remote_code=model.trust_remote_code,
+                dtype=DTYPES[recipe.precision],
+                **common,
+                **settings,
+            )
+        except (OSError, ValueError) as failure:
+            raise RecipeError(
+                f"the model `{model.name}` can't be loaded: {str(failure).splitlines()[0]}",
+                where=Where(key="model.name"),
+                hint="a Hub name (is there a network, is `hf auth login` needed?) or a folder",
+            ) from failure
+    built.config.use_cache = False  # of no use while training, and at odds with recomputation
+    if recipe.lora is not None:
+        return with_lora(built, recipe)
+    return built
+
+
+def scratch_config(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, **settings: Any
+) -> Any:
+    """The transformers config of an architecture block.
+
+    Raises:
+        RecipeError: transformers doesn't know the type, or the tokenizer has more entries.
+    """
+    sizes = {k: v for k, v in recipe.model.architecture.items() if k != "model_type"}
+    kind = recipe.model.architecture["model_type"]
+    if tokenizer is not None:
+        ids = {
+            name: getattr(tokenizer, name)
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+        }
+        sizes = {**{k: v for k, v in ids.items() if v is not None}, **sizes}
+    try:
+        config = AutoConfig.for_model(kind, **sizes, **settings)
+    except ValueError as failure:
+        raise RecipeError(
+            f"transformers has no model type `{kind}`",
+            where=Where(key="model.architecture.model_type"),
+        ) from failure
+    vocabulary = getattr(config, "vocab_size", None)
+    if tokenizer is not None and vocabulary is not None and len(tokenizer) > vocabulary:
+        raise RecipeError(
+            f"the tokenizer has {len(tokenizer)} entries, the model only {vocabulary}",
+            where=Where(key="model.architecture.vocab_size"),
+            hint=f"`--set model.architecture.vocab_size={len(tokenizer)}`",
+        )
+    return config
+
+
+def attention(recipe: Recipe) -> str:
+    """The attention implementation: flash-attn when it is installed on CUDA, else SDPA."""
+    if recipe.model.attention != "auto":
+        return recipe.model.attention
+    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if flash and recipe.precision != "fp32" else "sdpa"
+
+
+def liger(recipe: Recipe) -> bool:
+    """Whether to use Liger kernels: when they are installed and on CUDA, unless the recipe says."""
+    if recipe.model.liger != "auto":
+        return recipe.model.liger
+    return torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None
+
+
+def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
+    """Freeze the model and put trained adapters on its linear layers.
+
+    Raises:
+        RecipeError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as failure:
+        raise RecipeError(
+            "LoRA needs peft", where=Where(key="lora"), hint="pip install 'dslm[lora]'"
+        ) from failure
+    lora = recipe.lora
+    if lora is None:
+        return model
+    if recipe.model.activation_checkpointing:
+        model.enable_input_require_grads()
+    tasks = {"pretrain": "CAUSAL_LM", "sft": "CAUSAL_LM", "dpo": "CAUSAL_LM", "classify": "SEQ_CLS"}
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            task_type=tasks.get(recipe.task),
+        ),
+    )

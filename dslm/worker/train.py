@@ -1,0 +1,194 @@
+"""One training on one rank, from the resolved recipe to the exported model.
+
+The order matters: the process group first, then TrainingArguments, then the model, or ZeRO-3 can't
+partition it as it is made.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from dslm.recipe.duration import total_steps
+from dslm.recipe.load import read_resolved
+from dslm.recipe.schema import Recipe
+from dslm.run.events import EventName, append_event
+from dslm.worker.arguments import training_arguments
+from dslm.worker.callbacks import Events, Stop
+from dslm.worker.checkpoint import complete_checkpoints, newest_checkpoint
+from dslm.worker.data.order import GlobalBatchSampler
+from dslm.worker.data.prepare import cache_folder, prepare
+from dslm.worker.data.tokenizer import load_tokenizer
+from dslm.worker.model import build_model, liger
+from dslm.worker.ranks import Rank
+from dslm.worker.tasks import task_of
+from dslm.worker.trainer import DslmTrainer
+
+_JOIN_TIMEOUT = timedelta(minutes=10)  # for all ranks to have imported torch and to meet
+_SAMPLE_TOKENS = 60
+
+
+def train(rank: Rank) -> None:
+    """Train, evaluate, export; all of it recorded in the run directory."""
+    began = time.monotonic()
+    run = rank.run
+    recipe = read_resolved(run.recipe)
+    config = json.loads(run.ds_config.read_text(encoding="utf-8"))
+
+    def phase(what: str, detail: str = "") -> None:
+        if rank.rank == 0:
+            append_event(run.events, EventName.PHASE, rank.attempt, phase=what, detail=detail)
+
+    on_cpu = not torch.cuda.is_available()
+    phase("joining", f"{rank.world_size} ranks")
+    deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_JOIN_TIMEOUT)
+    set_seed(recipe.seed)
+
+    phase("data")
+    task = task_of(recipe)
+    tokenizer = load_tokenizer(recipe, run.path / "tokenizer")
+    data = prepare(recipe, tokenizer, cache_folder(), lambda detail: phase("data", detail))
+    steps = total_steps(recipe, len(data.train)) or 1
+    arguments = training_arguments(
+        recipe, config, run, steps=steps, on_cpu=on_cpu, liger=liger(recipe)
+    )
+    phase("model")
+    model = build_model(recipe, task.auto_class, tokenizer)
+
+    resumed = newest_checkpoint(run.checkpoints) if rank.attempt > 1 else None
+    sampler = GlobalBatchSampler(
+        count=len(data.train),
+        seed=recipe.seed,
+        steps=steps,
+        micro_batch=config["train_micro_batch_size_per_gpu"],
+        accumulation=config["gradient_accumulation_steps"],
+        rank=rank.rank,
+        world_size=rank.world_size,
+        sharding=recipe.data.sharding,
+        start_step=resumed.step if resumed else 0,
+    )
+    stage = config["zero_optimization"]["stage"]
+    facts = {
+        "world_size": rank.world_size,
+        "parameters": sum(_size(p) for p in model.parameters()),
+        "trained_parameters": sum(_size(p) for p in model.parameters() if p.requires_grad),
+        "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
+        "tokens_per_sample": recipe.data.sequence_length,
+        "samples": len(data.train),
+        "data": data.statistics,
+        "flops_per_token": _planned(run.plan).get("flops_per_token"),
+    }
+    events = Events(rank, recipe, facts)
+    stop = Stop(rank, save=recipe.checkpoint.on_stop)
+    trainer = DslmTrainer(
+        recipe=recipe,
+        run=run,
+        sampler=sampler,
+        collate=task.collator(recipe, tokenizer),
+        events=events,
+        checkpoint_facts={"world_size": rank.world_size, "zero_stage": stage},
+        model=model,
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        compute_loss_func=task.loss,
+    )
+    trainer.add_callback(stop)
+    phase("partitioning", f"ZeRO stage {stage}")
+    trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+    if stop.stopped and trainer.state.global_step < steps:
+        events.write(
+            EventName.END,
+            status="stopped",
+            step=trainer.state.global_step,
+            seconds=round(time.monotonic() - began, 3),
+        )
+        dist.destroy_process_group()
+        return
+    _finish(rank, recipe, trainer, tokenizer, events, began)
+    dist.destroy_process_group()
+
+
+def _finish(
+    rank: Rank,
+    recipe: Recipe,
+    trainer: DslmTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    events: Events,
+    began: float,
+) -> None:
+    """After the last step: evaluate, save, export, show a sample."""
+    step = trainer.state.global_step
+    if trainer.eval_dataset is not None:
+        events.phase("evaluating")
+        trainer.evaluate()
+    if step not in [c.step for c in complete_checkpoints(rank.run.checkpoints)]:
+        events.phase("saving")
+        trainer.save_now()
+    events.phase("exporting")
+    export(trainer, tokenizer, rank.run.model)
+    sample = None
+    if recipe.evaluation.sample is not None and rank.rank == 0:
+        sample = generate_sample(rank.run.model, recipe.evaluation.sample)
+    dist.barrier()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    events.write(
+        EventName.END,
+        status="done",
+        step=step,
+        loss=losses[-1] if losses else None,
+        seconds=round(time.monotonic() - began, 3),
+        model=rank.run.model.name,
+        sample=sample,
+    )
+
+
+def export(trainer: DslmTrainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the model in Hugging Face format, whole or not at all; all ranks call."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if dist.get_rank() == 0:
+        partial = folder.with_name(f".{folder.name}.partial")
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        model.config.use_cache = True
+        model.save_pretrained(partial, state_dict=state)
+        tokenizer.save_pretrained(partial)
+        partial.replace(folder)
+    dist.barrier()
+
+
+def generate_sample(folder: Path, prompt: str) -> str:
+    """A greedy continuation of a prompt by an exported causal model, as a first look at it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    tokens = model.generate(
+        **inputs,
+        max_new_tokens=_SAMPLE_TOKENS,
+        do_sample=False,
+        repetition_penalty=1.2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return str(tokenizer.decode(tokens[0], skip_special_tokens=True))
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    """Elements of a parameter, also of one that ZeRO-3 has partitioned."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _planned(plan: Path) -> dict[str, Any]:
+    try:
+        planned: dict[str, Any] = json.loads(plan.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    return planned.get("model", {})
