@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dslm import __version__
-from dslm.cli import config, hosts, launch, recipes, runs, terminal, train
+from dslm.cli import config, hosts, launch, plan, recipes, runs, terminal, train
 from dslm.errors import DslmError
 
 app = typer.Typer(
@@ -43,7 +43,8 @@ def _root(
 
 
 app.command("train", no_args_is_help=True)(train.train)
-app.command("config", no_args_is_help=True)(config.config)
+app.command("plan", no_args_is_help=True)(plan.plan)
+app.command("config")(config.config)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(hosts.app, name="hosts")
 app.add_typer(runs.app, name="runs")

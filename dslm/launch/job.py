@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dslm.cluster.detect import local_cluster
 from dslm.cluster.hosts import Cluster
 from dslm.errors import DataError, DoesNotFit, OptionError, RecipeError, Where
+from dslm.plan.report import document
 from dslm.plan.search import Plan, choose, smallest_world
 from dslm.plan.shape import ModelShape, shape_of
 from dslm.recipe.data_paths import check_data
@@ -142,21 +144,32 @@ def _shown(change: tuple[str, object]) -> str:
     return f"`--set {change[0]}={str(change[1]).lower()}`"
 
 
-def plan_document(job: Job) -> dict[str, object]:
+def plan_document(job: Job) -> dict[str, Any]:
     """plan.json: what was chosen and what is predicted."""
-    choice = job.plan.choice
-    return {
-        "model": {"parameters": job.shape.parameters if job.shape else None},
-        "choice": asdict(choice.strategy),
-        "memory": {
-            "device": asdict(choice.memory) | {"total": choice.memory.total}
-            if choice.memory
-            else None,
-            "capacity": choice.capacity,
-        },
-        "fits": choice.fits,
-        "time": asdict(choice.time) if choice.time else None,
-    }
+    return document(job.plan, job.recipe, job.cluster, job.shape)
+
+
+def plan_model(name: str, overrides: Sequence[str], cluster: Cluster) -> Job:
+    """Decide about a recipe, or about a model of which only the architecture is known.
+
+    Args:
+        name: a recipe, a model folder, or a config.json.
+        overrides: of the recipe; for a model, of the one that pre-trains it from scratch.
+        cluster: where it is planned to run.
+
+    Raises:
+        InputError: as `decide`.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() or path.suffix == ".json":
+        architecture = _read_config(path / "config.json" if path.is_dir() else path)
+        model = json.dumps({"init": "scratch", "architecture": architecture})
+        limit = architecture.get("max_position_embeddings", 1024)
+        length = min(1024, limit if isinstance(limit, int) else 1024)
+        # JSON is YAML, so an architecture can be given as an override
+        given = [f"model={model}", f"data.sequence_length={length}", *overrides]
+        return decide("_scratch", given, cluster=cluster)
+    return decide(name, overrides, cluster=cluster)
 
 
 def resolve_recipe(recipe: Recipe, plan: Plan, cluster: Cluster) -> Recipe:
@@ -184,17 +197,15 @@ def resolve_recipe(recipe: Recipe, plan: Plan, cluster: Cluster) -> Recipe:
 def _shape(recipe: Recipe) -> ModelShape | None:
     """The model's shape, from the recipe or the config.json of a local folder; None: not known."""
     model = recipe.model
-    if model.architecture:
-        return shape_of(model.architecture)
-    folder = Path(model.name or "").expanduser()
-    if not folder.exists():
+    folder = Path(model.name).expanduser() if model.name else None
+    if folder is None or not folder.exists():
         if str(model.name).startswith((".", "/", "~")):
             raise RecipeError(
                 f"there is no model folder `{model.name}`",
                 where=Where(key="model.name"),
                 hint="give a folder with a config.json, or a Hub name such as `gpt2`",
             )
-        return None
+        return shape_of(model.architecture) if model.architecture else None
     config = folder / "config.json"
     if not config.is_file():
         raise RecipeError(
@@ -202,16 +213,25 @@ def _shape(recipe: Recipe) -> ModelShape | None:
             where=Where(key="model.name"),
             hint="give a folder written by `save_pretrained`, or a Hub name",
         )
-    try:
-        architecture = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as failure:
-        raise RecipeError(
-            f"its config.json can't be read: {failure}", where=Where(file=config)
-        ) from failure
+    architecture = model.architecture or _read_config(config)
     try:
         return shape_of(architecture)
     except RecipeError:
         return None  # a family with sizes of other names: it is trained, but not planned
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as failure:
+        raise RecipeError(
+            f"the model's config can't be read: {failure}", where=Where(file=file)
+        ) from failure
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise RecipeError(
+            "this is not a model's config: it has no `model_type`", where=Where(file=file)
+        )
+    return config
 
 
 def _check_length(recipe: Recipe, shape: ModelShape | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class Events(TrainerCallback):
         self._rank = rank
         self._recipe = recipe
         self._facts = facts
+        self.engine: Callable[[], Any] = lambda: None  # the trainer's, once it has one
         self._since = 0.0
         self._step = 0
         self._paused = 0.0  # seconds of evaluating and saving since the last step event
@@ -59,7 +61,7 @@ class Events(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        engine = kwargs["model"]
+        engine = self.engine()
         if self._recipe.log.timers and hasattr(engine, "engine_timers"):
             # of whole steps only: DeepSpeed's `wall_clock_breakdown` would print and synchronise
             # in every micro batch
@@ -95,14 +97,14 @@ class Events(TrainerCallback):
             "epoch": round(
                 state.global_step * self._recipe.batch.global_size / self._facts["samples"], 5
             ),
-            **self._timers(kwargs.get("model"), steps),
+            **self._timers(steps),
         }
         self.write(EventName.STEP, **fields)
         self._since, self._step, self._paused = now, state.global_step, 0.0
 
-    def _timers(self, engine: Any, steps: int) -> dict[str, float]:
+    def _timers(self, steps: int) -> dict[str, float]:
         """Seconds per step in each part, from DeepSpeed's own timers."""
-        timers = getattr(engine, "timers", None)
+        timers = getattr(self.engine(), "timers", None)
         if timers is None or not self._recipe.log.timers:
             return {}
         found = {}

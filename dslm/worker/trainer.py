@@ -41,6 +41,7 @@ class DslmTrainer(Trainer):
         self._collate = collate
         self._events = events
         self._checkpoint_facts = checkpoint_facts
+        events.engine = lambda: self.model_wrapped
         super().__init__(data_collator=collate, callbacks=[events], **settings)
 
     def get_train_dataloader(self) -> DataLoader:

@@ -20,10 +20,10 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 class GlobalBatchSampler:
     """Micro batches for one data-parallel rank, from any step of a run to its end.
 
-    A batch is a list of places (see `samples_of_step`). The epochs follow each other without a gap, so a step may hold the last samples of one epoch and
-    the first of the next. `sharding` says who reads which of a step's samples: `interleaved` in
-    turn, `range` in contiguous pieces, `hash` by a hash of the sample's index (evened out, since
-    each rank must get equally many).
+    A batch is a list of places (see `samples_of_step`). The epochs follow each other without a
+    gap, so a step may hold the last samples of one epoch and the first of the next. `sharding` says
+    who reads which of a step's samples: `interleaved` in turn, `range` in contiguous pieces, `hash`
+    by a hash of the sample's index (evened out, since each rank must get equally many).
     """
 
     def __init__(

@@ -1,0 +1,225 @@
+"""`dslm plan`: will it fit, how fast will it be, what to choose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dslm.cli import options, terminal
+
+if TYPE_CHECKING:
+    from dslm.cluster.hosts import Cluster
+
+_SWEEP = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_BAR = 32  # characters
+
+
+def plan(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]", help="A preset, a YAML file, a model folder or its config.json."
+        ),
+    ] = None,
+    set_: options.Set = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Devices in total.")] = None,
+    hosts: Annotated[
+        int | None,
+        typer.Option("--hosts", min=1, help="Hosts they are spread over; default: 8 a host."),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="NAME", help="Kind of device, such as h100-80gb."),
+    ] = None,
+    hostfile: Annotated[
+        Path | None,
+        typer.Option(
+            "--hostfile", "-H", metavar="FILE", help="The hosts, instead of --gpus and --hosts."
+        ),
+    ] = None,
+    params: Annotated[
+        str | None,
+        typer.Option(
+            "--params", metavar="COUNT", help="Without a recipe: parameters, such as 7.5B."
+        ),
+    ] = None,
+    zero: Annotated[
+        int, typer.Option("--zero", min=0, max=3, help="ZeRO stage, with --params.")
+    ] = 0,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="A table over stages and cluster sizes.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Say whether a recipe fits, how fast it will be, and what to choose; starts nothing.
+
+    [dim]Examples:[/dim]
+
+        dslm plan llama-3.1-8b --gpus 16 --device h100-80gb
+
+        dslm plan llama-3.1-70b --device a100-80gb --sweep
+
+        dslm plan --params 7.5B --zero 1 --gpus 64 --json
+    """
+    from dslm.errors import OptionError
+
+    if (recipe is None) == (params is None):
+        raise OptionError(
+            "give a recipe, or `--params COUNT`", hint="`dslm plan llama-3.1-8b --gpus 8`"
+        )
+    if params is not None:
+        _plan_states(params, zero, gpus or 1, device, json=json)
+        return
+    from dslm.launch.job import plan_model
+    from dslm.plan.report import document
+    from dslm.plan.report import sweep as sweep_rows
+
+    cluster = _cluster(gpus, hosts, device, hostfile)
+    made = plan_model(str(recipe), set_ or (), cluster)
+    if sweep:
+        if made.shape is None:
+            raise OptionError("the model's shape is not known, so there is nothing to compare")
+        rows = sweep_rows(made.recipe, cluster.device, made.shape, _SWEEP)
+        if json:
+            terminal.write_json(rows)
+        else:
+            _show_sweep(rows)
+        return
+    found = document(made.plan, made.recipe, cluster, made.shape)
+    if json:
+        terminal.write_json(found)
+    else:
+        _show(found)
+
+
+def _cluster(
+    gpus: int | None, hosts: int | None, device: str | None, hostfile: Path | None
+) -> Cluster:
+    from dslm.cluster.detect import local_cluster, this_machine
+    from dslm.cluster.devices import device_named
+    from dslm.cluster.hostfile import load_hostfile
+    from dslm.cluster.hosts import Cluster
+    from dslm.errors import OptionError, Where
+    from dslm.plan.report import cluster_of
+
+    if hostfile is not None and (gpus or hosts):
+        raise OptionError(
+            "a hostfile says how many GPUs and hosts there are: leave `--gpus` and `--hosts` out",
+            where=Where(key="--hostfile"),
+        )
+    if device is None and gpus is None and hosts is None and hostfile is None:
+        return local_cluster()
+    here = this_machine().accelerators
+    kind = device_named(device) if device else here[0] if here else device_named("h100-80gb")
+    if hostfile is not None:
+        return Cluster(hosts=load_hostfile(hostfile), device=kind)
+    return cluster_of(kind, gpus or 8 * (hosts or 1), hosts)
+
+
+def _plan_states(params: str, zero: int, gpus: int, device: str | None, *, json: bool) -> None:
+    from dslm.cluster.devices import device_named
+    from dslm.errors import OptionError, Where
+    from dslm.plan.report import params_document
+    from dslm.units import parse_count, render_bytes, render_count
+
+    try:
+        count = parse_count(params)
+    except ValueError as failure:
+        raise OptionError(str(failure), where=Where(key="--params")) from failure
+    found = params_document(
+        count, stage=zero, gpus=gpus, device=device_named(device) if device else None
+    )
+    if json:
+        terminal.write_json(found)
+        return
+    items = found["memory"]["device"]
+    terminal.show(
+        f"{render_count(count)} parameters, ZeRO stage {zero}, {gpus} devices: model states "
+        f"{render_bytes(items['total'])} a device"
+    )
+    terminal.say(found["note"])
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from dslm.units import render_bytes, render_count, render_seconds
+
+    choice, memory, cluster = found["choice"], found["memory"], found["cluster"]
+    parameters = found["model"]["parameters"]
+    guess = "" if found["model"]["exact"] in (True, None) else " (a guess: an unknown model type)"
+    terminal.show(
+        f"{render_count(parameters) if parameters else '?'} parameters{guess} on "
+        f"{cluster['world_size']} × {cluster['device']}, {cluster['hosts']} host"
+        f"{'s' if cluster['hosts'] > 1 else ''}"
+    )
+    picked = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in choice.items())
+    terminal.show(f"[bold]choice[/]  {picked}")
+    device = memory["device"]
+    if device is not None:
+        table = Table(box=None, show_header=False)
+        capacity = memory["capacity"]
+        for name in (
+            "parameters",
+            "gradients",
+            "optimizer",
+            "activations",
+            "logits",
+            "buffers",
+            "context",
+        ):
+            filled = min(_BAR, round(_BAR * device[name] / capacity))
+            table.add_row(name, "█" * filled + "·" * (_BAR - filled), render_bytes(device[name]))
+        verdict = "[green]fits[/]" if found["fits"] else "[bold red]does not fit[/]"
+        table.add_row(
+            "peak",
+            f"in {device['peak_phase']}, of {render_bytes(capacity)}: {verdict}",
+            render_bytes(device["total"]),
+        )
+        terminal.show(table)
+        if memory["host"]["total"]:
+            terminal.show(f"[bold]host[/]    {render_bytes(memory['host']['total'])} on each host")
+    time = found["time"]
+    if time is not None:
+        whole = ""
+        if time["total_seconds"]:
+            hours = f"{time['gpu_hours']:.0f} GPU-hours"
+            whole = f"; all in {render_seconds(time['total_seconds'])}, {hours}"
+        terminal.show(
+            f"[bold]time[/]    {render_seconds(time['step_seconds'])} a step, "
+            f"{render_count(time['tokens_per_second'])} tokens/s, MFU {time['mfu']:.0%}, "
+            f"bound by {time['bound_by']}{whole}"
+        )
+    for other in found["runners_up"][:3]:
+        what = f"stage {other['zero_stage']}, micro batch {other['micro_batch_size']}"
+        if other["offload"] != "none":
+            what += f", offload {other['offload']}"
+        if other["activation_checkpointing"]:
+            what += ", activation checkpointing"
+        terminal.show(f"[dim]not[/]     {what}: {other['why']}")
+    smallest = found["smallest_world_size"]
+    if smallest:
+        terminal.show(f"[dim]at least {smallest} such device{'s' if smallest > 1 else ''}[/]")
+
+
+def _show_sweep(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    from dslm.units import render_bytes, render_count
+
+    table = Table(
+        "gpus", "stage", "micro batch", "recompute", "memory", "fits", "tokens/s", box=None
+    )
+    for row in rows:
+        table.add_row(
+            str(row["gpus"]),
+            str(row["zero_stage"]),
+            str(row["micro_batch_size"]),
+            "yes" if row["activation_checkpointing"] else "no",
+            render_bytes(row["total"]),
+            "[green]yes[/]" if row["fits"] else "[red]no[/]",
+            render_count(row["tokens_per_second"]) if row["tokens_per_second"] else "-",
+        )
+    terminal.show(table)

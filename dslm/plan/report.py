@@ -1,0 +1,176 @@
+"""A plan as a JSON document, and tables of plans over stages and cluster sizes. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dslm.cluster.devices import Device
+from dslm.cluster.hosts import Cluster, Host
+from dslm.errors import RecipeError
+from dslm.plan.memory import MARGIN, Memory, model_states
+from dslm.plan.search import Candidate, Plan, choose, smallest_world
+from dslm.plan.shape import ModelShape
+from dslm.plan.time import StepTime, flops_per_token
+from dslm.recipe.duration import total_steps
+from dslm.recipe.schema import Recipe
+
+SLOTS_PER_HOST = 8  # what a host has unless one says otherwise
+_RUNNERS_UP = 5
+_CHOICE = (
+    "zero_stage", "offload", "micro_batch_size", "gradient_accumulation_steps",
+    "activation_checkpointing", "tensor_parallel", "sequence_parallel", "data_parallel_size",
+)  # fmt: skip
+
+
+def cluster_of(device: Device, gpus: int, hosts: int | None = None) -> Cluster:
+    """So many devices spread evenly over so many hosts; eight a host when that isn't said.
+
+    Raises:
+        RecipeError: they can't be spread evenly.
+    """
+    count = hosts if hosts is not None else max(1, -(-gpus // SLOTS_PER_HOST))
+    if gpus % count:
+        raise RecipeError(
+            f"{gpus} GPUs can't be spread evenly over {count} hosts",
+            hint="`--gpus` is the total; say how many hosts with `--hosts`",
+        )
+    return Cluster(
+        hosts=tuple(Host(f"host-{number}", gpus // count) for number in range(1, count + 1)),
+        device=device,
+    )
+
+
+def document(
+    plan: Plan, recipe: Recipe, cluster: Cluster, shape: ModelShape | None
+) -> dict[str, Any]:
+    """Everything about a plan; what can't be known is null."""
+    choice = plan.choice
+    return {
+        "model": {
+            "parameters": shape.parameters if shape else None,
+            "exact": shape.exact if shape else None,
+            "flops_per_token": flops_per_token(
+                shape, recipe.data.sequence_length, lora=recipe.lora is not None
+            )
+            if shape and recipe.task != "vision"
+            else None,
+        },
+        "cluster": {
+            "device": cluster.device.name,
+            "hosts": len(cluster.hosts),
+            "world_size": cluster.world_size,
+        },
+        "choice": {name: getattr(choice.strategy, name) for name in _CHOICE},
+        "memory": memory_document(choice.memory, choice.capacity),
+        "fits": choice.fits,
+        "time": time_document(choice.time, recipe, cluster),
+        "runners_up": [
+            {
+                **{name: getattr(other.strategy, name) for name in _CHOICE},
+                "why": why_lost(other, choice),
+            }
+            for other in plan.others[:_RUNNERS_UP]
+        ],
+        "smallest_world_size": smallest_world(recipe, cluster, shape) if shape else None,
+    }
+
+
+def memory_document(memory: Memory | None, capacity: int | None) -> dict[str, Any]:
+    """Memory as `--json` has it."""
+    if memory is None:
+        return {"device": None, "host": None, "capacity": capacity, "margin": MARGIN}
+    items = asdict(memory)
+    host = items.pop("host")
+    return {
+        "device": {**items, "total": memory.total, "peak_phase": memory.peak_phase},
+        "host": {"total": host},
+        "capacity": capacity,
+        "margin": MARGIN,
+    }
+
+
+def time_document(time: StepTime | None, recipe: Recipe, cluster: Cluster) -> dict[str, Any] | None:
+    """Time as `--json` has it, with that of the whole run where its length is known."""
+    if time is None:
+        return None
+    steps = total_steps(recipe)
+    seconds = steps * time.step_seconds if steps else None
+    return {
+        **asdict(time),
+        "total_seconds": seconds,
+        "gpu_hours": seconds * cluster.world_size / 3600 if seconds else None,
+    }
+
+
+def why_lost(other: Candidate, choice: Candidate) -> str:
+    """Why a candidate wasn't chosen, in a few words."""
+    if not other.fits and other.memory is not None:
+        return f"does not fit: {other.memory.total / 2**30:.1f} GiB"
+    if other.time and choice.time and other.time.step_seconds > 1.005 * choice.time.step_seconds:
+        return f"slower: {other.time.step_seconds / choice.time.step_seconds:.2f}×"
+    return "as fast, less simple"
+
+
+def sweep(
+    recipe: Recipe, device: Device, shape: ModelShape, worlds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Peak memory and speed for each stage on clusters of several sizes."""
+    rows = []
+    for world in worlds:
+        for stage in (0, 1, 2, 3):
+            parallel = recipe.parallel.model_copy(update={"zero_stage": stage})
+            changed = recipe.model_copy(update={"parallel": parallel})
+            cluster = cluster_of(device, world)
+            try:
+                choice = choose(changed, cluster, shape).choice
+            except RecipeError:
+                continue  # a global batch that this many ranks can't share
+            rows.append(
+                {
+                    "gpus": world,
+                    "zero_stage": stage,
+                    "micro_batch_size": choice.strategy.micro_batch_size,
+                    "activation_checkpointing": choice.strategy.activation_checkpointing,
+                    "total": choice.memory.total if choice.memory else None,
+                    "fits": choice.fits,
+                    "tokens_per_second": choice.time.tokens_per_second if choice.time else None,
+                }
+            )
+    return rows
+
+
+def params_document(
+    parameters: int, *, stage: int, gpus: int, device: Device | None
+) -> dict[str, Any]:
+    """Model states of mixed-precision Adam, as in table 1 of the ZeRO paper (arXiv 1910.02054).
+
+    Without an architecture nothing is known of activations and speed: those are null.
+    """
+    # fp16: without ZeRO its gradients stay in half precision, as the paper has them
+    states = model_states(parameters, precision="fp16", stage=stage, ranks=gpus)
+    total = states.parameters + states.gradients + states.optimizer
+    capacity = device.memory_bytes if device else None
+    return {
+        "model": {"parameters": parameters, "exact": True, "flops_per_token": None},
+        "choice": dict.fromkeys(_CHOICE) | {"zero_stage": stage, "data_parallel_size": gpus},
+        "memory": {
+            "device": {
+                "parameters": states.parameters,
+                "gradients": states.gradients,
+                "optimizer": states.optimizer,
+                "activations": None,
+                "logits": None,
+                "buffers": None,
+                "context": None,
+                "phases": None,
+                "total": total,
+            },
+            "host": None,
+            "capacity": capacity,
+        },
+        "fits": total <= capacity * (1 - MARGIN) if capacity else None,
+        "time": None,
+        "note": "model states only: give a recipe or a config.json for activations and time",
+    }
