@@ -109,7 +109,7 @@ class Events(TrainerCallback):
             return {}
         found = {}
         for field, name in _TIMERS.items():
-            if timers.has_timer(name):
+            if name in timers.get_timers():
                 milliseconds = timers(name).elapsed(reset=True)
                 found[field] = round(milliseconds / 1000 / steps, 6)
         return found

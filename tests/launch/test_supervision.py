@@ -1,0 +1,140 @@
+"""Nothing that is killed looks like success, and nothing of a run outlives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dslm.run.events import read_events
+from tests.conftest import DSLM
+
+pytestmark = pytest.mark.slow
+
+
+class Running:
+    """A training of many steps, under way."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = folder / "run"
+        settings = {
+            "duration.steps": 100000, "log.every": 1, "data.max_documents": 40,
+            "data.sequence_length": 64, "model.architecture.hidden_size": 64,
+            "model.architecture.num_hidden_layers": 1, "model.architecture.num_attention_heads": 4,
+            "batch.global_size": 4, "batch.micro_size": "auto", "checkpoint.every": 1000000,
+        }  # fmt: skip
+        argv = [str(DSLM), "train", "quickstart", "-o", str(self.run)]
+        for key, value in settings.items():
+            argv += ["-s", f"{key}={value}"]
+        self.process = subprocess.Popen(
+            argv,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        self._wait(lambda: self._steps() >= 2)
+
+    def _steps(self) -> int:
+        events, _ = read_events(self.run / "events.jsonl")
+        return sum(event["event"] == "step" for event in events)
+
+    def _wait(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def rank_pid(self, rank: int) -> int:
+        status = json.loads((self.run / f"logs/attempt-1/rank-{rank}.json").read_text())
+        return int(status["pid"])
+
+    def launcher(self, module: str) -> psutil.Process:
+        return next(
+            process
+            for process in psutil.Process(self.process.pid).children(recursive=True)
+            if any(part.endswith(module) for part in process.cmdline())
+        )
+
+    def end(self, seconds: float = 30) -> tuple[int, str]:
+        _, said = self.process.communicate(timeout=seconds)
+        return self.process.returncode, said
+
+    def alive(self) -> list[int]:
+        """Processes whose environment names this run."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("DSLM_RUN") == str(self.run):
+                    found.append(process.pid)
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    started = Running(tmp_path)
+    yield started
+    if started.process.poll() is None:
+        started.process.kill()
+    for pid in started.alive():
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_rank_is_a_failed_run(running: Running) -> None:
+    os.kill(running.rank_pid(1), signal.SIGKILL)
+    code, said = running.end()
+    assert code == 1
+    assert "rank 1" in said
+    assert not running.alive()
+    ends = [e for e in read_events(running.run / "events.jsonl")[0] if e["event"] == "error"]
+    assert ends[-1]["rank"] == 1
+
+
+@pytest.mark.parametrize("module", ["deepspeed.launcher.launch", "deepspeed"])
+def test_a_killed_launcher_is_a_failed_run(running: Running, module: str) -> None:
+    running.launcher(module).send_signal(signal.SIGKILL)
+    code, said = running.end()
+    assert code == 1
+    assert "launcher" in said
+    assert not running.alive()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_saves_a_checkpoint_and_ends_everything(running: Running, number: int) -> None:
+    start = time.monotonic()
+    running.process.send_signal(number)
+    code, said = running.end()
+    assert time.monotonic() - start < 10
+    assert code == 130, said
+    assert not running.alive()
+    manifests = list((running.run / "checkpoints").glob("step-*/manifest.json"))
+    assert len(manifests) == 1
+    assert not list((running.run / "checkpoints").glob(".*"))
+
+
+def test_nothing_outlives_a_killed_supervisor(running: Running) -> None:
+    running.process.kill()
+    deadline = time.monotonic() + 10
+    while running.alive() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not running.alive()
+
+
+def test_a_stopped_rank_does_not_keep_the_run_from_ending(running: Running) -> None:
+    os.kill(running.rank_pid(0), signal.SIGSTOP)
+    running.process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    running.process.send_signal(signal.SIGINT)  # the second insists
+    code, _ = running.end()
+    assert code == 130
+    assert not running.alive()

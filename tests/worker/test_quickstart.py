@@ -1,0 +1,105 @@
+"""The main job as a newcomer runs it: `dslm train quickstart`, to the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dslm.recipe.load import read_resolved
+from dslm.run.events import read_events
+from dslm.worker.data.prepare import cache_folder, prepare
+from tests.conftest import DSLM
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("quickstart")
+    done = subprocess.run(
+        [str(DSLM), "train", "quickstart", "-o", "run"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=550,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "screen.txt").write_text(done.stderr)
+    yield folder / "run"
+
+
+def _events(run: Path, name: str) -> list[dict[str, Any]]:
+    return [e for e in read_events(run / "events.jsonl")[0] if e["event"] == name]
+
+
+def test_the_loss_falls(run: Path) -> None:
+    losses = [event["loss"] for event in _events(run, "step")]
+    assert sum(losses[-3:]) / 3 < losses[0] - 2
+
+
+def test_the_screen_says_what_was_made_and_what_is_next(run: Path) -> None:
+    screen = (run.parent / "screen.txt").read_text()
+    for words in (
+        "eval step",
+        "perplexity",
+        "done in",
+        "run/model",
+        "run/checkpoints",
+        "dslm runs",
+    ):
+        assert words in screen
+
+
+def test_step_events_hold_what_the_docs_promise(run: Path) -> None:
+    last = _events(run, "step")[-1]
+    for field in (
+        "loss", "learning_rate", "grad_norm", "tokens_per_second", "samples_per_second",
+        "step_seconds", "forward_seconds", "backward_seconds", "communication_seconds",
+        "update_seconds", "memory_peak_bytes",
+    ):  # fmt: skip
+        assert last[field] is not None, field
+    parts = ("forward_seconds", "backward_seconds", "communication_seconds", "update_seconds")
+    assert 0 < sum(last[part] for part in parts) <= last["step_seconds"] * 1.05
+    names = {event["event"] for event in read_events(run / "events.jsonl")[0]}
+    assert {"start", "step", "eval", "checkpoint", "end"} <= names
+    assert _events(run, "end")[-1]["sample"].startswith("def main(")
+
+
+def test_the_run_directory_holds_what_reproduces_it(run: Path) -> None:
+    recipe = read_resolved(run / "recipe.yaml")
+    assert recipe.batch.micro_size == 8
+    config = json.loads((run / "ds_config.json").read_text())
+    assert "auto" not in json.dumps(config)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["versions"]["deepspeed"]
+    assert manifest["attempts"][0]["status"] == "done"
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-60", "step-120"}
+    assert not list(run.rglob("training_args.bin"))
+
+
+def test_the_model_loads_and_gives_the_reported_loss(run: Path) -> None:
+    reported = _events(run, "eval")[-1]["loss"]
+    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    data = prepare(read_resolved(run / "recipe.yaml"), tokenizer, cache_folder()).eval
+    assert data is not None
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for index in range(len(data)):
+            sample = data[index]
+            labels = sample["labels"][1:]
+            logits = model(
+                input_ids=sample["input_ids"][None], position_ids=sample["position_ids"][None]
+            ).logits[0, :-1]
+            total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+            count += int((labels != -100).sum())
+    assert total / count == pytest.approx(reported, abs=1e-4)
