@@ -190,8 +190,10 @@ def estimate(
     context = CONTEXT_BYTES[device_kind]
     resident = states.parameters + states.optimizer + context
     share = -(-trained // strategy.data_parallel_size) if strategy.zero_stage else trained
-    # the optimizer's step reads gradients in fp32: a copy of the partition in mixed precision
-    step = FP32 * share if strategy.offload == "none" and element != FP32 else 0
+    # the optimizer's step reads gradients in fp32: a copy of the partition in mixed precision,
+    # but for bf16 without ZeRO, whose gradients are in fp32 already
+    has_copy = element != FP32 and not (strategy.zero_stage == 0 and recipe.precision == "bf16")
+    step = FP32 * share if strategy.offload == "none" and has_copy else 0
     phases = {
         "init": resident,
         "forward": resident + states.gradients + activations + logits + buffers,

@@ -1,0 +1,54 @@
+"""A dry run shows everything that would happen, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.conftest import Dslm
+
+
+def test_it_shows_recipe_config_and_command(dslm: Dslm, tmp_path: Path) -> None:
+    done = dslm("train", "quickstart", "--dry-run", "--json", "--master-port", "29511")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["recipe"]["batch"]["micro_size"] == 8
+    assert document["ds_config"]["zero_optimization"]["stage"] == 2
+    assert document["command"][-3:] == ["--no_local_rank", "--module", "dslm.worker.main"]
+    assert "29511" in document["command"]
+    assert document["environment"]["OMP_NUM_THREADS"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_people_get_the_same_as_text(dslm: Dslm) -> None:
+    done = dslm("train", "quickstart", "--dry-run")
+    for words in ("# recipe.yaml", "# ds_config.json", "# command", "--num_gpus 2"):
+        assert words in done.stdout
+
+
+def test_cuda_devices_are_named_one_by_one() -> None:
+    from dataclasses import replace
+
+    from dslm.cluster.detect import Machine, local_cluster
+    from dslm.cluster.devices import device_named
+    from dslm.launch.backends import local
+    from dslm.launch.spec import LaunchSpec
+
+    machine = Machine(
+        accelerators=(device_named("h100"),) * 8, visible=(4, 6), memory_bytes=2**39, cores=64
+    )
+    spec = LaunchSpec(
+        module="m",
+        cluster=local_cluster(machine=machine),
+        run=Path("/run"),
+        attempt=1,
+        master_port=1,
+    )
+    request = local.request(spec)
+    assert request.argv[request.argv.index("--include") + 1] == "localhost:4,6"
+    assert "CUDA_VISIBLE_DEVICES" in request.removed
+    assert "DS_ACCELERATOR" not in request.environment
+    on_cpu = replace(machine, accelerators=(), visible=())
+    request = local.request(replace(spec, cluster=local_cluster(machine=on_cpu, ranks=2)))
+    assert request.environment["DS_ACCELERATOR"] == "cpu"
+    assert request.argv[request.argv.index("--num_gpus") + 1] == "2"

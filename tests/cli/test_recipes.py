@@ -1,0 +1,43 @@
+"""`dslm recipes`: what is listed can be shown, and what is written can be trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.conftest import Dslm
+
+
+def test_the_list_is_an_array_of_presets(dslm: Dslm) -> None:
+    rows = json.loads(dslm("recipes", "list", "--json").stdout)
+    assert len(rows) >= 31
+    for row in rows:
+        assert set(row) == {"name", "task", "parameters", "description"}
+        assert row["description"]
+    sizes = {row["name"]: row["parameters"] for row in rows}
+    assert sizes["gpt2-124m"] == 124_439_808
+    assert {
+        row["task"] for row in json.loads(dslm("recipes", "list", "--task", "mlm", "--json").stdout)
+    } == {"mlm"}
+
+
+def test_a_new_recipe_extends_its_preset_and_loads(dslm: Dslm, tmp_path: Path) -> None:
+    assert dslm("recipes", "new", "mine", "--from", "smollm2-135m").returncode == 0
+    shown = dslm("recipes", "show", "mine.yaml", "--json")
+    recipe = json.loads(shown.stdout)
+    assert recipe["model"]["name"].endswith("SmolLM2-135M")
+    again = dslm("recipes", "new", "mine.yaml")
+    assert again.returncode == 2
+    assert "there already" in again.stderr
+
+
+def test_the_schema_is_json_schema(dslm: Dslm) -> None:
+    schema = json.loads(dslm("recipes", "schema").stdout)
+    assert schema["$schema"].startswith("https://json-schema.org/")
+    assert schema["additionalProperties"] is False
+    assert "extends" in schema["properties"]
+
+
+def test_version_and_completion(dslm: Dslm) -> None:
+    assert dslm("--version").stdout.startswith("dslm ")
+    assert "--install-completion" in dslm("--help").stdout

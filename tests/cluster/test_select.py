@@ -1,0 +1,41 @@
+"""Filters mean what DeepSpeed's mean, and say what is wrong with them."""
+
+from __future__ import annotations
+
+import pytest
+
+from dslm.cluster.hosts import Host
+from dslm.cluster.select import select
+from dslm.errors import HostfileError
+
+HOSTS = (Host("w1", 4), Host("w2", 4), Host("w3", 2))
+TABLE = [
+    ({}, [("w1", 4), ("w2", 4), ("w3", 2)]),
+    ({"include": "w2"}, [("w2", 4)]),
+    ({"include": "w1@w2:0,2"}, [("w1", 4), ("w2", 2)]),
+    ({"exclude": "w2"}, [("w1", 4), ("w3", 2)]),
+    ({"exclude": "w2:1"}, [("w1", 4), ("w2", 3), ("w3", 2)]),
+    ({"num_nodes": 2}, [("w1", 4), ("w2", 4)]),
+    ({"num_gpus": 2}, [("w1", 2), ("w2", 2), ("w3", 2)]),
+]
+BAD = [
+    ({"include": "w9"}, "w9"),
+    ({"include": "w1:7"}, "slot 7"),
+    ({"include": "w1", "exclude": "w2"}, "together"),
+    ({"exclude": "w1@w2@w3"}, "no slot"),
+    ({"num_nodes": 4}, "4 hosts"),
+    ({"num_gpus": 3}, "w3 has 2"),
+    ({"include": "w1:x"}, "`x`"),
+]
+
+
+@pytest.mark.parametrize(("filters", "left"), TABLE)
+def test_what_is_left(filters: dict[str, str], left: list[tuple[str, int]]) -> None:
+    assert select(HOSTS, **filters) == tuple(Host(*host) for host in left)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("filters", "said"), BAD)
+def test_what_is_wrong(filters: dict[str, str], said: str) -> None:
+    with pytest.raises(HostfileError) as caught:
+        select(HOSTS, **filters)  # type: ignore[arg-type]
+    assert said in caught.value.message

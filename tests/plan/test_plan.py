@@ -1,0 +1,142 @@
+"""The planner's choices obey what everybody expects of memory, and say what they can't know."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dslm.cluster.devices import DEVICES, device_named
+from dslm.plan.memory import Memory, estimate
+from dslm.plan.report import cluster_of
+from dslm.plan.search import bucket_elements, choose
+from dslm.plan.shape import shape_of
+from dslm.plan.strategy import Strategy
+from dslm.recipe.load import load_recipe
+from tests.conftest import Dslm
+
+RECIPE = load_recipe("llama-3.2-1b").recipe
+SHAPE = shape_of(RECIPE.model.architecture)
+BASE = Strategy(
+    zero_stage=0, offload="none", micro_batch_size=1, gradient_accumulation_steps=1,
+    activation_checkpointing=False, tensor_parallel=1, sequence_parallel=1, data_parallel_size=8,
+)  # fmt: skip
+
+
+def _memory(strategy: Strategy, length: int = 2048) -> Memory:
+    data = RECIPE.data.model_copy(update={"sequence_length": length})
+    return estimate(
+        RECIPE.model_copy(update={"data": data}), SHAPE, strategy,
+        device_kind="cuda", ranks_per_host=8, buckets=bucket_elements(SHAPE),
+    )  # fmt: skip
+
+
+@given(
+    stage=st.sampled_from([0, 1, 2, 3]), ranks=st.integers(1, 512), micro=st.integers(1, 16),
+    length=st.sampled_from([256, 1024, 4096]), recompute=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_memory_moves_the_way_it_must(
+    stage: int, ranks: int, micro: int, length: int, recompute: bool
+) -> None:
+    here = replace(
+        BASE, zero_stage=stage, data_parallel_size=ranks, micro_batch_size=micro,
+        activation_checkpointing=recompute,
+    )  # fmt: skip
+    total = _memory(here, length).total
+    assert _memory(replace(here, data_parallel_size=ranks * 2), length).total <= total
+    assert _memory(replace(here, micro_batch_size=micro + 1), length).total >= total
+    assert _memory(here, length * 2).total >= total
+    forward = _memory(here, length).phases["forward"]
+    assert _memory(here, length * 2).phases["forward"] > forward
+    assert _memory(replace(here, activation_checkpointing=True), length).total <= total
+    states = _memory(here, length)
+    if stage < 3:
+        above = _memory(replace(here, zero_stage=stage + 1), length)
+        kept = above.parameters + above.gradients + above.optimizer
+        assert kept <= states.parameters + states.gradients + states.optimizer
+
+
+def test_more_memory_never_makes_a_plan_that_fits_not_fit() -> None:
+    cluster = cluster_of(device_named("l4"), 4)
+    fits = [
+        choose(
+            RECIPE,
+            replace(cluster, device=replace(cluster.device, memory_bytes=gib * 2**30)),
+            SHAPE,
+        ).fits
+        for gib in (2, 4, 8, 16, 32, 64, 128)
+    ]
+    assert fits == sorted(fits)
+    assert fits[0] is False
+    assert fits[-1] is True
+
+
+def test_every_device_has_a_source_and_plausible_numbers() -> None:
+    for device in DEVICES.values():
+        assert device.source
+        assert 1e13 < device.peak_flops["fp16"] < 1e16
+        assert 1e11 < device.memory_bandwidth < 2e13
+
+
+def test_the_document_has_what_other_programs_rely_on(dslm: Dslm) -> None:
+    done = dslm("plan", "llama-3.1-8b", "--gpus", "16", "--device", "h100-80gb", "--json")
+    plan = json.loads(done.stdout)
+    assert plan["model"]["parameters"] == 8030261248
+    for key in (
+        "zero_stage", "offload", "micro_batch_size", "gradient_accumulation_steps",
+        "activation_checkpointing", "tensor_parallel", "sequence_parallel",
+    ):  # fmt: skip
+        assert key in plan["choice"]
+    for key in (
+        "parameters", "gradients", "optimizer", "activations", "logits", "buffers", "context",
+        "total",
+    ):  # fmt: skip
+        assert isinstance(plan["memory"]["device"][key], int)
+    assert set(plan["memory"]["device"]["phases"]) == {"init", "forward", "backward", "step"}
+    assert isinstance(plan["memory"]["host"]["total"], int)
+    assert plan["fits"] is True
+    for key in ("step_seconds", "tokens_per_second", "mfu", "bound_by"):
+        assert plan["time"][key]
+
+
+def test_a_model_folder_or_config_can_be_planned(dslm: Dslm, tmp_path: Path) -> None:
+    config = {
+        "model_type": "newfangled", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 1000,
+        "num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 512,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for name in (".", "config.json"):
+        plan = json.loads(dslm("plan", name, "--gpus", "1", "--device", "l4", "--json").stdout)
+        assert plan["model"]["exact"] is False
+        assert plan["model"]["parameters"] > 100_000
+
+
+BAD = [
+    (["plan", "llama-3.1-8b", "--device", "h1000"], "h1000"),
+    (["plan", "--params", "lots"], "lots"),
+    (["plan", "--params", "-3B"], "-3B"),
+    (["plan"], "recipe"),
+    (["plan", "llama-3.1-8b", "--gpus", "10", "--hosts", "3"], "10"),
+    (["plan", "llama-3.1-8b", "--gpus", "0"], "--gpus"),
+]
+
+
+@pytest.mark.parametrize(("argv", "said"), BAD)
+def test_nonsense_is_refused(dslm: Dslm, argv: list[str], said: str) -> None:
+    done = dslm(*argv)
+    assert done.returncode == 2
+    assert said in done.stderr + done.stdout
+
+
+def test_train_refuses_what_cannot_fit(dslm: Dslm, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("words " * 1000)
+    done = dslm("train", "llama-3.1-70b", "-s", "data.train=corpus.txt", "-s", "parallel.ranks=1")
+    assert done.returncode == 4
+    assert "GiB" in done.stderr
+    assert "--force" in done.stderr
+    assert not (tmp_path / "runs").exists()

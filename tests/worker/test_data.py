@@ -1,0 +1,118 @@
+"""Data: every sample once an epoch, whoever reads it; packed documents don't see each other."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from dslm.worker.data.order import GlobalBatchSampler
+from dslm.worker.data.packing import pack, unpacked
+
+SHARDINGS = ("interleaved", "range", "hash")
+
+
+def _sampler(world: int, rank: int, sharding: str, **settings: int) -> GlobalBatchSampler:
+    given_ = {"count": 37, "seed": 7, "steps": 20, "start_step": 0, **settings}
+    return GlobalBatchSampler(
+        micro_batch=2,
+        accumulation=4 // world,
+        rank=rank,
+        world_size=world,
+        sharding=sharding,
+        **given_,
+    )
+
+
+def _step(samplers: list[GlobalBatchSampler], step: int) -> list[int]:
+    return sorted(int(i) for s in samplers for i in s.samples_of_rank(step))
+
+
+@given(
+    world=st.sampled_from([1, 2, 4]), sharding=st.sampled_from(SHARDINGS),
+    count=st.integers(1, 60), seed=st.integers(0, 10**6), step=st.integers(0, 30),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_a_step_has_the_same_samples_on_any_number_of_ranks(
+    world: int, sharding: str, count: int, seed: int, step: int
+) -> None:
+    alone = [_sampler(1, 0, "interleaved", count=count, seed=seed)]
+    ranks = [_sampler(world, r, sharding, count=count, seed=seed) for r in range(world)]
+    assert _step(ranks, step) == _step(alone, step)
+    assert len({len(s.samples_of_rank(step)) for s in ranks}) == 1
+
+
+@given(
+    cuts=st.lists(st.integers(1, 19), max_size=4),
+    worlds=st.lists(st.sampled_from([1, 2, 4]), min_size=5, max_size=5),
+    sharding=st.sampled_from(SHARDINGS), count=st.integers(8, 60),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_interrupted_anywhere_and_resumed_on_any_world_every_sample_is_seen_once_an_epoch(
+    cuts: list[int], worlds: list[int], sharding: str, count: int
+) -> None:
+    bounds = [0, *sorted(set(cuts)), 20]
+    seen: list[int] = []
+    for world, start, end in zip(worlds, bounds, bounds[1:], strict=False):
+        ranks = [_sampler(world, r, sharding, count=count, start_step=start) for r in range(world)]
+        for batches in zip(*(list(s) for s in ranks), strict=True):
+            if len(seen) < end * 8:
+                seen += [place for batch in batches for place in batch]
+    for epoch in range(len(seen) // count):
+        places = sorted(p % count for p in seen if p // count == epoch)
+        assert places == list(range(count))
+
+
+DOCUMENTS = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=40), min_size=1, max_size=60)
+
+
+@given(DOCUMENTS, st.integers(4, 32))
+def test_packing_loses_nothing_and_marks_every_document(
+    documents: list[list[int]], length: int
+) -> None:
+    tokens, positions = pack(documents, length, pad=0)
+    assert tokens.shape == positions.shape
+    assert int((positions >= 0).sum()) == sum(map(len, documents))
+    pieces = []
+    for row, places in zip(tokens, positions, strict=True):
+        starts = [*np.flatnonzero(places == 0), int((places >= 0).sum())]
+        pieces += [tuple(row[a:b]) for a, b in itertools.pairwise(starts)]
+    expected = [tuple(d[i : i + length]) for d in documents for i in range(0, len(d), length)]
+    assert sorted(pieces) == sorted(expected)
+
+
+def test_packing_is_dense_for_documents_of_real_lengths() -> None:
+    lengths = np.random.Generator(np.random.PCG64(1)).lognormal(6, 1.3, 4000).astype(int) + 1
+    _, positions = pack([[1] * n for n in lengths], 2048, pad=0)
+    assert (positions >= 0).mean() > 0.995
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_documents_have_the_losses_of_documents_alone(attention: str) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, attn_implementation=attention,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    documents = [torch.randint(1, 100, (n,)).tolist() for n in (11, 7, 13, 4, 9)]
+
+    def token_losses(tokens: np.ndarray, positions: np.ndarray) -> list[float]:
+        found = []
+        for row, places in zip(tokens, positions, strict=True):
+            ids, where = torch.tensor(row)[None].long(), torch.tensor(places)[None].long()
+            where = torch.where(where < 0, (where < 0).cumsum(1) - 1, where)
+            with torch.no_grad():
+                logits = model(input_ids=ids, position_ids=where, use_cache=False).logits[0, :-1]
+            loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+            found += loss[torch.tensor(places[1:] > 0)].tolist()
+        return sorted(found)
+
+    packed = token_losses(*pack(documents, 24, pad=0))
+    alone = token_losses(*unpacked(documents, 24, pad=0))
+    assert packed == pytest.approx(alone, abs=1e-5)
