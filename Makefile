@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check format bench wheel-test clean
+.PHONY: setup demo test check format docs bench clean
 
 setup: $(VENV)/.installed
 
@@ -28,6 +28,9 @@ check: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup
+	$(BIN)/python scripts/docs.py $(RUN)
 
 bench: setup
 	$(BIN)/python -m benchmarks

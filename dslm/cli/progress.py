@@ -6,6 +6,7 @@ Events in, screen out. Knows the fields of events, nothing of processes.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console, Group
@@ -21,12 +22,19 @@ class RunScreen:
     """Shows the events of a run; a context manager, so that the terminal is always restored."""
 
     def __init__(
-        self, console: Console, *, name: str, peak_flops: float | None, live: bool | None = None
+        self,
+        console: Console,
+        *,
+        name: str,
+        peak_flops: float | None,
+        live: bool | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._console = console
         self._peak_flops = peak_flops
         self._live_wanted = console.is_terminal if live is None else live
-        self._started = time.monotonic()
+        self._clock = clock
+        self._started = clock()
         self._phase = "starting"
         self._start: dict[str, Any] = {}
         self._step: dict[str, Any] = {}
@@ -64,6 +72,7 @@ class RunScreen:
     def event(self, event: dict[str, Any]) -> None:
         """Take one event in."""
         kind = event["event"]
+        self._started = min(self._started, event.get("time", self._started))
         handler = getattr(self, f"_on_{kind}", None)
         if handler is not None:
             handler(event)
@@ -73,7 +82,7 @@ class RunScreen:
         self._phase = str(event["phase"])
         if detail:
             self._phase += f": {detail}"
-        if self._live is None:
+        if not self._live_wanted:
             self.note(f"  {self._phase}")
 
     def _on_start(self, event: dict[str, Any]) -> None:
@@ -92,11 +101,11 @@ class RunScreen:
 
     def _on_step(self, event: dict[str, Any]) -> None:
         if self._first_step_time is None:
-            self._first_step_time, self._first_step = time.monotonic(), event["step"]
+            self._first_step_time, self._first_step = event["time"], event["step"]
         self._step = event
         self._phase = "training"
         self._progress.update(self._task, completed=event["step"])
-        if self._live is None:
+        if not self._live_wanted:
             self.note("  " + "  ".join(f"{k} {v}" for k, v in self._cells()))
 
     def _on_eval(self, event: dict[str, Any]) -> None:
@@ -124,10 +133,11 @@ class RunScreen:
         step, start = self._step, self._start
         cells: list[tuple[str, str]] = []
         if not step:
-            return [("elapsed", render_seconds(time.monotonic() - self._started))]
-        if self._live is None:
+            return [("elapsed", render_seconds(self._clock() - self._started))]
+        if not self._live_wanted:
             cells.append(("step", f"{step['step']}/{start.get('steps', '?')}"))
-        cells.append(("loss", f"{step['loss']:.4f}"))
+        loss = step.get("loss")
+        cells.append(("loss", "not finite" if loss is None else f"{loss:.4f}"))
         if step.get("learning_rate") is not None:
             cells.append(("lr", f"{step['learning_rate']:.2e}"))
         if step.get("tokens_per_second"):
@@ -139,7 +149,7 @@ class RunScreen:
             cells.append(("MFU", f"{mfu:.1%}"))
         if step.get("memory_peak_bytes"):
             cells.append(("memory", render_bytes(step["memory_peak_bytes"])))
-        cells.append(("elapsed", render_seconds(time.monotonic() - self._started)))
+        cells.append(("elapsed", render_seconds(self._clock() - self._started)))
         remaining = self._remaining()
         if remaining is not None:
             cells.append(("remaining", render_seconds(remaining)))
@@ -157,7 +167,7 @@ class RunScreen:
         done = self._step["step"] - self._first_step
         if not total or self._first_step_time is None or done <= 0:
             return None
-        per_step = (time.monotonic() - self._first_step_time) / done
+        per_step = (self._step["time"] - self._first_step_time) / done
         return float((total - self._step["step"]) * per_step)
 
     def _numbers(self) -> Table:

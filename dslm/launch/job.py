@@ -21,6 +21,7 @@ from dslm.plan.shape import ModelShape, shape_of
 from dslm.recipe.data_paths import check_data
 from dslm.recipe.load import load_recipe
 from dslm.recipe.schema import Recipe
+from dslm.run.manifest import SECRET
 from dslm.units import render_bytes
 from dslm.zero.generate import ResolvedConfig, generate
 
@@ -53,6 +54,7 @@ def decide(
     """
     loaded = load_recipe(recipe_name, overrides)
     recipe = loaded.recipe
+    _check_secrets(recipe)
     shape = _shape(recipe)
     _check_length(recipe, shape)
     if cluster is None:
@@ -232,6 +234,16 @@ def _read_config(file: Path) -> dict[str, Any]:
             "this is not a model's config: it has no `model_type`", where=Where(file=file)
         )
     return config
+
+
+def _check_secrets(recipe: Recipe) -> None:
+    for name in recipe.environment:
+        if SECRET.search(name):
+            raise RecipeError(
+                f"`{name}` sounds like a secret, and a recipe is written into the run directory",
+                where=Where(key=f"environment.{name}"),
+                hint="set it in your own environment: the ranks inherit that",
+            )
 
 
 def _check_length(recipe: Recipe, shape: ModelShape | None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,11 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ("output folder with another run", [*TRAIN, "-o", "taken"], ["taken"]),
     ("output folder that is a file", [*TRAIN, "-o", "empty.txt"], ["empty.txt"]),
     ("output folder that can't be made", [*TRAIN, "-o", "/proc/run"], ["/proc/run"]),
+    ("more ranks than slots", [*TRAIN, "--num-gpus", "4096"], ["4096", "slots"]),
+    ("include of a slot that is not", [*TRAIN, "--include", "localhost:4096"], ["4096"]),
+    ("secret in the recipe", [*TRAIN, "-s", "environment.HF_TOKEN=abc"], ["HF_TOKEN"]),
+    ("batch that is no multiple", [*TRAIN, "-s", "batch.micro_size=5"], ["batch", "10", "20"]),
+    ("optimizer parameter", [*TRAIN, "-s", "optimizer.learning_rate=1"], ["learning_rate", "lr"]),
     ("config of nothing", ["config"], ["recipe", "--check"]),
     ("check of a missing file", ["config", "--check", "gone.json"], ["gone.json"]),
     ("unknown option", [*TRAIN, "--gpus-per-node", "2"], ["--gpus-per-node"]),
@@ -98,6 +105,25 @@ def test_a_port_in_use(dslm: Dslm, folder: Path) -> None:
     assert done.returncode == 2
     assert port in done.stderr
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_output_folder(dslm: Dslm, folder: Path) -> None:
+    disk = folder / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        (disk / "filler").write_bytes(b"x" * 12 * 1024)
+        done = dslm(*TRAIN, "-o", "disk/run")
+        assert done.returncode == 2, done.stderr
+        assert "No space left" in done.stderr
+        assert [path.name for path in disk.iterdir()] == ["filler"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_debug_shows_the_traceback(dslm: Dslm) -> None:

@@ -1,0 +1,130 @@
+"""Write what the docs can take from the code: `make docs`; --check only says what is not current.
+
+docs/recipe.md from the recipe's schema, the table of presets in README.md from the catalogue, and,
+given a run directory (`python scripts/docs.py RUN`), the picture of the screen from its events.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dslm.cli.progress import RunScreen
+from dslm.plan.shape import shape_of
+from dslm.recipe.catalog import entries, recipe_schema
+from dslm.run.events import read_events
+from dslm.units import render_count
+
+ROOT = Path(__file__).parent.parent
+START, END = "<!-- presets: made by make docs -->", "<!-- end of presets -->"
+
+
+def recipe_page() -> str:
+    """Every key of a recipe: type, default, meaning."""
+    schema = recipe_schema()
+    lines = [
+        "# The recipe, key by key\n",
+        "Made from the schema by `make docs`. `dslm recipes schema` prints it as JSON Schema,",
+        "`dslm recipes show PRESET` a whole recipe. A file may have `extends: PRESET` (or a file,",
+        "or a list of them): what it says itself is merged over that, key by key.\n",
+    ]
+    top = {k: v for k, v in schema["properties"].items() if k != "extends"}
+    lines += ["## Top level\n", *_table(top, schema)]
+    for name, field in top.items():
+        section = _section(field, schema)
+        if section is not None:
+            lines += [f"\n## `{name}`\n", section["description"] + "\n"]
+            lines += _table(section["properties"], schema)
+    return "\n".join(lines) + "\n"
+
+
+def _section(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any] | None:
+    options = [field, *field.get("allOf", []), *field.get("anyOf", [])]
+    for option in options:
+        if "$ref" in option:
+            found: dict[str, Any] = schema["$defs"][option["$ref"].rpartition("/")[2]]
+            return found
+    return None
+
+
+def _table(fields: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in fields.items():
+        said = field.get("description") or (_section(field, schema) or {}).get("description", "")
+        text = " ".join(said.split()).replace("|", "\\|")
+        default = field.get("default")
+        shown = "" if default is None or isinstance(default, dict) else f"`{default}`"
+        rows.append(f"| `{name}` | {_type(field, schema)} | {shown} | {text} |")
+    return rows
+
+
+def _type(field: dict[str, Any], schema: dict[str, Any]) -> str:
+    if "$ref" in field:
+        return "mapping"
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "anyOf" in field:
+        kinds = [_type(option, schema) for option in field["anyOf"] if option.get("type") != "null"]
+        return " or ".join(dict.fromkeys(kinds))
+    names = {"integer": "whole number", "object": "mapping", "array": "list", "string": "text"}
+    return names.get(field.get("type", ""), field.get("type", ""))
+
+
+def preset_table() -> str:
+    """The presets as a Markdown table, those of one family together."""
+    rows = ["| preset | parameters | what it does |", "|---|---|---|"]
+    by_size = sorted(
+        ((p.path.parent.name, shape_of(p.architecture).parameters, p) for p in entries()),
+        key=lambda row: row[:2],
+    )
+    for _, parameters, preset in by_size:
+        rows.append(f"| `{preset.name}` | {render_count(parameters)} | {preset.description} |")
+    return "\n".join(rows)
+
+
+def readme(text: str) -> str:
+    """README.md with the table of presets put in."""
+    before, _, rest = text.partition(START)
+    after = rest.partition(END)[2]
+    return f"{before}{START}\n\n{preset_table()}\n\n{END}{after or chr(10)}"
+
+
+def draw_screen(run: Path) -> None:
+    """docs/screen.svg: what a terminal shows in the middle of a run, from its own events."""
+    events, _ = read_events(run / "events.jsonl")
+    steps = [event for event in events if event["event"] == "step"]
+    last = steps[2 * len(steps) // 3]
+    console = Console(record=True, width=132, file=io.StringIO(), force_terminal=True)
+    console.print("$ dslm train quickstart", style="bold")
+    screen = RunScreen(
+        console, name="quickstart", peak_flops=None, live=True, clock=lambda: float(last["time"])
+    )
+    for event in events[: events.index(last) + 1]:
+        screen.event(event)
+    console.print(screen)
+    console.save_svg(str(ROOT / "docs" / "screen.svg"), title="dslm")
+
+
+def main() -> None:
+    """Write or check."""
+    pages = {
+        ROOT / "docs" / "recipe.md": recipe_page(),
+        ROOT / "README.md": readme((ROOT / "README.md").read_text()),
+    }
+    if "--check" in sys.argv:
+        old = [str(p.relative_to(ROOT)) for p, text in pages.items() if p.read_text() != text]
+        sys.exit(f"not current: {', '.join(old)}: run `make docs`" if old else 0)
+    for path, text in pages.items():
+        path.write_text(text)
+    if len(sys.argv) > 1:
+        draw_screen(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()
