@@ -45,5 +45,8 @@ Force = Annotated[
 ]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Go on in the run of `-o` from its newest complete checkpoint."),
+    typer.Option(
+        "--resume",
+        help="Insist on going on with the run in `-o`; without it an unfinished one is found.",
+    ),
 ]

@@ -41,8 +41,18 @@ def train(
         dslm train mine.yaml --num-gpus 2 --dry-run
     """
     from dslm.launch.job import check_fit, check_inputs, check_port, decide
+    from dslm.launch.resume import unfinished_run
+    from dslm.recipe.load import read_resolved
 
-    job = decide(recipe, set_ or (), num_gpus=num_gpus, include=include, exclude=exclude)
+    before = unfinished_run(output)
+    job = decide(
+        recipe,
+        set_ or (),
+        num_gpus=num_gpus,
+        include=include,
+        exclude=exclude,
+        like=read_resolved(before.recipe) if before else None,
+    )
     if dry_run:
         from dslm.launch.run import request_of
 

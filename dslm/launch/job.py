@@ -46,8 +46,19 @@ def decide(
     include: str | None = None,
     exclude: str | None = None,
     cluster: Cluster | None = None,
+    like: Recipe | None = None,
 ) -> Job:
     """Decide everything about one training; reads files, writes none.
+
+    Args:
+        recipe_name: a preset or a file.
+        overrides: `KEY=VALUE`, each.
+        num_gpus: ranks per host.
+        include: DeepSpeed's filter of slots.
+        exclude: the opposite.
+        cluster: where it runs; this machine when absent.
+        like: the resolved recipe of the run to go on with: its stage stays unless the recipe says
+            another, since a checkpoint's optimizer state belongs to a stage.
 
     Raises:
         InputError: the recipe, an option or the model folder is wrong.
@@ -55,6 +66,9 @@ def decide(
     loaded = load_recipe(recipe_name, overrides)
     recipe = loaded.recipe
     _check_secrets(recipe)
+    if like is not None and recipe.parallel.zero_stage == "auto":
+        kept = recipe.parallel.model_copy(update={"zero_stage": like.parallel.zero_stage})
+        recipe = recipe.model_copy(update={"parallel": kept})
     shape = _shape(recipe)
     _check_length(recipe, shape)
     if cluster is None:

@@ -20,13 +20,13 @@ from dslm.launch.backends import local
 from dslm.launch.diagnose import diagnose
 from dslm.launch.job import Job, plan_document
 from dslm.launch.ports import free_port
+from dslm.launch.resume import ResumePoint, check_same_recipe, resume_point, unfinished_run
 from dslm.launch.spec import LaunchRequest, LaunchSpec
 from dslm.launch.supervise import Outcome, Status, supervise
-from dslm.recipe.load import dump_recipe, read_resolved
-from dslm.recipe.schema import Recipe
+from dslm.recipe.load import dump_recipe
 from dslm.run.directory import RunDirectory
 from dslm.run.events import EventName, append_event
-from dslm.run.manifest import add_attempt, end_attempt, new_manifest
+from dslm.run.manifest import add_attempt, end_attempt, new_manifest, read_manifest
 
 WORKER = "dslm.worker.main"
 SCRIPT_WORKER = "dslm.worker.script"
@@ -44,13 +44,13 @@ def launch_training(
     on_event: OnEvent,
     on_run: Callable[[Path], None],
 ) -> tuple[RunDirectory, Outcome]:
-    """Train: in a new run directory, or on in an unfinished one.
+    """Train: in a new run directory, or on in an unfinished one of the same recipe.
 
     Args:
         job: what was decided.
         output: the run directory; None: `runs/RECIPE-TIME`.
         master_port: where the ranks meet; None: a free port.
-        resume: go on in `output` from its newest complete checkpoint.
+        resume: there must be an unfinished run in `output`.
         command: the command line, for the manifest.
         on_event: told every event.
         on_run: told the run directory before anything starts.
@@ -58,20 +58,37 @@ def launch_training(
     Raises:
         OptionError: the folder can't be used.
     """
-    files = {
-        "recipe.yaml": dump_recipe(job.recipe),
-        "ds_config.json": job.config.values,
-        "plan.json": plan_document(job),
-    }
-    if resume:
-        run = _open_unfinished(job, output)
-        write_atomic(run.recipe, dump_recipe(job.recipe))
-        write_json(run.ds_config, job.config.values)
-    else:
+    run = unfinished_run(output)
+    values, point = job.config.values, None
+    if run is None:
+        if resume:
+            raise OptionError(
+                "there is no unfinished run to go on with",
+                where=Where(file=output, key="--resume"),
+                hint="`dslm train RECIPE -o RUN --resume`; `dslm runs list` shows the runs",
+            )
+        files = {
+            "recipe.yaml": dump_recipe(job.recipe),
+            "ds_config.json": values,
+            "plan.json": plan_document(job),
+        }
         folder = output or _default_folder(job.name)
         run = make_run(folder, job.name, files, command, job.cluster)
-    on_run(run.path)
-    attempt = add_attempt(run, world_size=job.cluster.world_size, resumed_from=None)
+        on_run(run.path)
+    else:
+        check_same_recipe(run, job.recipe)
+        on_run(run.path)
+        point = _resume(run, job, on_event)
+        if point is not None and point.universal:
+            values = {**values, "checkpoint": {"load_universal": True}}
+        write_atomic(run.recipe, dump_recipe(job.recipe))
+        write_json(run.ds_config, values)
+    attempt = add_attempt(
+        run,
+        world_size=job.cluster.world_size,
+        resumed_from=point.path if point else None,
+        step=point.step if point else 0,
+    )
     request = request_of(job, run.path, attempt=attempt, master_port=master_port)
     outcome = supervise(
         request,
@@ -83,6 +100,29 @@ def launch_training(
     )
     _close(run, outcome)
     return run, outcome
+
+
+def _resume(run: RunDirectory, job: Job, on_event: OnEvent) -> ResumePoint | None:
+    """Find where to go on, and tell what was seen on the way."""
+    attempt = len(read_manifest(run)["attempts"]) + 1
+
+    def tell(detail: str) -> None:
+        append_event(run.events, EventName.PHASE, attempt, phase="resuming", detail=detail)
+        on_event({"event": "phase", "phase": "resuming", "detail": detail})
+
+    point = resume_point(
+        run,
+        world_size=job.cluster.world_size,
+        zero_stage=job.plan.strategy.zero_stage,
+        log=run.logs(attempt) / "convert.log",
+        on_convert=lambda checkpoint: tell(
+            f"converting step {checkpoint.step} from {checkpoint.world_size} ranks to "
+            f"{job.cluster.world_size}"
+        ),
+    )
+    for problem in point.problems if point else ():
+        tell(problem)
+    return point
 
 
 def launch_script(
@@ -121,7 +161,7 @@ def launch_script(
     folder = output or _default_folder(script.stem)
     run = make_run(folder, script.stem, files, command, cluster)
     on_run(run.path)
-    attempt = add_attempt(run, world_size=cluster.world_size, resumed_from=None)
+    attempt = add_attempt(run, world_size=cluster.world_size)
     request = script_request(
         script,
         arguments,
@@ -246,57 +286,12 @@ def check_output(path: Path) -> None:
         raise OptionError(
             "holds another run",
             where=Where(file=path),
-            hint="go on with it: `--resume`; or choose another folder with `-o DIR`",
+            hint="it is done, or was not made by `dslm train`: choose another with `-o DIR`",
         )
     if any(path.iterdir()):
         raise OptionError(
             "the folder is not empty", where=Where(file=path), hint="choose another with `-o DIR`"
         )
-
-
-def _open_unfinished(job: Job, output: Path | None) -> RunDirectory:
-    if output is None:
-        raise OptionError(
-            "`--resume` needs the run directory",
-            where=Where(key="--resume"),
-            hint="`dslm train RECIPE -o RUN --resume`; `dslm runs list` shows the runs",
-        )
-    run = RunDirectory(output.absolute())
-    if not run.manifest.is_file():
-        raise OptionError("this folder holds no run to resume", where=Where(file=output))
-    different = recipe_difference(read_resolved(run.recipe), job.recipe)
-    if different:
-        lines = "; ".join(f"`{key}` was {old!r}, is {new!r}" for key, old, new in different[:5])
-        raise OptionError(
-            f"the run was made with another recipe: {lines}",
-            where=Where(file=output),
-            hint="resume with the same recipe, or start a new run in another folder",
-        )
-    return run
-
-
-# What may differ between two attempts of one run: how the same mathematics is executed.
-_MAY_DIFFER = frozenset({
-    "batch.micro_size", "parallel.ranks", "model.activation_checkpointing", "description",
-    "checkpoint", "log", "evaluation", "environment", "parallel.nvme_path", "parallel.offload",
-})  # fmt: skip
-
-
-def recipe_difference(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
-    """Keys in which two recipes would train differently: key, old value, new value."""
-    found: list[tuple[str, Any, Any]] = []
-
-    def compare(key: str, left: Any, right: Any) -> None:
-        if key in _MAY_DIFFER or left == right:
-            return
-        if isinstance(left, dict) and isinstance(right, dict):
-            for name in [*left, *(n for n in right if n not in left)]:
-                compare(f"{key}.{name}" if key else name, left.get(name), right.get(name))
-        else:
-            found.append((key, left, right))
-
-    compare("", old.model_dump(mode="json"), new.model_dump(mode="json"))
-    return found
 
 
 def _default_folder(name: str) -> Path:

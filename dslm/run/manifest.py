@@ -48,8 +48,10 @@ def read_manifest(run: RunDirectory) -> dict[str, Any]:
     return manifest
 
 
-def add_attempt(run: RunDirectory, *, world_size: int, resumed_from: str | None) -> int:
-    """Write down that an attempt starts; its number, from 1."""
+def add_attempt(
+    run: RunDirectory, *, world_size: int, resumed_from: str | None = None, step: int = 0
+) -> int:
+    """Write down that an attempt starts, from which checkpoint and step; its number, from 1."""
     manifest = read_manifest(run)
     attempt = len(manifest["attempts"]) + 1
     manifest["attempts"].append(
@@ -58,6 +60,7 @@ def add_attempt(run: RunDirectory, *, world_size: int, resumed_from: str | None)
             "started": round(time.time(), 3),
             "world_size": world_size,
             "resumed_from": resumed_from,
+            "step": step,
         }
     )
     write_json(run.manifest, manifest)

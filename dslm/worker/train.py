@@ -20,10 +20,11 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from dslm.recipe.duration import total_steps
 from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
+from dslm.run.checkpoints import complete_checkpoints
 from dslm.run.events import EventName, append_event
+from dslm.run.manifest import read_manifest
 from dslm.worker.arguments import training_arguments
 from dslm.worker.callbacks import Events, Stop
-from dslm.worker.checkpoint import complete_checkpoints, newest_checkpoint
 from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.data.prepare import cache_folder, prepare
 from dslm.worker.data.tokenizer import load_tokenizer
@@ -63,7 +64,7 @@ def train(rank: Rank) -> None:
     phase("model")
     model = build_model(recipe, task.auto_class, tokenizer)
 
-    resumed = newest_checkpoint(run.checkpoints) if rank.attempt > 1 else None
+    start = read_manifest(run)["attempts"][rank.attempt - 1]
     sampler = GlobalBatchSampler(
         count=len(data.train),
         seed=recipe.seed,
@@ -73,7 +74,7 @@ def train(rank: Rank) -> None:
         rank=rank.rank,
         world_size=rank.world_size,
         sharding=recipe.data.sharding,
-        start_step=resumed.step if resumed else 0,
+        start_step=start["step"],
     )
     stage = config["zero_optimization"]["stage"]
     facts = {
@@ -103,7 +104,8 @@ def train(rank: Rank) -> None:
     )
     trainer.add_callback(stop)
     phase("partitioning", f"ZeRO stage {stage}")
-    trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+    resumed = start["resumed_from"]
+    trainer.train(resume_from_checkpoint=str(run.path / resumed) if resumed else None)
     if stop.stopped and trainer.state.global_step < steps:
         events.write(
             EventName.END,

@@ -16,7 +16,7 @@ from dslm.recipe.schema import Recipe
 from dslm.run.directory import RunDirectory
 from dslm.run.events import EventName
 from dslm.worker.callbacks import Events
-from dslm.worker.checkpoint import timed_checkpoint
+from dslm.worker.checkpoint import write_checkpoint
 from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.evaluate import Collate, evaluate
 
@@ -87,7 +87,7 @@ class DslmTrainer(Trainer):
 
     def save_now(self) -> None:
         """Write a checkpoint of the current step."""
-        path, seconds = timed_checkpoint(
+        path, seconds = write_checkpoint(
             self, self._run.checkpoints, self._checkpoint_facts, self._recipe.checkpoint.keep
         )
         self._events.pause(seconds)

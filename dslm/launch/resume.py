@@ -1,0 +1,169 @@
+"""Going on with a run: which checkpoint, whether it fits the ranks there are now, its conversion.
+
+At the same world size and stage a checkpoint is loaded as it is. At another one it is converted
+to DeepSpeed's universal format first, by DeepSpeed's own converter, into a folder beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dslm.errors import OptionError, RunFailed, Where
+from dslm.recipe.load import read_resolved
+from dslm.recipe.schema import Recipe
+from dslm.run.checkpoints import Checkpoint, newest_sound
+from dslm.run.directory import RunDirectory
+from dslm.run.summary import summarize
+
+# What may differ between two attempts of one run: how the same mathematics is executed.
+_MAY_DIFFER = frozenset({
+    "batch.micro_size", "parallel.ranks", "parallel.zero_stage", "parallel.offload",
+    "parallel.nvme_path", "model.activation_checkpointing", "description", "checkpoint", "log",
+    "evaluation", "environment", "data.workers", "data.sharding",
+})  # fmt: skip
+_TRAINER_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResumePoint:
+    """What an attempt starts from: a path relative to the run, and whether it was converted."""
+
+    path: str
+    step: int
+    universal: bool
+    problems: tuple[str, ...] = ()  # newer checkpoints that could not be used
+
+
+def unfinished_run(output: Path | None) -> RunDirectory | None:
+    """The run in a folder that can be gone on with; None when there is none, or it is done."""
+    if output is None:
+        return None
+    run = RunDirectory(output.absolute())
+    if not (run.manifest.is_file() and run.recipe.is_file() and run.ds_config.is_file()):
+        return None
+    return None if summarize(run).status == "done" else run
+
+
+def check_same_recipe(run: RunDirectory, recipe: Recipe) -> None:
+    """Check that a run was made with this recipe, as far as the mathematics goes.
+
+    Raises:
+        OptionError: it wasn't; says what differs.
+    """
+    different = recipe_difference(read_resolved(run.recipe), recipe)
+    if different:
+        lines = "; ".join(f"`{key}` was {old!r}, is {new!r}" for key, old, new in different[:5])
+        raise OptionError(
+            f"holds another run, made with another recipe: {lines}",
+            where=Where(file=run.path),
+            hint="go on with the same recipe, or start a new run in another folder",
+        )
+
+
+def recipe_difference(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
+    """Keys in which two recipes would train differently: key, old value, new value."""
+    found: list[tuple[str, Any, Any]] = []
+
+    def compare(key: str, left: Any, right: Any) -> None:
+        if key in _MAY_DIFFER or left == right:
+            return
+        if isinstance(left, dict) and isinstance(right, dict):
+            for name in [*left, *(n for n in right if n not in left)]:
+                compare(f"{key}.{name}" if key else name, left.get(name), right.get(name))
+        else:
+            found.append((key, left, right))
+
+    compare("", old.model_dump(mode="json"), new.model_dump(mode="json"))
+    return found
+
+
+def resume_point(
+    run: RunDirectory,
+    *,
+    world_size: int,
+    zero_stage: int,
+    log: Path,
+    on_convert: Callable[[Checkpoint], None] = lambda checkpoint: None,
+) -> ResumePoint | None:
+    """The newest sound checkpoint, converted when it has to be; None: there is none.
+
+    Args:
+        run: the run to go on with.
+        world_size: ranks there are now.
+        zero_stage: stage they use.
+        log: what the converter prints goes there.
+        on_convert: told before a conversion starts.
+
+    Raises:
+        OptionError: no conversion leads from the checkpoint's stage to this one.
+        RunFailed: the conversion failed.
+    """
+    checkpoint, problems = newest_sound(run.checkpoints)
+    if checkpoint is None:
+        return None
+    same = (checkpoint.world_size, checkpoint.zero_stage) == (world_size, zero_stage)
+    # without ZeRO every rank holds the whole state: any number of ranks can load it
+    plain = checkpoint.zero_stage == zero_stage == 0
+    path = checkpoint.path
+    if not (same or plain):
+        _check_stages(run, checkpoint.zero_stage, zero_stage)
+        path = run.checkpoints / f".universal-{checkpoint.step}"
+        if not path.is_dir():
+            on_convert(checkpoint)
+            convert(checkpoint, path, log)
+    return ResumePoint(
+        path=str(path.relative_to(run.path)),
+        step=checkpoint.step,
+        universal=not (same or plain),
+        problems=tuple(problems),
+    )
+
+
+def convert(checkpoint: Checkpoint, folder: Path, log: Path) -> None:
+    """Convert a checkpoint to DeepSpeed's universal format; the folder appears whole.
+
+    Raises:
+        RunFailed: DeepSpeed's converter failed.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tag = f"global_step{checkpoint.step}"
+    argv = [
+        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal",
+        "--input_folder", str(checkpoint.path / tag),
+        "--output_folder", str(partial / f"{tag}_universal"),
+        "--num_extract_workers", "1", "--num_merge_workers", "1",
+    ]  # fmt: skip
+    if checkpoint.zero_stage < 3:
+        argv.append("--inject_missing_state")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        done = subprocess.run(argv, stdout=stream, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunFailed(
+            f"the checkpoint of step {checkpoint.step} could not be converted",
+            where=Where(file=log),
+            hint=f"resume with {checkpoint.world_size} ranks: that needs no conversion",
+        )
+    shutil.copy2(checkpoint.path / _TRAINER_STATE, partial / _TRAINER_STATE)
+    partial.replace(folder)
+
+
+def _check_stages(run: RunDirectory, old: int, new: int) -> None:
+    if old == new or {old, new} == {1, 2}:
+        return
+    raise OptionError(
+        f"the checkpoint was written under ZeRO stage {old}, and its optimizer state can't be "
+        f"carried to stage {new}",
+        where=Where(file=run.path),
+        hint=f"go on with `--set parallel.zero_stage={old}`; or start anew from the weights alone: "
+        "`dslm export`, then `--set model.name=FOLDER --set model.init=pretrained`",
+    )
