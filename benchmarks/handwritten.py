@@ -2,8 +2,8 @@
 
     deepspeed --num_gpus 2 benchmarks/handwritten.py RUN DATA OUT
 
-RUN is a run directory of dslm (its recipe and ds_config.json), DATA the folder with the packed
-arrays, OUT a JSON file that gets the wall-clock time of the end of every step.
+RUN is a run directory of dslm (its recipe and ds_config.json), DATA the file with the packed
+samples, OUT a JSON file that gets the wall-clock time of the end of every step.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
+from dslm.worker.data.packing import packed_sample
+from dslm.worker.data.store import Samples
+
 
 def main() -> None:
     """Train as many steps as the recipe says."""
@@ -28,8 +31,8 @@ def main() -> None:
     deepspeed.init_distributed("gloo")
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     set_seed(recipe["seed"])
-    tokens = np.load(data / "train-tokens.npy", mmap_mode="r")
-    positions = np.load(data / "train-positions.npy", mmap_mode="r")
+    samples = Samples([data], [1.0])
+    length = recipe["data"]["sequence_length"]
     sizes = {k: v for k, v in recipe["model"]["architecture"].items() if k != "model_type"}
     with deepspeed.zero.Init(
         config_dict_or_path=config, enabled=config["zero_optimization"]["stage"] == 3
@@ -42,17 +45,16 @@ def main() -> None:
         engine.train_micro_batch_size_per_gpu(),
         engine.gradient_accumulation_steps(),
     )
-    order = np.random.default_rng(recipe["seed"]).permutation(len(tokens))
+    order = np.random.default_rng(recipe["seed"]).permutation(len(samples))
     ends = []
     place = 0
     for _ in range(recipe["duration"]["steps"]):
         for _ in range(accumulation):
             indices = order[(place + rank * micro + np.arange(micro)) % len(order)]
             place += micro * world
-            ids = torch.from_numpy(tokens[indices].astype(np.int64))
-            where = torch.from_numpy(positions[indices].astype(np.int64))
-            labels = torch.where(where > 0, ids, -100)
-            loss = engine(input_ids=ids, position_ids=where.clamp(min=0), labels=labels).loss
+            rows = [packed_sample(samples[int(index)], length, pad=1) for index in indices]
+            batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            loss = engine(**batch).loss
             engine.backward(loss)
             engine.step()
         ends.append(time.time())

@@ -33,7 +33,7 @@ def _dslm(folder: Path, stage: int) -> tuple[float, float]:
     for key, value in settings.items():
         argv += ["-s", f"{key}={value}"]
     start = time.time()
-    subprocess.run(argv, check=True, capture_output=True)
+    _checked(argv)
     ends = [e["time"] for e in read_events(run / "events.jsonl")[0] if e["event"] == "step"]
     return ends[0] - start, (len(ends) - 1 - WARM) / (ends[-1] - ends[WARM])
 
@@ -47,22 +47,26 @@ def _handwritten(folder: Path, stage: int) -> tuple[float, float]:
         str(free_port()), "--no_local_rank", str(HANDWRITTEN), str(run), str(_data(run)), str(out),
     ]  # fmt: skip
     start = time.time()
-    subprocess.run(
-        argv, check=True, capture_output=True,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    _checked(argv, DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     ends = json.loads(out.read_text())
     return ends[0] - start, (len(ends) - 1 - WARM) / (ends[-1] - ends[WARM])
 
 
+def _checked(argv: list[str], **environment: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **environment})
+    if done.returncode:
+        sys.exit(f"{' '.join(argv)} failed:\n{done.stdout}\n{done.stderr}")
+
+
 def _data(run: Path) -> Path:
-    """Where dslm keeps the packed samples of a run."""
+    """The file where dslm keeps the packed samples of a run."""
     from transformers import AutoTokenizer
 
     from dslm.worker.data.prepare import cache_folder, fingerprint
 
     tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer")
-    return cache_folder() / fingerprint(read_resolved(run / "recipe.yaml"), tokenizer)
+    folder = cache_folder() / fingerprint(read_resolved(run / "recipe.yaml"), tokenizer)
+    return folder / "train-00000-of-00001.arrow"
 
 
 def report() -> str:

@@ -17,6 +17,11 @@ from rich.text import Text
 
 from dslm.units import render_bytes, render_count, render_seconds
 
+# fields of an eval event that are no metric
+_NOT_METRICS = frozenset({
+    "time", "event", "attempt", "step", "seconds", "tokens", "samples", "sequences",
+})  # fmt: skip
+
 
 class RunScreen:
     """Shows the events of a run; a context manager, so that the terminal is always restored."""
@@ -109,11 +114,11 @@ class RunScreen:
             self.note("  " + "  ".join(f"{k} {v}" for k, v in self._cells()))
 
     def _on_eval(self, event: dict[str, Any]) -> None:
-        parts = [f"loss {event['loss']:.4f}"] if "loss" in event else []
-        if event.get("perplexity") is not None:
-            parts.append(f"perplexity {event['perplexity']:.2f}")
-        for name, value in (event.get("metrics") or {}).items():
-            parts.append(f"{name} {value:.4g}")
+        parts = [
+            f"{name.replace('_', ' ')} {value:.4g}"
+            for name, value in event.items()
+            if name not in _NOT_METRICS and value is not None
+        ]
         self.note(f"[bold]eval[/] step {event['step']}: " + ", ".join(parts))
 
     def _on_checkpoint(self, event: dict[str, Any]) -> None:

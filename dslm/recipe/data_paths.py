@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import sysconfig
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dslm.errors import DataError, Where
 from dslm.recipe.schema import Recipe, Source
 
 STDLIB = "stdlib"
+DIGITS = "digits"
 TEXT_SUFFIXES = frozenset({
     ".txt", ".md", ".rst", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java",
     ".js", ".ts", ".html", ".css", ".sh", ".tex",
@@ -25,6 +27,7 @@ RECORD_SUFFIXES = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 _COMPRESSED = frozenset({".gz", ".zst", ".bz2", ".xz"})
 # Not the library itself: its tests, installed packages, generated tables.
 _NOT_STDLIB = frozenset({"test", "tests", "site-packages", "idlelib", "__pycache__", "encodings"})
@@ -52,7 +55,9 @@ def origins(recipe: Recipe, key: str) -> list[Origin]:
     if value is None or isinstance(value, float | int):
         return []
     sources = [value] if isinstance(value, str) else value
-    return [_find(s if isinstance(s, Source) else Source(path=s), f"data.{key}") for s in sources]
+    known = RECORD_SUFFIXES.keys() | (IMAGE_SUFFIXES if recipe.task == "vision" else TEXT_SUFFIXES)
+    given = [source if isinstance(source, Source) else Source(path=source) for source in sources]
+    return [_find(source, f"data.{key}", known) for source in given]
 
 
 def check_data(recipe: Recipe) -> None:
@@ -75,11 +80,13 @@ def suffix_of(file: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _find(source: Source, key: str) -> Origin:
+def _find(source: Source, key: str, known: Set[str]) -> Origin:
     text = source.path
     path = Path(text).expanduser()
     if text == STDLIB:
         return Origin(path=text, weight=source.weight, files=stdlib_files())
+    if text == DIGITS:
+        return Origin(path=text, weight=source.weight)
     if any(c in text for c in "*?["):
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - absolute patterns too
         files = tuple(sorted(Path(match) for match in matches if Path(match).is_file()))
@@ -89,7 +96,6 @@ def _find(source: Source, key: str) -> Origin:
     if path.is_file():
         return Origin(path=text, weight=source.weight, files=(path,))
     if path.is_dir():
-        known = TEXT_SUFFIXES | set(RECORD_SUFFIXES)
         files = tuple(sorted(f for f in path.rglob("*") if f.is_file() and suffix_of(f) in known))
         if not files:
             raise DataError(
@@ -103,7 +109,7 @@ def _find(source: Source, key: str) -> Origin:
         raise DataError(
             f"there is no file or folder `{text}`",
             where=Where(key=key),
-            hint="a file, a folder, a glob pattern, `stdlib`, or a Hub name such as `org/name`",
+            hint="a file, folder, glob pattern, `stdlib`, `digits`, or a Hub name like `org/name`",
         )
     return Origin(
         path=text,

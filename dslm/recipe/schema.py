@@ -76,7 +76,7 @@ class Source(Section):
     path: str
     """File, folder, glob pattern, `stdlib` or Hub data set."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Relative share of samples drawn from it."""
+    """How often an epoch shows its samples: 2 twice, 0.5 every other one."""
     name: str | None = None
     """Configuration of a Hub data set."""
     split: str = "train"
@@ -87,8 +87,9 @@ class Data(Section):
     """Which data, and how it becomes samples."""
 
     train: str | list[str | Source] | None = None
-    """Files, folders, glob patterns (txt, md, py, jsonl, json, csv, parquet, arrow), a Hub name, or
-    `stdlib`: the sources of Python's own standard library, found on every machine."""
+    """Files, folders, glob patterns (text, code, jsonl, json, csv, parquet, arrow, images; .gz and
+    .zst too), a Hub name, `stdlib` (Python's own sources, found on every machine) or `digits`
+    (scikit-learn's handwritten digits)."""
     eval: str | list[str | Source] | Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Sources to evaluate on, or the share of documents held out by hash of their content."""
     text_field: str = "text"
@@ -105,6 +106,15 @@ class Data(Section):
     """Share of tokens that are masked (task mlm)."""
     max_documents: PositiveInt | None = None
     """Read at most so many documents."""
+    key_field: str | None = None
+    """Field that identifies a record, for the held-out share and sharding by hash; else all of it
+    does."""
+    deduplicate: bool = False
+    """Leave out exact duplicates of a document; they are counted."""
+    shards: PositiveInt = 1
+    """Files that the prepared data is written to."""
+    shard_by: Literal["range", "hash"] = "range"
+    """Which file a document goes to: contiguous pieces, or by a stable hash of its key."""
     on_error: Literal["skip", "fail"] = "skip"
     """What a bad record does: it is skipped and counted, or it is fatal before training starts."""
     workers: Annotated[int, Field(ge=0, strict=True)] = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import TrainingArguments
@@ -23,7 +24,9 @@ def training_arguments(
     steps: int,
     on_cpu: bool,
     liger: bool,
-) -> TrainingArguments:
+    kind: type = TrainingArguments,
+    extra: Mapping[str, Any] | None = None,
+) -> Any:
     """The arguments of a run.
 
     Args:
@@ -33,9 +36,11 @@ def training_arguments(
         steps: optimizer steps.
         on_cpu: train without an accelerator.
         liger: use Liger kernels.
+        kind: transformers' TrainingArguments, or TRL's of a task.
+        extra: what the task adds.
 
     Raises:
-        RecipeError: `training_args` holds a name that transformers doesn't know.
+        RecipeError: `training_args` holds a name that `kind` doesn't know.
     """
     optimizer, checkpoint = recipe.optimizer, recipe.checkpoint
     values: dict[str, Any] = {
@@ -74,12 +79,12 @@ def training_arguments(
     }
     if recipe.model.activation_checkpointing:
         values["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
-    known = TrainingArguments.__dataclass_fields__
+    known = kind.__dataclass_fields__  # type: ignore[attr-defined]
     for name in recipe.training_args:
         if name not in known:
             raise RecipeError(
-                f"transformers.TrainingArguments has no `{name}`",
+                f"{kind.__module__.partition('.')[0]}.{kind.__name__} has no `{name}`",
                 where=Where(key=f"training_args.{name}"),
                 hint=did_you_mean(name, known),
             )
-    return TrainingArguments(**{**values, **recipe.training_args})
+    return kind(**{**values, **(extra or {}), **recipe.training_args})

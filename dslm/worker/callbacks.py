@@ -31,6 +31,7 @@ _TIMERS = {
     "communication_seconds": BACKWARD_REDUCE_GLOBAL_TIMER,
     "update_seconds": STEP_GLOBAL_TIMER,
 }
+_OWN = ("loss", "grad_norm", "learning_rate", "epoch")  # of the Trainer's logs: fields of their own
 
 
 class Events(TrainerCallback):
@@ -99,6 +100,10 @@ class Events(TrainerCallback):
             ),
             **self._timers(steps),
         }
+        others = {name: _finite(value) for name, value in logs.items() if name not in _OWN}
+        if others:
+            fields["metrics"] = others
+
         self.write(EventName.STEP, **fields)
         self._since, self._step, self._paused = now, state.global_step, 0.0
 

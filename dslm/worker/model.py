@@ -46,6 +46,7 @@ def build_model(
                 revision=model.revision,
                 trust_remote_code=model.trust_remote_code,
                 dtype=DTYPES[recipe.precision],
+                ignore_mismatched_sizes=bool(settings),  # the head of other labels is made anew
                 **common,
                 **settings,
             )
@@ -55,10 +56,23 @@ def build_model(
                 where=Where(key="model.name"),
                 hint="a Hub name (is there a network, is `hf auth login` needed?) or a folder",
             ) from failure
+    if tokenizer is not None and built.config.pad_token_id is None:
+        built.config.pad_token_id = tokenizer.pad_token_id  # classifiers look for the last token
     built.config.use_cache = False  # of no use while training, and at odds with recomputation
     if recipe.lora is not None:
         return with_lora(built, recipe)
     return built
+
+
+def label_settings(labels: list[str]) -> dict[str, Any]:
+    """The entries of a model's config for classes of these names; none for no names."""
+    if not labels:
+        return {}
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: number for number, name in enumerate(labels)},
+    }
 
 
 def scratch_config(
@@ -76,6 +90,8 @@ def scratch_config(
             name: getattr(tokenizer, name)
             for name in ("bos_token_id", "eos_token_id", "pad_token_id")
         }
+        if recipe.task == "seq2seq":
+            ids["decoder_start_token_id"] = tokenizer.pad_token_id  # as T5 has it
         sizes = {**{k: v for k, v in ids.items() if v is not None}, **sizes}
     try:
         config = AutoConfig.for_model(kind, **sizes, **settings)
@@ -126,7 +142,11 @@ def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
         return model
     if recipe.model.activation_checkpointing:
         model.enable_input_require_grads()
-    tasks = {"pretrain": "CAUSAL_LM", "sft": "CAUSAL_LM", "dpo": "CAUSAL_LM", "classify": "SEQ_CLS"}
+    tasks = {
+        **dict.fromkeys(("pretrain", "sft", "dpo", "sequence"), "CAUSAL_LM"),
+        "seq2seq": "SEQ_2_SEQ_LM",
+        "classify": "SEQ_CLS",
+    }
     return get_peft_model(
         model,
         LoraConfig(
@@ -135,5 +155,6 @@ def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
             lora_dropout=lora.dropout,
             target_modules=lora.target_modules,
             task_type=tasks.get(recipe.task),
+            modules_to_save=["classifier"] if recipe.task == "vision" else None,
         ),
     )

@@ -91,6 +91,18 @@ def live(rank: Rank, work: Callable[[], None]) -> None:
         os._exit(code)
 
 
+def release_shared_memory(rank: Rank) -> None:
+    """Give back the name of the memory that DeepSpeed shares between the ranks of a CPU host.
+
+    DeepSpeed never does, so every run would leave 66 MiB a rank in /dev/shm. Once all ranks have
+    opened it the name isn't needed, and the memory goes with the last process, however that ends.
+    Source of the name: `shm_initialize` in deepspeed/ops/csrc/cpu/comm/shm.cpp.
+    """
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank.rank}"
+    Path("/dev/shm", name).unlink(missing_ok=True)  # noqa: S108 - where shm_open(3) keeps it
+
+
 def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks since boot (proc(5), field 22 of stat); None: gone."""
     try:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dslm.worker.guard import start_guard
-from dslm.worker.ranks import live, this_rank
+from dslm.worker.ranks import live, release_shared_memory, this_rank
 
 
 def main() -> None:
@@ -19,7 +19,10 @@ def main() -> None:
     def work() -> None:
         sys.argv = sys.argv[1:]
         sys.path.insert(0, str(Path(script).parent))
-        runpy.run_path(script, run_name="__main__")
+        try:
+            runpy.run_path(script, run_name="__main__")
+        finally:
+            release_shared_memory(rank)
 
     live(rank, work)
 

@@ -15,7 +15,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from dslm.recipe.duration import total_steps
 from dslm.recipe.load import read_resolved
@@ -26,12 +26,12 @@ from dslm.run.manifest import read_manifest
 from dslm.worker.arguments import training_arguments
 from dslm.worker.callbacks import Events, Stop
 from dslm.worker.data.order import GlobalBatchSampler
-from dslm.worker.data.prepare import cache_folder, prepare
+from dslm.worker.data.prepare import prepare
 from dslm.worker.data.tokenizer import load_tokenizer
-from dslm.worker.model import build_model, liger
-from dslm.worker.ranks import Rank
+from dslm.worker.model import build_model, label_settings, liger
+from dslm.worker.ranks import Rank, release_shared_memory
 from dslm.worker.tasks import task_of
-from dslm.worker.trainer import DslmTrainer
+from dslm.worker.trainer import run_trainer
 
 _JOIN_TIMEOUT = timedelta(minutes=10)  # for all ranks to have imported torch and to meet
 _SAMPLE_TOKENS = 60
@@ -51,18 +51,36 @@ def train(rank: Rank) -> None:
     on_cpu = not torch.cuda.is_available()
     phase("joining", f"{rank.world_size} ranks")
     deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_JOIN_TIMEOUT)
-    set_seed(recipe.seed)
+    dist.barrier()
+    release_shared_memory(rank)
 
     phase("data")
     task = task_of(recipe)
-    tokenizer = load_tokenizer(recipe, run.path / "tokenizer")
-    data = prepare(recipe, tokenizer, cache_folder(), lambda detail: phase("data", detail))
+    tokenizer = load_tokenizer(recipe, run.path / "tokenizer") if task.tokenizer else None
+    encoder = task.encoder(recipe, tokenizer)
+    data = prepare(recipe, encoder, tokenizer, lambda detail: phase("data", detail))
     steps = total_steps(recipe, len(data.train)) or 1
+    base, kind = task.trainer() if task.trainer else (Trainer, TrainingArguments)
     arguments = training_arguments(
-        recipe, config, run, steps=steps, on_cpu=on_cpu, liger=liger(recipe)
+        recipe,
+        config,
+        run,
+        steps=steps,
+        on_cpu=on_cpu,
+        liger=liger(recipe),
+        kind=kind,
+        extra=task.arguments,
     )
     phase("model")
-    model = build_model(recipe, task.auto_class, tokenizer)
+    set_seed(recipe.seed)
+    settings = label_settings(data.labels)
+    model = build_model(recipe, task.auto_class, tokenizer, **settings)
+    more: dict[str, Any] = {}
+    if task.trainer:
+        more["processing_class"] = tokenizer
+    if task.reference and recipe.lora is None:
+        set_seed(recipe.seed)  # the same weights once more
+        more["ref_model"] = build_model(recipe, task.auto_class, tokenizer, **settings)
 
     start = read_manifest(run)["attempts"][rank.attempt - 1]
     sampler = GlobalBatchSampler(
@@ -82,25 +100,29 @@ def train(rank: Rank) -> None:
         "parameters": sum(_size(p) for p in model.parameters()),
         "trained_parameters": sum(_size(p) for p in model.parameters() if p.requires_grad),
         "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
-        "tokens_per_sample": recipe.data.sequence_length,
+        "tokens_per_sample": recipe.data.sequence_length if recipe.task != "vision" else 0,
         "samples": len(data.train),
-        "data": data.statistics,
+        "data": data.summary(),
         "flops_per_token": _planned(run.plan).get("flops_per_token"),
     }
     events = Events(rank, recipe, facts)
     stop = Stop(rank, save=recipe.checkpoint.on_stop)
-    trainer = DslmTrainer(
+    trainer = run_trainer(base)(
         recipe=recipe,
         run=run,
         sampler=sampler,
-        collate=task.collator(recipe, tokenizer),
+        collate=task.collator(recipe, tokenizer, model.config),
+        metric=task.metric(recipe, len(data.labels)) if task.metric else None,
         events=events,
         checkpoint_facts={"world_size": rank.world_size, "zero_stage": stage},
         model=model,
         args=arguments,
-        train_dataset=data.train,
-        eval_dataset=data.eval,
-        compute_loss_func=task.loss,
+        train=data.train,
+        evaluation=data.eval,
+        train_dataset=data.train.as_dataset() if task.trainer else data.train,
+        eval_dataset=data.eval.as_dataset() if task.trainer and data.eval else data.eval,
+        **({"compute_loss_func": task.loss} if task.loss else {}),
+        **more,
     )
     trainer.add_callback(stop)
     phase("partitioning", f"ZeRO stage {stage}")
@@ -122,8 +144,8 @@ def train(rank: Rank) -> None:
 def _finish(
     rank: Rank,
     recipe: Recipe,
-    trainer: DslmTrainer,
-    tokenizer: PreTrainedTokenizerBase,
+    trainer: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
     events: Events,
     began: float,
 ) -> None:
@@ -138,7 +160,8 @@ def _finish(
     events.phase("exporting")
     export(trainer, tokenizer, rank.run.model)
     sample = None
-    if recipe.evaluation.sample is not None and rank.rank == 0:
+    generates = task_of(recipe).auto_class == "AutoModelForCausalLM" and tokenizer is not None
+    if recipe.evaluation.sample is not None and generates and rank.rank == 0:
         sample = generate_sample(rank.run.model, recipe.evaluation.sample)
     dist.barrier()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -153,7 +176,7 @@ def _finish(
     )
 
 
-def export(trainer: DslmTrainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def export(trainer: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
     """Write the model in Hugging Face format, whole or not at all; all ranks call."""
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if dist.get_rank() == 0:
@@ -161,7 +184,8 @@ def export(trainer: DslmTrainer, tokenizer: PreTrainedTokenizerBase, folder: Pat
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.config.use_cache = True
         model.save_pretrained(partial, state_dict=state)
-        tokenizer.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
         partial.replace(folder)
     dist.barrier()
 

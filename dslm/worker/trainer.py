@@ -1,4 +1,4 @@
-"""transformers' Trainer with dslm's order of samples, checkpoints and evaluation.
+"""A Trainer (transformers' or TRL's) with dslm's order of samples, checkpoints and evaluation.
 
 Everything else, the training loop itself included, is the Trainer's own.
 """
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
 
 from dslm.recipe.schema import Recipe
 from dslm.run.directory import RunDirectory
@@ -18,11 +17,28 @@ from dslm.run.events import EventName
 from dslm.worker.callbacks import Events
 from dslm.worker.checkpoint import write_checkpoint
 from dslm.worker.data.order import GlobalBatchSampler
-from dslm.worker.evaluate import Collate, evaluate
+from dslm.worker.data.store import Samples
+from dslm.worker.evaluate import evaluate
+from dslm.worker.metrics import Metric
+from dslm.worker.tasks.base import Collate
+
+# what transformers adds to the metrics of an evaluation, beside the metrics
+_SPEEDS = ("runtime", "samples_per_second", "steps_per_second")
 
 
-class DslmTrainer(Trainer):
-    """The Trainer of a run."""
+def run_trainer(base: type) -> Any:
+    """The class of a run's Trainer: `base` with what dslm does itself."""
+    return type(f"Run{base.__name__}", (RunTrainer, base), {})
+
+
+class RunTrainer:
+    """What dslm does itself in any Trainer; comes before it in the list of bases."""
+
+    args: Any
+    state: Any
+    model_wrapped: Any
+    train_dataset: Any
+    eval_dataset: Any
 
     def __init__(
         self,
@@ -31,18 +47,24 @@ class DslmTrainer(Trainer):
         run: RunDirectory,
         sampler: GlobalBatchSampler,
         collate: Collate,
+        metric: Metric | None,
         events: Events,
         checkpoint_facts: dict[str, Any],
+        train: Samples,
+        evaluation: Samples | None,
         **settings: Any,
     ) -> None:
         self._recipe = recipe
         self._run = run
         self._sampler = sampler
         self._collate = collate
+        self._metric = metric
         self._events = events
         self._checkpoint_facts = checkpoint_facts
         events.engine = lambda: self.model_wrapped
-        super().__init__(data_collator=collate, callbacks=[events], **settings)
+        super().__init__(data_collator=collate, callbacks=[events], **settings)  # type: ignore[call-arg]
+        # TRL's trainers insist on a `datasets.Dataset` when they are made, and read it nowhere else
+        self.train_dataset, self.eval_dataset = train, evaluation
 
     def get_train_dataloader(self) -> DataLoader:
         """The batches of this rank; accelerate must not share them out a second time."""
@@ -61,28 +83,30 @@ class DslmTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Mean loss per token over all ranks, as an event and as the Trainer's metrics."""
+        """The task's metric over all ranks, as an event and as the Trainer's metrics."""
         start = time.monotonic()
-        found = evaluate(
-            self.model_wrapped,
-            eval_dataset or self.eval_dataset,
-            self._collate,
-            micro_batch=self.args.per_device_train_batch_size,
-            device=self.args.device,
-            shifted=self._recipe.task in ("pretrain", "sft"),
-        )
+        if self._metric is None:
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[misc]
+        else:
+            found = evaluate(
+                self.model_wrapped,
+                eval_dataset or self.eval_dataset,
+                self._collate,
+                self._metric,
+                micro_batch=self.args.per_device_train_batch_size,
+                device=self.args.device,
+            )
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+            self.log(metrics)  # type: ignore[attr-defined]
         seconds = time.monotonic() - start
         self._events.pause(seconds)
+        shown = {name.removeprefix(f"{metric_key_prefix}_"): v for name, v in metrics.items()}
         self._events.write(
             EventName.EVAL,
             step=self.state.global_step,
-            loss=round(found["loss"], 6),
-            perplexity=round(found["perplexity"], 6),
-            tokens=int(found["tokens"]),
+            **{name: round(v, 6) for name, v in shown.items() if name not in (*_SPEEDS, "epoch")},
             seconds=round(seconds, 3),
         )
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        self.log(metrics)
         return metrics
 
     def save_now(self) -> None:

@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dslm.recipe.load import read_resolved
 from dslm.run.events import read_events
-from dslm.worker.data.prepare import cache_folder, prepare
+from dslm.worker.data.packing import packed_sample
+from dslm.worker.data.prepare import prepare
+from dslm.worker.tasks import task_of
 from tests.conftest import DSLM
 
 pytestmark = pytest.mark.slow
@@ -88,14 +90,15 @@ def test_the_run_directory_holds_what_reproduces_it(run: Path) -> None:
 
 def test_the_model_loads_and_gives_the_reported_loss(run: Path) -> None:
     reported = _events(run, "eval")[-1]["loss"]
+    recipe = read_resolved(run / "recipe.yaml")
     model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    data = prepare(read_resolved(run / "recipe.yaml"), tokenizer, cache_folder()).eval
+    data = prepare(recipe, task_of(recipe).encoder(recipe, tokenizer), tokenizer).eval
     assert data is not None
     total, count = 0.0, 0
     with torch.no_grad():
         for index in range(len(data)):
-            sample = data[index]
+            sample = packed_sample(data[index], recipe.data.sequence_length, pad=0)
             labels = sample["labels"][1:]
             logits = model(
                 input_ids=sample["input_ids"][None],

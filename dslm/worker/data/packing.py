@@ -1,46 +1,48 @@
 """Packing: many documents into samples of one length, none seeing another.
 
-Token ids in, two arrays of shape (N, L) out: tokens and positions. A position of 0 starts a
-document; the attention keeps documents apart by that, and so does the loss. Legend: N samples, L
-tokens in a sample.
+Works on lengths alone, so it never holds a token: which pieces go together, in what order. Legend:
+N samples, L tokens in a sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
+
+IGNORED = -100  # label of a token that is not predicted, as transformers' losses have it
 
 
-def pack(
-    documents: Sequence[Sequence[int]], length: int, pad: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pack documents by best fit, longest piece first.
+def pieces_of(lengths: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of every piece of every document, in tokens from the first document's start.
 
-    A document longer than a sample is cut into pieces. Where no piece fits any more, the rest of a
-    sample is padding, a document of its own.
+    A document longer than L (`length`) is cut into pieces of L and a rest.
+    """
+    ends = np.cumsum(lengths)
+    counts = -(-lengths // length)
+    documents = np.repeat(np.arange(len(lengths)), counts)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = (ends - lengths)[documents] + within * length
+    return starts, np.minimum(starts + length, ends[documents])
 
-    Args:
-        documents: token ids of each document, its end-of-text token included.
-        length: tokens per sample, L.
-        pad: id of the padding token.
+
+def best_fit(sizes: np.ndarray, length: int) -> list[list[int]]:
+    """Put pieces together into samples of at most L (`length`) tokens, the longest piece first.
+
+    Each piece goes where it leaves the least space free.
 
     Returns:
-        Tokens and positions, both (N, L), int32; padding has position -1.
+        For each of the N samples the indices of its pieces.
 
     Source: best fit over the free space left, as in arXiv 2404.10830, section 3.
     """
-    pieces = [
-        document[start : start + length]
-        for document in documents
-        for start in range(0, len(document), length)
-    ]
-    order = sorted(range(len(pieces)), key=lambda i: -len(pieces[i]))
-    bins: list[list[int]] = []
-    free: list[list[int]] = [[] for _ in range(length + 1)]  # bins by the space left in them
-    spaces = 0  # bit s is set while some bin has s tokens of space left
-    for index in order:
-        size = len(pieces[index])
+    samples: list[list[int]] = []
+    free: list[list[int]] = [[] for _ in range(length + 1)]  # samples by the space left in them
+    spaces = 0  # bit s is set while some sample has s tokens of space left
+    sizes_list = sizes.tolist()
+    for index in np.argsort(-sizes, kind="stable").tolist():
+        size = sizes_list[index]
         fitting = spaces >> size
         if fitting:
             space = size + (fitting & -fitting).bit_length() - 1
@@ -48,33 +50,41 @@ def pack(
             if not free[space]:
                 spaces &= ~(1 << space)
         else:
-            space, target = length, len(bins)
-            bins.append([])
-        bins[target].append(index)
+            space, target = length, len(samples)
+            samples.append([])
+        samples[target].append(index)
         left = space - size
         if left:
             free[left].append(target)
             spaces |= 1 << left
-    tokens = np.full((len(bins), length), pad, dtype=np.int32)
-    positions = np.full((len(bins), length), -1, dtype=np.int32)
-    for row, members in enumerate(bins):
-        start = 0
-        for index in members:
-            piece = pieces[index]
-            tokens[row, start : start + len(piece)] = piece
-            positions[row, start : start + len(piece)] = np.arange(len(piece))
-            start += len(piece)
-    return tokens, positions
+    return samples
 
 
-def unpacked(
-    documents: Sequence[Sequence[int]], length: int, pad: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """One document a sample, cut at `length`; same arrays as `pack`."""
-    tokens = np.full((len(documents), length), pad, dtype=np.int32)
-    positions = np.full((len(documents), length), -1, dtype=np.int32)
-    for row, document in enumerate(documents):
-        piece = document[:length]
-        tokens[row, : len(piece)] = piece
-        positions[row, : len(piece)] = np.arange(len(piece))
-    return tokens, positions
+def packed_sample(stored: dict[str, Any], length: int, pad: int) -> dict[str, torch.Tensor]:
+    """One packed sample as it goes to the model: `input_ids`, `position_ids`, `labels`, all (L,).
+
+    Args:
+        stored: `input_ids` and `lengths` of the pieces in it; `mask`, if there, says which tokens
+            are predicted.
+        length: L; what is missing is padding, a document of its own.
+        pad: id of the padding token.
+
+    Neither padding nor the first token of a piece is predicted from what stands before it.
+    """
+    tokens = np.full(length, pad, dtype=np.int64)
+    positions = np.zeros(length, dtype=np.int64)
+    labels = np.full(length, IGNORED, dtype=np.int64)
+    used = len(stored["input_ids"])
+    tokens[:used] = stored["input_ids"]
+    sizes = np.append(stored["lengths"], length - used)
+    starts = np.cumsum(sizes) - sizes
+    positions[:] = np.arange(length) - np.repeat(starts, sizes)
+    predicted = positions[:used] > 0
+    if "mask" in stored:
+        predicted &= stored["mask"].astype(bool)
+    labels[:used] = np.where(predicted, tokens[:used], IGNORED)
+    return {
+        "input_ids": torch.from_numpy(tokens),
+        "position_ids": torch.from_numpy(positions),
+        "labels": torch.from_numpy(labels),
+    }

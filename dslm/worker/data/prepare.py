@@ -1,8 +1,9 @@
 """Tokenise and pack once, then read from disk: what a run trains and evaluates on.
 
 The first rank of a host does the work under a lock, the others wait there (a file lock: no
-collective that could time out). The result lies in a cache named by a fingerprint of sources,
-tokenizer and settings, as memory-mapped arrays of shape (N, L); a manifest is written last.
+collective that could time out). Documents are encoded part by part, and a part that was written is
+not done again after an interruption. The result lies in a cache named by a fingerprint of sources,
+tokenizer and settings; its manifest is written last.
 """
 
 from __future__ import annotations
@@ -11,102 +12,156 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from dslm.errors import DataError, Where
 from dslm.files import write_json
 from dslm.recipe.data_paths import origins
 from dslm.recipe.schema import Recipe
-from dslm.worker.data.packing import pack, unpacked
-from dslm.worker.data.sources import read_documents
+from dslm.worker.data.packing import best_fit, pieces_of
+from dslm.worker.data.records import Problems, Record, read_records
+from dslm.worker.data.store import (
+    Ragged,
+    Samples,
+    checksum_of,
+    dtype_of,
+    joined,
+    offsets_of,
+    write_shard,
+)
 
-_FORMAT = 1  # counted up when the arrays change their meaning
-_BATCH = 256  # documents tokenised at a time
-IGNORED = -100  # label of a token that is not predicted, as transformers' losses have it
+_FORMAT = 2  # counted up when the files change their meaning
+_PART = 4096  # records encoded at a time
+_TELL = 0.5  # seconds between two words about progress
+
+Encoded = dict[str, Sequence[int]]
+OnPhase = Callable[[str], None]
+
+
+class Encoder(Protocol):
+    """How a task makes a document of a record: columns of whole numbers, or what is wrong."""
+
+    packs: bool
+    labels: dict[str, int]
+
+    def encode(self, records: list[dict[str, Any]]) -> list[Encoded | str]:
+        """Encode records, each into its columns or a sentence about what is wrong with it."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """What a run trains on: samples, and a few numbers about them."""
+    """What a run trains on: samples, the names of labels, and a few numbers about them."""
 
-    train: PackedDataset
-    eval: PackedDataset | None
+    folder: Path
+    train: Samples
+    eval: Samples | None
     statistics: dict[str, Any]
 
+    def summary(self) -> dict[str, Any]:
+        """The statistics without their lists of files."""
+        return {
+            name: {k: v for k, v in value.items() if k != "shards"}
+            if isinstance(value, dict)
+            else value
+            for name, value in self.statistics.items()
+        }
 
-class PackedDataset(Dataset[dict[str, Any]]):
-    """Samples from memory-mapped arrays: `input_ids`, `position_ids`, `labels` (L,), `place`.
-
-    They are asked for by place, epoch × length + index.
-    """
-
-    def __init__(self, folder: Path, name: str, limit: int | None = None) -> None:
-        self._tokens = np.load(folder / f"{name}-tokens.npy", mmap_mode="r")[:limit]
-        self._positions = np.load(folder / f"{name}-positions.npy", mmap_mode="r")[:limit]
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        index = place % len(self)
-        tokens = torch.from_numpy(self._tokens[index].astype(np.int64))
-        positions = torch.from_numpy(self._positions[index].astype(np.int64))
-        # neither padding nor the first token of a document is predicted from what stands before
-        labels = torch.where(positions > 0, tokens, IGNORED)
-        padding = positions < 0
-        # padding is a document of its own: positions 0, 1, 2 …
-        positions = torch.where(padding, padding.cumsum(0) - 1, positions)
-        return {"input_ids": tokens, "position_ids": positions, "labels": labels, "place": place}
+    @property
+    def labels(self) -> list[str]:
+        """The names of the labels, by number."""
+        return list(self.statistics["labels"])
 
 
 def prepare(
     recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    cache: Path,
-    on_phase: Callable[[str], None] = lambda detail: None,
+    encoder: Encoder,
+    tokenizer: PreTrainedTokenizerBase | None,
+    on_phase: OnPhase = lambda detail: None,
 ) -> Prepared:
     """Prepare the data of a recipe, or find it prepared.
 
     Args:
-        recipe: the resolved recipe, of a task on plain text.
-        tokenizer: the tokenizer of the run.
-        cache: folder of all prepared data.
+        recipe: the resolved recipe.
+        encoder: of its task.
+        tokenizer: the tokenizer of the run, if its task has one.
         on_phase: told what is going on, for people.
 
     Raises:
         DataError: there is nothing to train on, or a bad record is fatal.
     """
-    folder = cache / fingerprint(recipe, tokenizer)
+    folder = cache_folder() / fingerprint(recipe, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / "manifest.json"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not manifest.is_file():
-            write_json(manifest, _write_arrays(recipe, tokenizer, folder, on_phase))
-    statistics = json.loads(manifest.read_text())
-    limit = recipe.evaluation.max_samples
+            write_json(manifest, _prepare(recipe, encoder, folder, on_phase))
+            shutil.rmtree(folder / "parts")
+    return open_prepared(folder, recipe)
+
+
+def open_prepared(folder: Path, recipe: Recipe) -> Prepared:
+    """The prepared data in a folder.
+
+    Raises:
+        DataError: a file of it has another size than its manifest says.
+    """
+    statistics = json.loads((folder / "manifest.json").read_text())
+
+    def samples(name: str, limit: int | None = None) -> Samples | None:
+        shards = statistics[name]["shards"]
+        for shard in shards:
+            if (folder / shard["file"]).stat().st_size != shard["bytes"]:
+                raise DataError(
+                    "is damaged: its size is not what the manifest says",
+                    where=Where(file=folder / shard["file"]),
+                    hint=f"delete the folder `{folder}`: it is made again",
+                )
+        found = Samples([folder / s["file"] for s in shards], [s["weight"] for s in shards], limit)
+        return found if len(found) else None
+
+    train = samples("train")
+    if train is None:
+        raise DataError("there is not one sample to train on", where=Where(key="data.train"))
     return Prepared(
-        train=PackedDataset(folder, "train"),
-        eval=PackedDataset(folder, "eval", limit) if statistics["eval"]["samples"] else None,
+        folder=folder,
+        train=train,
+        eval=samples("eval", recipe.evaluation.max_samples),
         statistics=statistics,
     )
 
 
-def fingerprint(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> str:
+def damaged_shards(prepared: Prepared) -> list[str]:
+    """The files whose content is not what the manifest says: every byte is read."""
+    return [
+        shard["file"]
+        for name in ("train", "eval")
+        for shard in prepared.statistics[name]["shards"]
+        if checksum_of(prepared.folder / shard["file"]) != shard["checksum"]
+    ]
+
+
+def fingerprint(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> str:
     """A name for the prepared data: it changes with sources, tokenizer and settings."""
     digest = hashlib.blake2b(digest_size=12)
     settings = recipe.data.model_dump(mode="json", exclude={"workers", "sharding"})
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-    digest.update(json.dumps([_FORMAT, recipe.task, settings, vocabulary]).encode())
+    vocabulary = template = None
+    if tokenizer is not None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        words = sorted(tokenizer.get_vocab().items())
+        vocabulary = backend.to_str() if backend is not None else words
+        template = tokenizer.chat_template
+    digest.update(json.dumps([_FORMAT, recipe.task, settings, vocabulary, template]).encode())
     for key in ("train", "eval"):
         for origin in origins(recipe, key):
             for file in origin.files:
@@ -120,43 +175,238 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dslm"
 
 
-def _write_arrays(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    on_phase: Callable[[str], None],
-) -> dict[str, Any]:
-    on_phase("reading documents")
-    documents = read_documents(recipe)
-    length = recipe.data.sequence_length
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    statistics: dict[str, Any] = {
-        "bad_records": documents.problems.count,
-        "examples": documents.problems.examples,
+def key_of(recipe: Recipe, values: dict[str, Any]) -> int:
+    """A number that stands for a record, the same on every machine: a hash of its key or of it."""
+    key = values.get(recipe.data.key_field or recipe.data.text_field)
+    if key is None:
+        key = json.dumps(values, sort_keys=True, default=_json_bytes)
+    digest = hashlib.blake2b(str(key).encode(errors="surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big")
+
+
+def is_held_out(key: int, share: float) -> bool:
+    """Whether a record belongs to the held-out share: its key decides, nothing else does."""
+    return key < int(share * 2**64)
+
+
+def training_records(recipe: Recipe, problems: Problems) -> Iterator[Record]:
+    """The records to train on, without those held out."""
+    share = recipe.data.eval if isinstance(recipe.data.eval, float | int) else 0
+    for record in read_records(recipe, origins(recipe, "train"), problems):
+        if not is_held_out(key_of(recipe, record.values), share):
+            yield record
+
+
+def _json_bytes(value: object) -> str:
+    """What JSON has no form for: bytes by their hash, anything else by its text."""
+    if isinstance(value, bytes):
+        return hashlib.blake2b(value).hexdigest()
+    return repr(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Documents:
+    """Encoded documents of a split: their columns, keys and sources, in the order of reading."""
+
+    columns: dict[str, Ragged]
+    keys: np.ndarray  # uint64
+    sources: np.ndarray  # number of the origin
+
+    def take(self, indices: np.ndarray) -> _Documents:
+        columns = {name: column.take(indices) for name, column in self.columns.items()}
+        return _Documents(columns, self.keys[indices], self.sources[indices])
+
+
+def _prepare(recipe: Recipe, encoder: Encoder, folder: Path, on_phase: OnPhase) -> dict[str, Any]:
+    problems = Problems(fatal=recipe.data.on_error == "fail")
+    share = recipe.data.eval
+    statistics: dict[str, Any] = {}
+    splits: dict[str, _Documents] = {}
+    if isinstance(share, float | int):
+        documents = _encode(recipe, "train", encoder, folder, problems, on_phase)
+        held_out = documents.keys < np.uint64(int(share * 2**64))
+        splits["train"] = documents.take(np.flatnonzero(~held_out))
+        splits["eval"] = documents.take(np.flatnonzero(held_out))
+    else:
+        for name in ("train", "eval"):
+            splits[name] = _encode(recipe, name, encoder, folder, problems, on_phase)
+    if not len(splits["train"].keys):
+        shown = "; ".join(problems.examples)
+        raise DataError(
+            "there is not one document to train on" + (f": {shown}" if shown else ""),
+            where=Where(key="data.train"),
+        )
+    for name, documents in splits.items():
+        on_phase(f"writing {len(documents.keys)} documents ({name})")
+        statistics[name] = _write_split(recipe, encoder, folder, name, documents)
+    return {
+        **statistics,
+        "labels": sorted(encoder.labels, key=encoder.labels.__getitem__),
+        "bad_records": problems.count,
+        "examples": problems.examples,
     }
-    for name, texts in (("train", documents.train), ("eval", documents.eval)):
-        on_phase(f"tokenising {len(texts)} documents ({name})")
-        ids = list(_tokenise(texts, tokenizer))
-        arrange = pack if recipe.data.packing else unpacked
-        tokens, positions = arrange(ids, length, pad)
-        if name == "train" and not len(tokens):
-            raise DataError("there is not one token to train on", where=Where(key="data.train"))
-        np.save(folder / f"{name}-tokens.npy", tokens)
-        np.save(folder / f"{name}-positions.npy", positions)
-        used = int((positions >= 0).sum())
-        statistics[name] = {
-            "documents": len(texts),
-            "samples": len(tokens),
-            "tokens": used,
-            "efficiency": round(used / max(1, tokens.size), 5),
-        }
-    return statistics
 
 
-def _tokenise(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Token ids of each document, the end-of-text token last."""
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    for start in range(0, len(texts), _BATCH):
-        batch = tokenizer(texts[start : start + _BATCH], add_special_tokens=False)
-        for ids in batch["input_ids"]:
-            yield ids + end
+def _encode(
+    recipe: Recipe,
+    name: str,
+    encoder: Encoder,
+    folder: Path,
+    problems: Problems,
+    on_phase: OnPhase,
+) -> _Documents:
+    """Every document of a split's sources, from parts on disk that are written as they are made."""
+    parts = folder / "parts"
+    parts.mkdir(exist_ok=True)
+    found: list[Path] = []
+    count, told = 0, time.monotonic()
+    records = read_records(recipe, origins(recipe, name), problems)
+    for number, batch in enumerate(iter(lambda: list(islice(records, _PART)), [])):
+        part = parts / f"{name}-{number:06}.npz"
+        if not part.is_file():
+            _write_part(recipe, encoder, part, batch)
+        with np.load(part) as stored:
+            facts = json.loads(str(stored["facts"]))
+        encoder.labels.update(facts["labels"])
+        for place, what in facts["problems"]:
+            problems.add(place, what)
+        found.append(part)
+        count += len(batch)
+        if time.monotonic() - told > _TELL:
+            told = time.monotonic()
+            on_phase(f"encoded {count} documents ({name})")
+    return _read_parts(found)
+
+
+def _write_part(recipe: Recipe, encoder: Encoder, path: Path, records: list[Record]) -> None:
+    columns: dict[str, list[Sequence[int]]] = {}
+    problems, keys, sources = [], [], []
+    encoded = encoder.encode([record.values for record in records])
+    for record, document in zip(records, encoded, strict=True):
+        if isinstance(document, str):
+            problems.append((record.place, document))
+            continue
+        for name, values in document.items():
+            columns.setdefault(name, []).append(values)
+        keys.append(key_of(recipe, record.values))
+        sources.append(record.source)
+    arrays: dict[str, np.ndarray] = {
+        "keys": np.array(keys, dtype=np.uint64),
+        "sources": np.array(sources, dtype=np.int32),
+        "facts": np.array(json.dumps({"problems": problems, "labels": encoder.labels})),
+    }
+    for name, lists in columns.items():
+        lengths = np.array([len(values) for values in lists], dtype=np.int64)
+        flat = chain.from_iterable(lists)
+        arrays[f"{name}-lengths"] = lengths
+        arrays[f"{name}-values"] = np.fromiter(flat, dtype_of(name), count=int(lengths.sum()))
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+    partial.replace(path)
+
+
+def _read_parts(paths: list[Path]) -> _Documents:
+    columns: dict[str, list[Ragged]] = {}
+    keys, sources = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
+    for path in paths:
+        with np.load(path) as stored:
+            keys.append(stored["keys"])
+            sources.append(stored["sources"])
+            for file in stored.files:
+                if file.endswith("-lengths"):
+                    name = file.removesuffix("-lengths")
+                    offsets = offsets_of(stored[file])
+                    column = Ragged(stored[f"{name}-values"], offsets)
+                    columns.setdefault(name, []).append(column)
+    return _Documents(
+        {name: joined(parts) for name, parts in columns.items()},
+        np.concatenate(keys),
+        np.concatenate(sources),
+    )
+
+
+def _write_split(
+    recipe: Recipe, encoder: Encoder, folder: Path, name: str, documents: _Documents
+) -> dict[str, Any]:
+    """Write the files of a split: one a shard, and one more for each source with its own weight."""
+    data = recipe.data
+    duplicates = 0
+    if data.deduplicate:
+        _, first = np.unique(documents.keys, return_index=True)
+        duplicates = len(documents.keys) - len(first)
+        documents = documents.take(np.sort(first))
+    count = len(documents.keys)
+    if data.shard_by == "hash":
+        shard_of = (documents.keys % np.uint64(data.shards)).astype(np.int64)
+    else:
+        shard_of = np.arange(count) * data.shards // max(count, 1)
+    weights = [origin.weight for origin in origins(recipe, name)] or [1.0]
+    apart = any(weight != 1 for weight in weights)
+    shards, tokens, samples = [], 0, 0
+    for shard in range(data.shards):
+        for source, weight in enumerate(weights if apart else [1.0]):
+            inside = shard_of == shard
+            if apart:
+                inside &= documents.sources == source
+            if not inside.any():
+                continue
+            columns, used = _arrange(documents.take(np.flatnonzero(inside)), recipe, encoder)
+            file = f"{name}-{shard:05}-of-{data.shards:05}"
+            path = folder / (f"{file}-source-{source}.arrow" if apart else f"{file}.arrow")
+            checksum = write_shard(path, columns)
+            rows = len(next(iter(columns.values())))
+            shards.append(
+                {
+                    "file": path.name,
+                    "samples": rows,
+                    "documents": int(inside.sum()),
+                    "tokens": used,
+                    "weight": weight,
+                    "bytes": path.stat().st_size,
+                    "checksum": checksum,
+                }
+            )
+            tokens += used
+            samples += rows
+    found = {
+        "documents": count,
+        "duplicates": duplicates,
+        "samples": samples,
+        "tokens": tokens,
+        "shards": shards,
+    }
+    if _packs(recipe, encoder) and samples:
+        found["efficiency"] = round(tokens / (samples * data.sequence_length), 5)
+    return found
+
+
+def _packs(recipe: Recipe, encoder: Encoder) -> bool:
+    return encoder.packs and recipe.data.packing
+
+
+def _arrange(
+    documents: _Documents, recipe: Recipe, encoder: Encoder
+) -> tuple[dict[str, Ragged], int]:
+    """Documents as samples, packed if the task packs; and the tokens in them."""
+    columns, length = documents.columns, recipe.data.sequence_length
+    if not encoder.packs:
+        tokens = [c for name, c in columns.items() if name not in ("image", "label", "mask")]
+        return columns, sum(len(column.values) for column in tokens)
+    tokens_column = columns["input_ids"]
+    if recipe.data.packing:
+        starts, ends = pieces_of(tokens_column.lengths, length)
+        members = best_fit(ends - starts, length)
+    else:
+        starts = tokens_column.offsets[:-1]
+        ends = np.minimum(starts + length, tokens_column.offsets[1:])
+        members = [[index] for index in range(len(starts))]
+    order = np.array(list(chain.from_iterable(members)), dtype=np.int64)
+    starts, ends = starts[order], ends[order]
+    pieces = np.array([len(sample) for sample in members], dtype=np.int64)
+    bounds = offsets_of(ends - starts)[offsets_of(pieces)]
+    found = {
+        name: Ragged(column.slices(starts, ends).values, bounds) for name, column in columns.items()
+    }
+    found["lengths"] = Ragged((ends - starts).astype(np.int32), offsets_of(pieces))
+    return found, int(bounds[-1])

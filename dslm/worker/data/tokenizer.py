@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -11,6 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from dslm.errors import RecipeError, Where
 from dslm.recipe.schema import Recipe, TokenizerTraining
+from dslm.worker.data.prepare import training_records
+from dslm.worker.data.records import Problems
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -70,13 +73,34 @@ def load_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def texts_in(values: object) -> Iterator[str]:
+    """Every text in a record, however deep."""
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, dict | list):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from texts_in(value)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """The tokens of many texts, without special ones: on all cores, and nothing else made."""
+    if not texts:
+        return []
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return list(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    backend.no_truncation()
+    backend.no_padding()
+    return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
 def _trained(recipe: Recipe, wanted: TokenizerTraining, folder: Path) -> PreTrainedTokenizerBase:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "tokenizer.json").is_file():
-            from dslm.worker.data.sources import read_documents
-
-            texts = read_documents(recipe).train[: wanted.documents]
+            unseen = Problems(fatal=False)  # told when the data itself is prepared
+            records = islice(training_records(recipe, unseen), wanted.documents)
+            texts = (text for record in records for text in texts_in(record.values))
             train_tokenizer(texts, wanted.vocab_size).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)

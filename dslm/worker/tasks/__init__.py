@@ -1,39 +1,28 @@
-"""Tasks: for each, its model class, how samples become a batch, and its loss.
-
-A task is a value; adding one means a row here and, if it needs them, its collator and loss.
-"""
+"""Tasks: what is learnt from the data, a module each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
-
 from dslm.errors import RecipeError, Where
 from dslm.recipe.schema import Recipe
-from dslm.worker.evaluate import Collate
-from dslm.worker.tasks.mlm import MaskingCollator, masked_loss
-from dslm.worker.tasks.pretrain import stack
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """What a task needs beside the model: `loss` None is the model's own."""
-
-    auto_class: str
-    collator: Callable[[Recipe, PreTrainedTokenizerBase], Collate]
-    loss: Callable[..., Any] | None = None
-
+from dslm.worker.tasks.base import Task
+from dslm.worker.tasks.classify import CLASSIFY
+from dslm.worker.tasks.dpo import DPO
+from dslm.worker.tasks.mlm import MLM
+from dslm.worker.tasks.pretrain import PRETRAIN
+from dslm.worker.tasks.seq2seq import SEQ2SEQ
+from dslm.worker.tasks.sequence import SEQUENCE
+from dslm.worker.tasks.sft import SFT
+from dslm.worker.tasks.vision import VISION
 
 _TASKS = {
-    "pretrain": Task(auto_class="AutoModelForCausalLM", collator=lambda *_: stack),
-    "mlm": Task(
-        auto_class="AutoModelForMaskedLM",
-        collator=MaskingCollator.of,
-        loss=masked_loss,
-    ),
+    "pretrain": PRETRAIN,
+    "mlm": MLM,
+    "sft": SFT,
+    "dpo": DPO,
+    "seq2seq": SEQ2SEQ,
+    "classify": CLASSIFY,
+    "vision": VISION,
+    "sequence": SEQUENCE,
 }
 
 
@@ -41,13 +30,13 @@ def task_of(recipe: Recipe) -> Task:
     """The task of a recipe.
 
     Raises:
-        RecipeError: it can't be trained by this version.
+        RecipeError: it has none of its own (`script`).
     """
     task = _TASKS.get(recipe.task)
     if task is None:
         raise RecipeError(
-            f"the task `{recipe.task}` can't be trained yet",
+            f"the task `{recipe.task}` is your own script's",
             where=Where(key="task"),
-            hint=f"these can: {', '.join(_TASKS)}; `dslm launch` runs your own script",
+            hint=f"`dslm launch SCRIPT` runs it; here: {', '.join(_TASKS)}",
         )
     return task

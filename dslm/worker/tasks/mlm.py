@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from dslm.errors import RecipeError, Where
 from dslm.recipe.schema import Recipe
-
-_IGNORED = -100
+from dslm.worker.data.packing import IGNORED, packed_sample
+from dslm.worker.tasks.base import Task, cross_entropy, pad_token
+from dslm.worker.tasks.pretrain import TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,9 +29,11 @@ class MaskingCollator:
     special: frozenset[int]
     position_offset: int
     seed: int
+    length: int
+    pad: int
 
     @classmethod
-    def of(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> MaskingCollator:
+    def of(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config: Any) -> MaskingCollator:
         """The collator of a recipe.
 
         Raises:
@@ -42,24 +45,27 @@ class MaskingCollator:
                 where=Where(key="model.tokenizer"),
                 hint="use the tokenizer of a masked language model, or train one",
             )
-        family = recipe.model.architecture.get("model_type")
-        padding = recipe.model.architecture.get("pad_token_id", 1)
         return cls(
             mask_token=tokenizer.mask_token_id,
             vocabulary=len(tokenizer),
             probability=recipe.data.mlm_probability,
             special=frozenset(tokenizer.all_special_ids),
             # RoBERTa counts positions from the padding index on
-            position_offset=padding + 1 if family == "roberta" else 0,
+            position_offset=config.pad_token_id + 1 if config.model_type == "roberta" else 0,
             seed=recipe.seed,
+            length=recipe.data.sequence_length,
+            pad=pad_token(tokenizer),
         )
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Mask and stack; the choice is a function of the seed and of where the sample stands."""
-        tokens = torch.stack([sample["input_ids"] for sample in samples])
-        positions = torch.stack([sample["position_ids"] for sample in samples])
+        made = [packed_sample(sample, self.length, self.pad) for sample in samples]
+        positions = torch.stack([sample["position_ids"] for sample in made])
         masked, labels = zip(
-            *(self._mask(sample["input_ids"], int(sample["place"])) for sample in samples),
+            *(
+                self._mask(sample["input_ids"], int(stored["place"]))
+                for sample, stored in zip(made, samples, strict=True)
+            ),
             strict=True,
         )
         documents = (positions == 0).cumsum(1)
@@ -69,7 +75,7 @@ class MaskingCollator:
             "labels": torch.stack(labels),
             "position_ids": positions + self.position_offset,
             "attention_mask": together[:, None],
-            "token_type_ids": torch.zeros_like(tokens),
+            "token_type_ids": torch.zeros_like(positions),
         }
 
     def _mask(self, tokens: torch.Tensor, place: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,18 +85,15 @@ class MaskingCollator:
         other = torch.randint(self.vocabulary, tokens.shape, generator=generator)
         special = torch.isin(tokens, torch.tensor(sorted(self.special)))
         chosen = (draw < self.probability) & ~special
-        labels = torch.where(chosen, tokens, _IGNORED)
+        labels = torch.where(chosen, tokens, IGNORED)
         masked = torch.where(chosen & (fate < 0.8), self.mask_token, tokens)
         masked = torch.where(chosen & (fate >= 0.8) & (fate < 0.9), other, masked)
         return masked, labels
 
 
-def masked_loss(
-    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Cross entropy over the chosen tokens, divided by their number in the global batch."""
-    losses = torch.nn.functional.cross_entropy(
-        outputs.logits.flatten(0, 1).float(), labels.flatten(), reduction="sum"
-    )
-    count = num_items_in_batch if num_items_in_batch is not None else (labels != _IGNORED).sum()
-    return losses / count
+MLM = Task(
+    auto_class="AutoModelForMaskedLM",
+    encoder=TextEncoder,
+    collator=MaskingCollator.of,
+    loss=cross_entropy,
+)

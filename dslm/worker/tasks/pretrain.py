@@ -2,14 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
+
+from dslm.recipe.schema import Recipe
+from dslm.worker.data.packing import packed_sample
+from dslm.worker.data.tokenizer import token_ids
+from dslm.worker.metrics import TokenLoss
+from dslm.worker.tasks.base import Collate, Task, Tokenizer, pad_token
 
 
-def stack(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack samples into a batch: `input_ids`, `position_ids`, `labels`, all (B, L)."""
-    return {
-        name: torch.stack([sample[name] for sample in samples])
-        for name in ("input_ids", "position_ids", "labels")
-    }
+class TextEncoder:
+    """Text to tokens, the end-of-text token last; `input_ids` in a record are taken as they are."""
+
+    packs = True
+
+    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.labels: dict[str, int] = {}
+        self._field = recipe.data.text_field
+        self._tokenizer = tokenizer
+        end = tokenizer.eos_token_id
+        self._end = [end] if end is not None else []
+
+    def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
+        """`input_ids` of each record."""
+        texts = [self._text_of(record) for record in records]
+        good = [text for text, what in texts if not what]
+        ids = iter(token_ids(self._tokenizer, good))
+        found: list[dict[str, Sequence[int]] | str] = []
+        for record, (_, what) in zip(records, texts, strict=True):
+            if not what:
+                found.append({"input_ids": [*next(ids), *self._end]})
+            elif self._field not in record and _are_ids(record.get("input_ids")):
+                found.append({"input_ids": record["input_ids"]})
+            else:
+                found.append(what)
+        return found
+
+    def _text_of(self, record: dict[str, Any]) -> tuple[str, str]:
+        return text_of(record, self._field, "data.text_field")
+
+
+def text_of(record: dict[str, Any], field: str, key: str = "") -> tuple[str, str]:
+    """The text in a field of a record, and what is wrong with it ("" if nothing is)."""
+    if field not in record:
+        fields = ", ".join(f"`{name}`" for name in record)
+        return "", f"has no field `{field}`{f' ({key})' if key else ''}, only {fields}"
+    text = record[field]
+    if not isinstance(text, str):
+        return "", f"its `{field}` is no text but {type(text).__name__}"
+    if not text.strip():
+        return "", f"its `{field}` is empty"
+    return text, ""
+
+
+def _are_ids(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(type(v) is int for v in values)
+
+
+def stacking(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:
+    """Makes a batch of packed samples: `input_ids`, `position_ids`, `labels`, all (B, L)."""
+    length, pad = recipe.data.sequence_length, pad_token(tokenizer)
+
+    def stack(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        made = [packed_sample(sample, length, pad) for sample in samples]
+        return {name: torch.stack([sample[name] for sample in made]) for name in made[0]}
+
+    return stack
+
+
+PRETRAIN = Task(
+    auto_class="AutoModelForCausalLM",
+    encoder=TextEncoder,
+    collator=stacking,
+    metric=lambda recipe, labels: TokenLoss(shifted=True),
+)

@@ -1,0 +1,182 @@
+"""From sources to records: one dictionary each, with the place where it stands.
+
+Files are read by Hugging Face `datasets` where it names the broken record, else here. Bad records
+are counted and kept as examples; the recipe's `data.on_error` says if they are fatal.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow
+
+from dslm.errors import DataError, Where
+from dslm.recipe.data_paths import (
+    DIGITS,
+    IMAGE_SUFFIXES,
+    RECORD_SUFFIXES,
+    STDLIB,
+    Origin,
+    suffix_of,
+)
+from dslm.recipe.schema import Recipe
+from dslm.worker.data import everywhere
+
+_EXAMPLES = 5
+
+
+@dataclass(slots=True)
+class Problems:
+    """Bad records: how many, and the first few with their place."""
+
+    fatal: bool
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, place: str, what: str) -> None:
+        """Note a bad record.
+
+        Raises:
+            DataError: bad records are fatal in this recipe.
+        """
+        if self.fatal:
+            raise DataError(
+                what, where=Where(file=place), hint="`data.on_error: skip` leaves such records out"
+            )
+        self.count += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(f"{place}: {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record: `place` is `file:line` or the like, `source` the number of its origin."""
+
+    place: str
+    values: dict[str, Any]
+    source: int = 0
+
+
+def read_records(recipe: Recipe, found: list[Origin], problems: Problems) -> Iterator[Record]:
+    """Every record of the sources in order, at most `data.max_documents`."""
+    limit = recipe.data.max_documents
+    count = 0
+    for number, origin in enumerate(found):
+        for place, values in _of_origin(recipe, origin, problems):
+            if limit is not None and count >= limit:
+                return
+            yield Record(place, values, number)
+            count += 1
+
+
+_Found = Iterator[tuple[str, dict[str, Any]]]
+
+
+def _of_origin(recipe: Recipe, origin: Origin, problems: Problems) -> _Found:
+    if origin.path == STDLIB and recipe.task in everywhere.STDLIB_TASKS:
+        yield from everywhere.stdlib_records(recipe.task, origin.files)
+    elif origin.path == DIGITS:
+        yield from everywhere.digits()
+    elif origin.hub_name is not None:
+        yield from _of_hub(origin)
+    else:
+        for file in origin.files:
+            yield from _of_file(recipe, file, problems)
+
+
+def _of_file(recipe: Recipe, file: Path, problems: Problems) -> _Found:
+    suffix = suffix_of(file)
+    if suffix == ".jsonl":
+        yield from _json_lines(file, problems)
+    elif suffix in RECORD_SUFFIXES:
+        yield from _table(file, RECORD_SUFFIXES[suffix], problems)
+    elif suffix in IMAGE_SUFFIXES:
+        yield str(file), {"image": file.read_bytes(), recipe.data.label_field: file.parent.name}
+    elif recipe.task == "sequence":
+        yield from _integer_lines(file, problems)
+    else:
+        try:
+            with _open(file) as stream:
+                text = stream.read().decode()
+        except (OSError, ValueError) as failure:  # not UTF-8 is a ValueError
+            problems.add(str(file), f"can't be read as UTF-8 text: {failure}")
+            return
+        yield str(file), {recipe.data.text_field: text}
+
+
+def _open(file: Path) -> IO[bytes]:
+    """Open a file, decompressed by its suffix."""
+    if file.suffix == ".zst":
+        stream: IO[bytes] = pyarrow.input_stream(str(file), compression="zstd")
+        return io.BufferedReader(stream)  # type: ignore[type-var]
+    return fsspec.open(str(file), "rb", compression="infer").open()
+
+
+def _table(file: Path, builder: str, problems: Problems) -> _Found:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        records = load_dataset(builder, data_files=str(file), split="train", streaming=True)
+        for number, record in enumerate(records, 1):
+            yield f"{file}:{number}", record
+    except (DatasetsError, OSError, ValueError) as failure:  # pyarrow's errors are ValueErrors
+        problems.add(str(file), f"can't be read: {failure}")
+
+
+def _json_lines(file: Path, problems: Problems) -> _Found:
+    """Line by line, so that a broken one can be named and left out (`datasets` gives up there)."""
+    try:
+        with _open(file) as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                place = f"{file}:{number}"
+                try:
+                    record = json.loads(line)
+                except ValueError as failure:
+                    problems.add(place, f"is not JSON: {failure}")
+                    continue
+                if isinstance(record, dict):
+                    yield place, record
+                else:
+                    problems.add(place, "is not a JSON object")
+    except OSError as failure:
+        problems.add(str(file), f"can't be read: {failure}")
+
+
+def _integer_lines(file: Path, problems: Problems) -> _Found:
+    """A sequence of item ids a line, separated by spaces or commas."""
+    with _open(file) as stream:
+        for number, line in enumerate(stream, 1):
+            words = line.replace(b",", b" ").split()
+            if not words:
+                continue
+            if all(word.isdigit() for word in words):
+                yield f"{file}:{number}", {"items": [int(word) for word in words]}
+            else:
+                problems.add(f"{file}:{number}", "is not a line of item ids, whole numbers")
+
+
+def _of_hub(origin: Origin) -> _Found:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        records = load_dataset(
+            origin.hub_name, origin.hub_config, split=origin.hub_split, streaming=True
+        )
+        for number, record in enumerate(records, 1):
+            yield f"{origin.hub_name}:{number}", record
+    except (DatasetsError, OSError, ValueError) as failure:
+        raise DataError(
+            f"the Hub data set `{origin.hub_name}` can't be read: {failure}",
+            where=Where(key="data.train"),
+            hint="is there a network, does it exist, and does it need `hf auth login`?",
+        ) from failure

@@ -1,0 +1,63 @@
+"""What a task is: how records become samples, samples a batch, and a batch a loss and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dslm.recipe.schema import Recipe
+from dslm.worker.data.packing import IGNORED
+from dslm.worker.data.prepare import Encoder
+from dslm.worker.metrics import Metric, TokenLoss
+
+Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
+Tokenizer: TypeAlias = PreTrainedTokenizerBase | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One kind of training; adding one means one of these in a module of its own.
+
+    `trainer` gives the Trainer class and its arguments' class, where they are not transformers'
+    own; `loss` None is the model's own, or the trainer's.
+    """
+
+    auto_class: str
+    encoder: Callable[[Recipe, Any], Encoder]
+    collator: Callable[[Recipe, Any, Any], Collate]
+    metric: Callable[[Recipe, int], Metric] | None = lambda recipe, labels: TokenLoss()
+    loss: Callable[..., Any] | None = None
+    tokenizer: bool = True
+    trainer: Callable[[], tuple[type, type]] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    reference: bool = False  # the trainer compares with the model as it was at the start
+
+
+def padded(lists: list[Any], padding: int) -> torch.Tensor:
+    """Sequences of numbers as one tensor (B, longest), padded at the end."""
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.as_tensor(values, dtype=torch.long) for values in lists],
+        batch_first=True,
+        padding_value=padding,
+    )
+
+
+def pad_token(tokenizer: Tokenizer) -> int:
+    """The id of the padding token; 0 where there is none (it is masked anyway)."""
+    found = tokenizer.pad_token_id if tokenizer is not None else None
+    return int(found) if found is not None else 0
+
+
+def cross_entropy(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cross entropy of logits (…, C) and labels (…), over their number in the global batch."""
+    losses = torch.nn.functional.cross_entropy(
+        outputs.logits.flatten(0, -2).float(), labels.flatten(), reduction="sum"
+    )
+    count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum()
+    return losses / count

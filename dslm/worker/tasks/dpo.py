@@ -1,0 +1,110 @@
+"""Direct preference optimisation: of two answers the chosen one becomes more likely (TRL's DPO).
+
+The reference is the model as it was at the start; under LoRA, the model without its adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dslm.recipe.schema import Recipe
+from dslm.worker.data.tokenizer import token_ids
+from dslm.worker.tasks.base import Collate, Task, Tokenizer, pad_token
+from dslm.worker.tasks.sft import chat_ids, end_token, first_token, prompt_and, trl_missing
+
+_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+class PreferenceEncoder:
+    """`prompt`, `chosen` and `rejected`, texts or messages, to the tokens of each."""
+
+    packs = False
+
+    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.labels: dict[str, int] = {}
+        self._tokenizer = tokenizer
+        self._length = recipe.data.sequence_length
+
+    def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
+        """`prompt_ids`, `chosen_ids` and `rejected_ids` of each record."""
+        return [self._checked(self._of(record)) for record in records]
+
+    def _of(self, record: dict[str, Any]) -> tuple[list[int], ...] | str:
+        if isinstance(record.get("chosen"), list):
+            return self._chats(record)
+        texts = prompt_and(record, "chosen", "rejected")
+        if isinstance(texts, str):
+            return texts
+        prompt, chosen, rejected = token_ids(self._tokenizer, list(texts))
+        end = end_token(self._tokenizer)
+        return [*first_token(self._tokenizer), *prompt], chosen + end, rejected + end
+
+    def _chats(self, record: dict[str, Any]) -> tuple[list[int], ...] | str:
+        before = record.get("prompt") or []
+        found = []
+        for name in ("chosen", "rejected"):
+            chat = chat_ids(self._tokenizer, [*before, *(record.get(name) or [])])
+            if isinstance(chat, str):
+                return chat
+            ids, mask = chat
+            if not any(mask):
+                return f"its `{name}` holds no answer of the assistant"
+            # only the last answer differs: what stands before it is the prompt of both
+            start = len(mask) - mask[::-1].index(1)
+            while start and mask[start - 1]:
+                start -= 1
+            found.append((ids[:start], ids[start:]))
+        (prompt, chosen), (other, rejected) = found
+        return (prompt, chosen, rejected) if prompt == other else "its two prompts differ"
+
+    def _checked(self, found: tuple[list[int], ...] | str) -> dict[str, Sequence[int]] | str:
+        if isinstance(found, str):
+            return found
+        room = self._length - len(found[0])
+        if room <= 0:
+            return f"its prompt alone fills {self._length} tokens (data.sequence_length)"
+        cut = (found[0], found[1][:room], found[2][:room])
+        return dict(zip(_COLUMNS, cut, strict=True))
+
+
+def _collator(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    collate = DataCollatorForPreference(pad_token_id=pad_token(tokenizer))
+
+    def together(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        lists = [{name: sample[name].tolist() for name in _COLUMNS} for sample in samples]
+        batch: dict[str, torch.Tensor] = collate(lists)
+        return batch
+
+    return together
+
+
+def _trainer() -> tuple[type, type]:
+    try:
+        from trl import DPOConfig, DPOTrainer
+    except ImportError as failure:
+        raise trl_missing("dpo") from failure
+
+    class PreparedDPOTrainer(DPOTrainer):
+        """TRL's trainer on data that is tokenised already."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    return PreparedDPOTrainer, DPOConfig
+
+
+DPO = Task(
+    auto_class="AutoModelForCausalLM",
+    encoder=PreferenceEncoder,
+    collator=_collator,
+    trainer=_trainer,
+    arguments={"max_length": None},
+    metric=None,
+    reference=True,
+)

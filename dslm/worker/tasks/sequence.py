@@ -1,0 +1,54 @@
+"""Next-item prediction on sequences of whole numbers, such as a recommender's log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dslm.errors import RecipeError, Where
+from dslm.recipe.schema import Recipe
+from dslm.worker.metrics import NextItem
+from dslm.worker.tasks.base import Task, Tokenizer
+from dslm.worker.tasks.pretrain import stacking
+
+
+class ItemEncoder:
+    """`items`, a list of item ids, to `input_ids`."""
+
+    packs = True
+
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+        self.labels: dict[str, int] = {}
+        self._items = recipe.model.architecture.get("vocab_size")
+
+    def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
+        """`input_ids` of each record.
+
+        Raises:
+            RecipeError: an item is beyond the model's vocabulary.
+        """
+        return [self._of(record.get("items")) for record in records]
+
+    def _of(self, items: Any) -> dict[str, Sequence[int]] | str:
+        if not isinstance(items, list) or not all(type(item) is int for item in items):
+            return "has no `items`, a list of whole numbers"
+        if len(items) < 2:
+            return "has fewer than two items: there is nothing to predict"
+        if min(items) < 0:
+            return f"has a negative item, {min(items)}"
+        if self._items is not None and max(items) >= self._items:
+            raise RecipeError(
+                f"item {max(items)} is beyond the model's {self._items} items",
+                where=Where(key="model.architecture.vocab_size"),
+                hint="give the largest item id plus one, or more",
+            )
+        return {"input_ids": items}
+
+
+SEQUENCE = Task(
+    auto_class="AutoModelForCausalLM",
+    encoder=ItemEncoder,
+    collator=stacking,
+    metric=lambda recipe, labels: NextItem(),
+    tokenizer=False,
+)

@@ -1,0 +1,145 @@
+"""Supervised fine-tuning: chats or prompts with answers, and loss on the answers only.
+
+The loss is TRL's (SFTTrainer), which never holds the logits of a whole batch; the data is prepared
+and packed as for every other task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from dslm.errors import RecipeError, Where
+from dslm.recipe.schema import Recipe
+from dslm.worker.data.tokenizer import token_ids
+from dslm.worker.metrics import TokenLoss
+from dslm.worker.tasks.base import Task
+from dslm.worker.tasks.pretrain import stacking, text_of
+
+
+class AnswerEncoder:
+    """`messages`, or `prompt` and `completion`, to `input_ids` and a `mask` of what is learnt."""
+
+    packs = True
+
+    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.labels: dict[str, int] = {}
+        self._tokenizer = tokenizer
+        self._length = recipe.data.sequence_length
+
+    def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
+        """`input_ids` and `mask` of each record, cut at the sequence length."""
+        return [self._checked(self._of(record)) for record in records]
+
+    def _of(self, record: dict[str, Any]) -> tuple[list[int], list[int]] | str:
+        if "messages" in record:
+            return chat_ids(self._tokenizer, record["messages"])
+        pair = prompt_and(record, "completion")
+        if isinstance(pair, str):
+            return pair
+        prompt, completion = token_ids(self._tokenizer, list(pair))
+        prompt = [*first_token(self._tokenizer), *prompt]
+        completion = [*completion, *end_token(self._tokenizer)]
+        return prompt + completion, [0] * len(prompt) + [1] * len(completion)
+
+    def _checked(self, found: tuple[list[int], list[int]] | str) -> dict[str, Sequence[int]] | str:
+        if isinstance(found, str):
+            return found
+        ids, mask = found[0][: self._length], found[1][: self._length]
+        if not any(mask):
+            return (
+                "has no answer to learn"
+                if len(found[0]) <= self._length
+                else f"its prompt alone fills {self._length} tokens (data.sequence_length)"
+            )
+        return {"input_ids": ids, "mask": mask}
+
+
+def prompt_and(record: dict[str, Any], *answers: str) -> tuple[str, ...] | str:
+    """`prompt` and its answers in a record, or what is wrong."""
+    found = []
+    for field in ("prompt", *answers):
+        text, what = text_of(record, field)
+        if what:
+            return what
+        found.append(text)
+    return tuple(found)
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer itself puts before a text: its beginning-of-text token, or nothing."""
+    ids: list[int] = tokenizer("a")["input_ids"]
+    begin = tokenizer.bos_token_id
+    return [begin] if begin is not None and ids and ids[0] == begin else []
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The end-of-text token, or nothing."""
+    return [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+
+
+def chat_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Any
+) -> tuple[list[int], list[int]] | str:
+    """The tokens of a chat by the tokenizer's template, and a mask of the assistant's.
+
+    Raises:
+        RecipeError: the tokenizer has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise RecipeError(
+            "the data holds chats, and the tokenizer has no chat template",
+            where=Where(key="model.tokenizer"),
+            hint="use the tokenizer of a chat model, or data with `prompt` and `completion`",
+        )
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages
+    ):
+        return "its `messages` are not a list of `{role, content}`"
+    if "{% generation" in tokenizer.chat_template.replace("{%-", "{%"):
+        found = tokenizer.apply_chat_template(
+            messages, return_dict=True, return_assistant_tokens_mask=True
+        )
+        return list(found["input_ids"]), list(found["assistant_masks"])
+    # a template that doesn't say which tokens it generates: compare it with and without each answer
+    ids = tokenizer.apply_chat_template(messages, return_dict=False)
+    mask = [0] * len(ids)
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = tokenizer.apply_chat_template(
+            messages[:number], add_generation_prompt=True, return_dict=False
+        )
+        after = tokenizer.apply_chat_template(messages[: number + 1], return_dict=False)
+        if ids[: len(before)] != before:
+            return "the chat template renders earlier messages differently when an answer follows"
+        for place in range(len(before), min(len(after), len(ids))):
+            mask[place] = 1
+    return ids, mask
+
+
+def _trainer() -> tuple[type, type]:
+    try:
+        from trl import SFTConfig, SFTTrainer
+    except ImportError as failure:
+        raise trl_missing("sft") from failure
+    return SFTTrainer, SFTConfig
+
+
+def trl_missing(task: str) -> RecipeError:
+    """The error where TRL is not installed."""
+    return RecipeError(
+        f"the task `{task}` needs TRL", where=Where(key="task"), hint="pip install 'dslm[trl]'"
+    )
+
+
+SFT = Task(
+    auto_class="AutoModelForCausalLM",
+    encoder=AnswerEncoder,
+    collator=stacking,
+    metric=lambda recipe, labels: TokenLoss(shifted=True),
+    trainer=_trainer,
+    arguments={"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None},
+)
