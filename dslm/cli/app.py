@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dslm import __version__
-from dslm.cli import config, hosts, launch, plan, recipes, runs, terminal, train
+from dslm.cli import config, data, export, hosts, launch, plan, recipes, runs, terminal, train
 from dslm.errors import DslmError
 
 app = typer.Typer(
@@ -47,7 +47,9 @@ app.command("plan", no_args_is_help=True)(plan.plan)
 app.command("config")(config.config)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(hosts.app, name="hosts")
+app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
+app.command("export", no_args_is_help=True)(export.export)
 app.command(
     "launch",
     no_args_is_help=True,

@@ -93,13 +93,22 @@ def check_inputs(job: Job) -> None:
     Raises:
         DataError: no data, a missing path, or nothing in it.
     """
-    if job.recipe.data.train is None:
+    check_data_named(job.recipe)
+
+
+def check_data_named(recipe: Recipe) -> None:
+    """Check that a recipe names its data, and that it is there.
+
+    Raises:
+        DataError: no data, a missing path, or nothing in it.
+    """
+    if recipe.data.train is None:
         raise DataError(
             "the recipe names no training data",
             where=Where(key="data.train"),
             hint="add it: `--set data.train=PATH`, a file, a folder, a glob pattern or a Hub name",
         )
-    check_data(job.recipe)
+    check_data(recipe)
 
 
 def check_fit(job: Job) -> None:

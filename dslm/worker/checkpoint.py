@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import time
@@ -9,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from dslm.run.checkpoints import complete_checkpoints, write_manifest
 
+DESCRIPTION = "model"  # in a checkpoint: what `dslm export` needs beside the tensors
+
 
 def write_checkpoint(
-    trainer: Trainer, folder: Path, facts: dict[str, Any], keep: int
+    trainer: Any, folder: Path, facts: dict[str, Any], keep: int
 ) -> tuple[Path, float]:
     """Write the state of a training; its path, and the seconds that training stood still.
 
@@ -39,6 +41,7 @@ def write_checkpoint(
     trainer._save_rng_state(str(partial))
     dist.barrier()
     if first:
+        _describe(trainer, partial / DESCRIPTION)
         trainer.state.save_to_json(str(partial / TRAINER_STATE_NAME))
         for script in partial.glob("zero_to_*.py"):
             script.unlink()  # copies of DeepSpeed's own converters
@@ -52,6 +55,19 @@ def write_checkpoint(
             shutil.rmtree(old.path)
     dist.barrier()
     return final, time.monotonic() - began
+
+
+def _describe(trainer: Any, folder: Path) -> None:
+    """What makes a model of Hugging Face beside tensors: configs of model and adapters, tokenizer."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    config = copy.deepcopy(model.config)
+    config.use_cache = True
+    config.architectures = [type(getattr(model, "base_model", model)).__name__]
+    config.save_pretrained(folder)
+    for adapter in getattr(model, "peft_config", {}).values():
+        adapter.save_pretrained(folder)
+    if trainer.processing_class is not None:
+        trainer.processing_class.save_pretrained(folder)
 
 
 def _sync(path: Path) -> None:

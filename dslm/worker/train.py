@@ -21,8 +21,10 @@ from dslm.recipe.duration import total_steps
 from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
 from dslm.run.checkpoints import complete_checkpoints
+from dslm.run.directory import RunDirectory
 from dslm.run.events import EventName, append_event
 from dslm.run.manifest import read_manifest
+from dslm.run.model_card import model_card
 from dslm.worker.arguments import training_arguments
 from dslm.worker.callbacks import Events, Stop
 from dslm.worker.data.order import GlobalBatchSampler
@@ -76,8 +78,6 @@ def train(rank: Rank) -> None:
     settings = label_settings(data.labels)
     model = build_model(recipe, task.auto_class, tokenizer, **settings)
     more: dict[str, Any] = {}
-    if task.trainer:
-        more["processing_class"] = tokenizer
     if task.reference and recipe.lora is None:
         set_seed(recipe.seed)  # the same weights once more
         more["ref_model"] = build_model(recipe, task.auto_class, tokenizer, **settings)
@@ -122,6 +122,7 @@ def train(rank: Rank) -> None:
         train_dataset=data.train.as_dataset() if task.trainer else data.train,
         eval_dataset=data.eval.as_dataset() if task.trainer and data.eval else data.eval,
         **({"compute_loss_func": task.loss} if task.loss else {}),
+        processing_class=tokenizer,
         **more,
     )
     trainer.add_callback(stop)
@@ -186,6 +187,8 @@ def export(trainer: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path
         model.save_pretrained(partial, state_dict=state)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
+        card = model_card(RunDirectory(folder.parent), trainer.state.global_step)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         partial.replace(folder)
     dist.barrier()
 
@@ -193,7 +196,9 @@ def export(trainer: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path
 def generate_sample(folder: Path, prompt: str) -> str:
     """A greedy continuation of a prompt by an exported causal model, as a first look at it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # under ZeRO-3 it would be partitioned, over ranks that don't load
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)

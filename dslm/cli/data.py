@@ -1,0 +1,141 @@
+"""`dslm data`: prepare the data of a recipe before training, and look at it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dslm.cli import options, terminal
+from dslm.errors import DataError, Where
+
+app = typer.Typer(
+    help="Prepare the data of a recipe, and look at it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+Shards = Annotated[
+    int | None, typer.Option("--shards", min=1, metavar="K", help="Files to write; default: 1.")
+]
+ShardBy = Annotated[
+    str | None,
+    typer.Option(
+        "--shard-by",
+        metavar="range|hash",
+        help="Which file a document goes to: contiguous pieces, or by a stable hash.",
+    ),
+]
+SampleCount = Annotated[int, typer.Option("--samples", min=0, help="How many samples to show.")]
+
+
+@app.command("prepare", no_args_is_help=True)
+def prepare(
+    recipe: options.RecipeArgument,
+    set_: options.Set = None,
+    shards: Shards = None,
+    shard_by: ShardBy = None,
+    json: options.Json = False,
+) -> None:
+    """Tokenise, pack and write the data of a recipe; training with the same recipe finds it.
+
+    Prepared data is checked against its checksums. An interrupted preparation goes on where it was.
+
+    [dim]Examples:[/dim]
+
+        dslm data prepare llama-3.2-1b --set data.train=corpus/
+
+        dslm data prepare mine.yaml --shards 8 --shard-by hash
+    """
+    given = list(set_ or ())
+    if shards is not None:
+        given.append(f"data.shards={shards}")
+    if shard_by is not None:
+        given.append(f"data.shard_by={shard_by}")
+    found = _ask(recipe, given, samples=0, verify=True)
+    if found["damaged"]:
+        raise DataError(
+            f"prepared files are damaged: {', '.join(found['damaged'])}",
+            where=Where(file=found["folder"]),
+            hint="delete the folder: it is made again",
+        )
+    if json:
+        terminal.write_json({name: value for name, value in found.items() if name != "shown"})
+    else:
+        _say_statistics(found)
+
+
+@app.command("show", no_args_is_help=True)
+def show(
+    recipe: options.RecipeArgument,
+    set_: options.Set = None,
+    samples: SampleCount = 3,
+    json: options.Json = False,
+) -> None:
+    """Show statistics of a recipe's data and a few samples, with what is learnt of them.
+
+    Bold text is predicted and learnt from; dim text is only read.
+
+    [dim]Example:[/dim] dslm data show quickstart-sft --samples 1
+    """
+    found = _ask(recipe, set_ or (), samples=samples, verify=False)
+    if json:
+        terminal.write_json(found)
+        return
+    from rich.panel import Panel
+    from rich.text import Text
+
+    _say_statistics(found)
+    for number, segments in enumerate(found["shown"], 1):
+        text, document = Text(), 0
+        for segment in segments:
+            if segment.get("document", 0) != document:
+                document = segment["document"]
+                text.append("\n─── next document ───\n", style="cyan")
+            if "column" in segment:
+                text.append(f"{segment['column']}: ", style="cyan")
+            text.append(segment["text"], style="bold" if segment["learnt"] else "dim")
+            if "column" in segment:
+                text.append("\n")
+        terminal.show(Panel(text, title=f"sample {number}"))
+
+
+def _ask(recipe: str, overrides: Any, *, samples: int, verify: bool) -> dict[str, Any]:
+    from dslm.launch.ask import ask
+    from dslm.launch.job import check_data_named
+    from dslm.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides).recipe
+    check_data_named(loaded)
+    request = {
+        "recipe": loaded.model_dump(mode="json"), "samples": samples, "verify": verify,
+    }  # fmt: skip
+    with terminal.people().status("starting") as status:
+        return ask("dslm.worker.data.show", request, status.update)
+
+
+def _say_statistics(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from dslm.units import render_count
+
+    table = Table(
+        "", "documents", "duplicates", "samples", "tokens", "files", "filled",
+        box=None, header_style="bold",
+    )  # fmt: skip
+    for name in ("train", "eval"):
+        part = found[name]
+        filled = part.get("efficiency")
+        table.add_row(
+            name,
+            *(render_count(part[n]) for n in ("documents", "duplicates", "samples", "tokens")),
+            str(len(part["shards"])),
+            f"{filled:.2%}" if filled is not None else "-",
+        )
+    terminal.show(table)
+    if found["labels"]:
+        terminal.say(f"labels: {', '.join(found['labels'])}")
+    if found["bad_records"]:
+        terminal.say(f"[yellow]bad records left out: {found['bad_records']}[/], such as:")
+        for example in found["examples"]:
+            terminal.people().print(f"  {example}", markup=False, soft_wrap=True)
+    terminal.say(f"prepared data: {found['folder']}")

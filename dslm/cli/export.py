@@ -1,0 +1,67 @@
+"""`dslm export`: a checkpoint as a model in Hugging Face format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dslm.cli import options, terminal
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Step = Annotated[
+    int | None,
+    typer.Option(
+        "--checkpoint", metavar="N", help="The checkpoint of step N; default: the newest."
+    ),
+]
+Merge = Annotated[bool, typer.Option("--merge", help="Merge LoRA adapters into the model.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="bf16|fp16|fp32", help="Number format; default: the recipe's."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", help="Folder; default: RUN/export/step-N."),
+]
+Push = Annotated[
+    str | None, typer.Option("--push-to-hub", metavar="REPO", help="Upload it to the Hub, too.")
+]
+
+
+def export(
+    run: Run,
+    checkpoint: Step = None,
+    merge: Merge = False,
+    dtype: Dtype = None,
+    output: Output = None,
+    push_to_hub: Push = None,
+    json: options.Json = False,
+) -> None:
+    """Make a model in Hugging Face format from a checkpoint of any ZeRO stage.
+
+    One tensor is in memory at a time, whatever the size of the model.
+
+    [dim]Examples:[/dim]
+
+        dslm export runs/mine
+
+        dslm export runs/mine --checkpoint 500 --dtype bf16 -o mine-500
+    """
+    from dslm.launch.ask import ask
+    from dslm.launch.export import export_request
+    from dslm.units import render_bytes, render_count
+
+    request = export_request(
+        run, step=checkpoint, merge=merge, dtype=dtype, output=output, push_to_hub=push_to_hub
+    )
+    with terminal.people().status("starting") as status:
+        found = ask("dslm.worker.export", request, status.update)
+    if json:
+        terminal.write_json(found)
+        return
+    terminal.say(
+        f"[bold green]exported[/] step {found['step']}: {render_count(found['parameters'])} "
+        f"parameters, {render_bytes(found['bytes'])}\n  model  {found['output']}"
+    )

@@ -1,0 +1,188 @@
+"""From a ZeRO checkpoint to a model in Hugging Face format, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+
+from dslm.errors import InputError, RunFailed, Where
+from dslm.files import write_json
+from dslm.recipe.load import read_resolved
+from dslm.recipe.schema import Recipe
+from dslm.run.checkpoints import complete_checkpoints
+from dslm.run.directory import RunDirectory
+from dslm.run.model_card import model_card
+from dslm.worker.answer import Tell, answer
+from dslm.worker.checkpoint import DESCRIPTION
+from dslm.worker.model import DTYPES
+from dslm.worker.zero_tensors import StoredTensor, stored_tensors
+
+_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # of safetensors
+_SHARD = "5GB"
+_PIECE = 2**24  # elements converted at a time
+
+
+def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    """Export a checkpoint; the request is what `dslm.launch.export` makes."""
+    run = RunDirectory(Path(request["run"]))
+    recipe = read_resolved(run.recipe)
+    checkpoint = next(c for c in complete_checkpoints(run.checkpoints) if c.step == request["step"])
+    output = Path(request["output"])
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(checkpoint.path / DESCRIPTION, partial)
+        tensors = stored_tensors(checkpoint.path, checkpoint.zero_stage)
+        dtype = DTYPES[request["dtype"] or recipe.precision]
+        if recipe.lora is not None:
+            _export_adapter(partial, tensors, dtype, recipe, merge=request["merge"], tell=tell)
+        else:
+            write_model(partial, tensors, dtype, tell)
+        (partial / "README.md").write_text(model_card(run, checkpoint.step), encoding="utf-8")
+        partial.replace(output)
+    except OSError as failure:
+        raise RunFailed(
+            f"the model could not be written: {failure.strerror or failure}",
+            where=Where(file=output),
+        ) from failure
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if request["push_to_hub"]:
+        tell(f"uploading to {request['push_to_hub']}")
+        _push(output, request["push_to_hub"])
+    return {
+        "output": str(output),
+        "step": checkpoint.step,
+        "parameters": sum(tensor.numel for tensor in tensors.values()),
+        "bytes": sum(file.stat().st_size for file in output.rglob("*") if file.is_file()),
+    }
+
+
+def write_model(
+    folder: Path, tensors: dict[str, StoredTensor], dtype: torch.dtype, tell: Tell
+) -> None:
+    """Write safetensors files, and their index when there are several, in transformers' naming."""
+    shapes = {
+        name: torch.empty(tensor.shape, dtype=_type(tensor, dtype), device="meta")
+        for name, tensor in tensors.items()
+    }
+    plan = split_torch_state_dict_into_shards(
+        shapes, max_shard_size=_SHARD, filename_pattern="model{suffix}.safetensors"
+    )
+    for number, (file, names) in enumerate(plan.filename_to_tensors.items(), 1):
+        tell(f"writing file {number} of {len(plan.filename_to_tensors)}")
+        with (folder / file).open("wb") as stream:
+            write_safetensors(stream, {name: tensors[name] for name in names}, dtype)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
+
+
+def write_safetensors(
+    stream: IO[bytes], tensors: dict[str, StoredTensor], dtype: torch.dtype
+) -> None:
+    """Write one safetensors file, piece by piece; the library's own writer wants all at once.
+
+    Source of the format: huggingface.co/docs/safetensors, "Format": eight bytes with the header's
+    length, the header in JSON, the tensors' bytes.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        kind = _type(tensor, dtype)
+        start, end = end, end + tensor.numel * kind.itemsize
+        header[name] = {
+            "dtype": _NAMES.get(kind) or _integer_name(kind, name),
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        for piece in _pieces(tensor):
+            converted = piece.to(_type(tensor, dtype)).contiguous()
+            stream.write(converted.view(torch.uint8).numpy().data)
+
+
+def _pieces(tensor: StoredTensor) -> Iterator[torch.Tensor]:
+    """The elements of a tensor in order, flat, a part at a time and without the padding."""
+    left = tensor.numel
+    for piece in tensor.pieces:
+        for part in piece.reshape(-1).split(_PIECE):
+            yield part[:left].reshape(-1)
+            left -= min(left, part.numel())
+
+
+def _type(tensor: StoredTensor, dtype: torch.dtype) -> torch.dtype:
+    """Floating-point tensors change their type, others (counters, indices) keep theirs."""
+    return dtype if tensor.dtype.is_floating_point else tensor.dtype
+
+
+def _integer_name(kind: torch.dtype, name: str) -> str:
+    known = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+    if kind not in known:
+        raise InputError(f"`{name}` has a type that safetensors doesn't know: {kind}")
+    return known[kind]
+
+
+def _export_adapter(
+    folder: Path,
+    tensors: dict[str, StoredTensor],
+    dtype: torch.dtype,
+    recipe: Recipe,
+    *,
+    merge: bool,
+    tell: Tell,
+) -> None:
+    """Write the adapters as peft names them; merged, a whole model instead."""
+    renamed = {
+        name.replace(".modules_to_save.default", "").replace(".default", ""): tensor
+        for name, tensor in tensors.items()
+        if "lora_" in name or ".modules_to_save." in name
+    }
+    with (folder / "adapter_model.safetensors").open("wb") as stream:
+        write_safetensors(stream, renamed, dtype)
+    if not merge:
+        (folder / "config.json").unlink()  # of the whole model, which isn't here
+        return
+    tell("merging the adapters into the model")
+    import transformers
+    from peft import PeftModel
+
+    from dslm.worker.tasks import task_of
+
+    factory = getattr(transformers, task_of(recipe).auto_class)
+    base = factory.from_pretrained(recipe.model.name, revision=recipe.model.revision, dtype=dtype)
+    merged = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    for file in folder.glob("adapter_*"):
+        file.unlink()
+    merged.save_pretrained(folder)
+
+
+def _push(folder: Path, repository: str) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().create_repo(repository, exist_ok=True)
+        HfApi().upload_folder(folder_path=folder, repo_id=repository)
+    except (HfHubHTTPError, OSError, ValueError) as failure:
+        raise RunFailed(
+            f"the upload to `{repository}` failed: {str(failure).splitlines()[0]}",
+            where=Where(file=folder),
+            hint="the model is written there; is there a network, is `hf auth login` done?",
+        ) from failure
+
+
+if __name__ == "__main__":
+    answer(work)
