@@ -58,7 +58,7 @@ def write_checkpoint(
 
 
 def _describe(trainer: Any, folder: Path) -> None:
-    """What makes a model of Hugging Face beside tensors: configs of model and adapters, tokenizer."""
+    """What makes a Hugging Face model beside tensors: configs of model and adapters, tokenizer."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     config = copy.deepcopy(model.config)
     config.use_cache = True

@@ -34,6 +34,11 @@ Train = Callable[..., Path]
 def train(folder: Path, recipe: str = "quickstart", *options: str, **settings: Any) -> Path:
     """Run `dslm train` in a folder; the run directory. Settings have `__` where keys have a dot."""
     given = {**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}
+    return run_dslm(folder, recipe, given, *options)
+
+
+def run_dslm(folder: Path, recipe: str, given: dict[str, Any], *options: str) -> Path:
+    """Run `dslm train` of any recipe with these settings; the run directory."""
     run = folder / "run"
     argv = [str(DSLM), "train", recipe, *options, "-o", str(run)]
     for key, value in given.items():

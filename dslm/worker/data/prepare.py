@@ -331,10 +331,9 @@ def _write_split(
 ) -> dict[str, Any]:
     """Write the files of a split: one a shard, and one more for each source with its own weight."""
     data = recipe.data
-    duplicates = 0
+    _, first = np.unique(documents.keys, return_index=True)
+    duplicates = len(documents.keys) - len(first)
     if data.deduplicate:
-        _, first = np.unique(documents.keys, return_index=True)
-        duplicates = len(documents.keys) - len(first)
         documents = documents.take(np.sort(first))
     count = len(documents.keys)
     if data.shard_by == "hash":

@@ -1,0 +1,96 @@
+"""`dslm export` gives the model that was trained, from a checkpoint of any stage."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import DSLM, Dslm
+from tests.worker.conftest import Train, run_dslm
+
+pytestmark = pytest.mark.slow
+
+
+def _logits(folder: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model(input_ids=torch.arange(60)[None]).logits
+
+
+def _export(run: Path, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(DSLM), "export", str(run), "-o", str(output), *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_the_exported_model_gives_the_logits_of_the_trained_one(
+    stage: int, trained: Train, tmp_path: Path
+) -> None:
+    sample = {"evaluation__sample": "def "} if stage == 3 else {}
+    run = trained(parallel__zero_stage=stage, parallel__ranks=2, **sample)
+    done = _export(run, tmp_path / "model", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == 10
+    assert torch.equal(_logits(tmp_path / "model"), _logits(run / "model"))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "- steps: 10" in card
+    assert "transformers" in card
+    if stage == 3:
+        events = (run / "events.jsonl").read_text().splitlines()
+        assert json.loads(events[-1])["sample"].startswith("def ")
+
+
+def test_another_number_format_and_several_files(trained: Train, tmp_path: Path) -> None:
+    run = trained(parallel__zero_stage=2, parallel__ranks=2)
+    done = _export(run, tmp_path / "model", "--dtype", "bf16")
+    assert done.returncode == 0, done.stderr
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert model.dtype == torch.bfloat16
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "model")) > 256
+
+
+def test_lora_gives_adapters_and_merged_a_whole_model(trained: Train, tmp_path: Path) -> None:
+    base = trained(parallel__zero_stage=2, parallel__ranks=2) / "model"
+    run = run_dslm(
+        tmp_path,
+        "quickstart",
+        {
+            "model.init": "pretrained", "model.name": str(base), "model.tokenizer": "null",
+            "lora": "{rank: 4}", "duration.steps": 6, "data.max_documents": 60, "log.every": 1,
+            "data.sequence_length": 64, "batch.global_size": 8, "parallel.zero_stage": 3,
+            "evaluation.sample": "def ", "checkpoint.every": "null",
+        },
+    )  # fmt: skip
+    assert (run / "model" / "adapter_model.safetensors").is_file()
+    for options, output in (((), "adapters"), (("--merge",), "merged")):
+        done = _export(run, tmp_path / output, *options)
+        assert done.returncode == 0, done.stderr
+    trained_logits = _logits(run / "model")
+    assert torch.equal(_logits(tmp_path / "adapters"), trained_logits)
+    assert torch.allclose(_logits(tmp_path / "merged"), trained_logits, atol=1e-4)
+    assert not torch.allclose(_logits(base), trained_logits, atol=1e-4)
+
+
+def test_what_can_not_be_exported_says_why(dslm: Dslm, trained: Train, tmp_path: Path) -> None:
+    run = trained(parallel__zero_stage=2, parallel__ranks=2)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for options, message in (
+        (["--checkpoint", "7"], "no complete checkpoint of step 7"),
+        (["--dtype", "b16"], "no number format `b16`"),
+        (["--merge"], "no adapters to merge"),
+        (["-o", str(tmp_path / "full")], "is there already"),
+    ):
+        done = dslm("export", str(run), *options)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
