@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check format docs bench clean
+.PHONY: setup demo test check format docs bench soak clean
 
 setup: $(VENV)/.installed
 
@@ -34,6 +34,9 @@ docs: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+soak: setup
+	$(BIN)/python -m benchmarks.soak
 
 clean:
 	rm -rf $(VENV) runs dist build

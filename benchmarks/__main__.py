@@ -8,7 +8,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import startup, training
+from benchmarks import checkpoints, data, startup, training
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
@@ -34,13 +34,13 @@ def machine() -> str:
 
 def main() -> None:
     """Run everything (or the parts named), print the tables, write the page when all ran."""
-    wanted = sys.argv[1:] or ["startup", "training"]
+    parts = {"startup": startup, "training": training, "data": data, "checkpoints": checkpoints}
+    wanted = sys.argv[1:] or list(parts)
     sections = [f"# Benchmarks\n\n`make bench`, {time.strftime('%Y-%m-%d')}, on: {machine()}.\n"]
-    for name, part in (("startup", startup), ("training", training)):
-        if name in wanted:
-            sections.append(part.report())
-            print(sections[-1], flush=True)
-    if len(wanted) == 2:
+    for name in wanted:
+        sections.append(parts[name].report())
+        print(sections[-1], flush=True)
+    if wanted == list(parts):
         PAGE.write_text("\n".join(sections))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class ResumePoint:
     path: str
     step: int
     universal: bool
+    seconds: float | None = None  # that a conversion took
     problems: tuple[str, ...] = ()  # newer checkpoints that could not be used
 
 
@@ -110,17 +112,20 @@ def resume_point(
     same = (checkpoint.world_size, checkpoint.zero_stage) == (world_size, zero_stage)
     # without ZeRO every rank holds the whole state: any number of ranks can load it
     plain = checkpoint.zero_stage == zero_stage == 0
-    path = checkpoint.path
+    path, seconds = checkpoint.path, None
     if not (same or plain):
         _check_stages(run, checkpoint.zero_stage, zero_stage)
         path = run.checkpoints / f".universal-{checkpoint.step}"
         if not path.is_dir():
             on_convert(checkpoint)
+            began = time.monotonic()
             convert(checkpoint, path, log)
+            seconds = time.monotonic() - began
     return ResumePoint(
         path=str(path.relative_to(run.path)),
         step=checkpoint.step,
         universal=not (same or plain),
+        seconds=seconds,
         problems=tuple(problems),
     )
 

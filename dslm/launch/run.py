@@ -120,6 +120,10 @@ def _resume(run: RunDirectory, job: Job, on_event: OnEvent) -> ResumePoint | Non
             f"{job.cluster.world_size}"
         ),
     )
+    if point is not None and point.seconds is not None:
+        append_event(
+            run.events, EventName.CONVERT, attempt, step=point.step, seconds=round(point.seconds, 3)
+        )
     for problem in point.problems if point else ():
         tell(problem)
     return point

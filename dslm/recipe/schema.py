@@ -203,7 +203,9 @@ class Checkpoint(Section):
     every: PositiveInt | None = None
     """Steps between checkpoints; absent: only at the end."""
     keep: PositiveInt = 2
-    """How many complete checkpoints stay on disk."""
+    """How many of the newest complete checkpoints stay on disk."""
+    keep_best: Annotated[int, Field(ge=0, strict=True)] = 0
+    """How many more stay: those with the lowest loss of an evaluation after the same step."""
     on_stop: bool = True
     """Save when the run is stopped by Ctrl-C or SIGTERM."""
     grace: Annotated[float, Field(gt=0)] = 30.0

@@ -27,6 +27,7 @@ class Checkpoint:
     step: int
     world_size: int
     zero_stage: int
+    eval_loss: float | None = None
     files: dict[str, dict[str, Any]]
 
 
@@ -50,6 +51,7 @@ def complete_checkpoints(folder: Path) -> list[Checkpoint]:
                 step=content["step"],
                 world_size=content["world_size"],
                 zero_stage=content["zero_stage"],
+                eval_loss=content.get("eval_loss"),
                 files=content["files"],
             )
             there = {n: p.stat().st_size for n, p in _files(manifest.parent).items()}
@@ -58,6 +60,20 @@ def complete_checkpoints(folder: Path) -> list[Checkpoint]:
         except (OSError, ValueError, KeyError):
             continue
     return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def superseded(complete: list[Checkpoint], keep: int, keep_best: int) -> list[Checkpoint]:
+    """Checkpoints that may go: neither among the newest nor the best; never the newest of all.
+
+    Args:
+        complete: the oldest first.
+        keep: how many of the newest stay.
+        keep_best: how many of those with the lowest evaluation loss stay.
+    """
+    evaluated = [checkpoint for checkpoint in complete if checkpoint.eval_loss is not None]
+    best = sorted(evaluated, key=lambda c: (c.eval_loss, -c.step))[:keep_best]
+    stay = {checkpoint.step for checkpoint in [*complete[-max(keep, 1) :], *best]}
+    return [checkpoint for checkpoint in complete if checkpoint.step not in stay]
 
 
 def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:

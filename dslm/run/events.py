@@ -26,6 +26,7 @@ class EventName(StrEnum):
     ERROR = "error"
     PHASE = "phase"  # what is going on while no steps are made: data, model, save …
     RESUME = "resume"  # training goes on from a checkpoint
+    CONVERT = "convert"  # a checkpoint was converted for another number of ranks
     STOP = "stop"  # somebody asked the run to stop
     ACCURACY = "accuracy"  # predicted beside measured
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class Events(TrainerCallback):
         self._rank = rank
         self._recipe = recipe
         self._facts = facts
+        self.after_step: Callable[[], None] = lambda: None
         self.engine: Callable[[], Any] = lambda: None  # the trainer's, once it has one
         self._since = 0.0
         self._step = 0
@@ -73,6 +75,21 @@ class Events(TrainerCallback):
         if state.global_step:
             self.write(EventName.RESUME, step=state.global_step)
         self.write(EventName.START, steps=state.max_steps, **self._facts)
+
+    def on_checkpoint(self, step: int, path: Path, blocked: float, seconds: float) -> None:
+        """A checkpoint is complete."""
+        self.write(
+            EventName.CHECKPOINT,
+            step=step,
+            path=str(path.relative_to(self._rank.run.path)),
+            seconds=round(blocked, 3),
+            complete_seconds=round(seconds, 3),
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.after_step()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

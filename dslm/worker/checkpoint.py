@@ -1,60 +1,115 @@
-"""Write a checkpoint, whole or not at all; all ranks call, rank 0 moves it to its place."""
+"""Write checkpoints, whole or not at all; all ranks call, rank 0 moves them to their place.
+
+Training stands still while DeepSpeed writes its tensors. What makes a checkpoint complete (flushing
+to disk, checksums, the manifest, the rename) goes on beside training, on rank 0.
+"""
 
 from __future__ import annotations
 
 import copy
 import os
 import shutil
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from transformers.trainer import TRAINER_STATE_NAME
 
-from dslm.run.checkpoints import complete_checkpoints, write_manifest
+from dslm.recipe.schema import Checkpoint
+from dslm.run.checkpoints import complete_checkpoints, superseded, write_manifest
 
 DESCRIPTION = "model"  # in a checkpoint: what `dslm export` needs beside the tensors
+# step, folder, seconds that training stood still, seconds until it was complete
+OnComplete = Callable[[int, Path, float, float], None]
 
 
-def write_checkpoint(
-    trainer: Any, folder: Path, facts: dict[str, Any], keep: int
-) -> tuple[Path, float]:
-    """Write the state of a training; its path, and the seconds that training stood still.
+class CheckpointWriter:
+    """Writes the checkpoints of a run, one at a time."""
 
-    Args:
-        trainer: at the end of a step.
-        folder: all checkpoints of the run.
-        facts: what else the manifest says: world size and stage.
-        keep: complete checkpoints that stay, this one included.
-    """
-    began = time.monotonic()
-    step = trainer.state.global_step
-    final, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
-    first = dist.get_rank() == 0
-    if first:
-        for leftover in folder.glob(".step-*.partial"):
-            shutil.rmtree(leftover)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    trainer._save_optimizer_and_scheduler(str(partial))
-    trainer._save_rng_state(str(partial))
-    dist.barrier()
-    if first:
-        _describe(trainer, partial / DESCRIPTION)
-        trainer.state.save_to_json(str(partial / TRAINER_STATE_NAME))
-        for script in partial.glob("zero_to_*.py"):
-            script.unlink()  # copies of DeepSpeed's own converters
-        for path in partial.rglob("*"):
-            _sync(path)
-        write_manifest(partial, step=step, **facts)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.replace(final)
-        _sync(folder)
-        for old in complete_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old.path)
-    dist.barrier()
-    return final, time.monotonic() - began
+    def __init__(
+        self, folder: Path, settings: Checkpoint, facts: dict[str, Any], on_complete: OnComplete
+    ) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._facts = facts  # what else the manifest says: world size and stage
+        self._on_complete = on_complete
+        self.last_step: int | None = None  # of the last checkpoint begun
+        self._finishing: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def save(self, trainer: Any, eval_loss: float | None) -> float:
+        """Write the state of a training at the end of a step; seconds that it stood still.
+
+        Args:
+            trainer: the Trainer.
+            eval_loss: of an evaluation after this very step, if there was one.
+
+        Raises:
+            OSError: the last checkpoint or this one could not be written; older ones are untouched.
+        """
+        self.finish()
+        began = time.monotonic()
+        step = self.last_step = trainer.state.global_step
+        partial = self._folder / f".step-{step}.partial"
+        first = dist.get_rank() == 0
+        if first:
+            for leftover in self._folder.glob(".step-*.partial"):
+                shutil.rmtree(leftover)
+            partial.mkdir(parents=True)
+        dist.barrier()
+        trainer._save_optimizer_and_scheduler(str(partial))
+        trainer._save_rng_state(str(partial))
+        dist.barrier()
+        blocked = time.monotonic() - began
+        if first:
+            _describe(trainer, partial / DESCRIPTION)
+            trainer.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+            facts = {**self._facts, "step": step, "eval_loss": eval_loss}
+            self._finishing = threading.Thread(
+                target=self._complete, args=(step, partial, facts, began, blocked)
+            )
+            self._finishing.start()
+        return blocked
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is complete.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._finishing is not None:
+            self._finishing.join()
+            self._finishing = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong beside training, if anything did."""
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _complete(
+        self, step: int, partial: Path, facts: dict[str, Any], began: float, blocked: float
+    ) -> None:
+        try:
+            final = self._folder / f"step-{step}"
+            for script in partial.glob("zero_to_*.py"):
+                script.unlink()  # copies of DeepSpeed's own converters
+            for path in partial.rglob("*"):
+                _sync(path)
+            write_manifest(partial, **facts)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.replace(final)
+            _sync(self._folder)
+            complete = complete_checkpoints(self._folder)
+            for old in superseded(complete, self._settings.keep, self._settings.keep_best):
+                shutil.rmtree(old.path)
+            self._on_complete(step, final, blocked, time.monotonic() - began)
+        except OSError as failure:
+            self._failure = failure
 
 
 def _describe(trainer: Any, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +31,7 @@ _PIECE = 2**24  # elements converted at a time
 
 def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     """Export a checkpoint; the request is what `dslm.launch.export` makes."""
+    began = time.monotonic()
     run = RunDirectory(Path(request["run"]))
     recipe = read_resolved(run.recipe)
     checkpoint = next(c for c in complete_checkpoints(run.checkpoints) if c.step == request["step"])
@@ -54,12 +56,14 @@ def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
         ) from failure
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    seconds = time.monotonic() - began
     if request["push_to_hub"]:
         tell(f"uploading to {request['push_to_hub']}")
         _push(output, request["push_to_hub"])
     return {
         "output": str(output),
         "step": checkpoint.step,
+        "seconds": round(seconds, 3),
         "parameters": sum(tensor.numel for tensor in tensors.values()),
         "bytes": sum(file.stat().st_size for file in output.rglob("*") if file.is_file()),
     }

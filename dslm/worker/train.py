@@ -20,13 +20,13 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, se
 from dslm.recipe.duration import total_steps
 from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
-from dslm.run.checkpoints import complete_checkpoints
 from dslm.run.directory import RunDirectory
 from dslm.run.events import EventName, append_event
 from dslm.run.manifest import read_manifest
 from dslm.run.model_card import model_card
 from dslm.worker.arguments import training_arguments
 from dslm.worker.callbacks import Events, Stop
+from dslm.worker.checkpoint import CheckpointWriter
 from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.data.prepare import prepare
 from dslm.worker.data.tokenizer import load_tokenizer
@@ -106,15 +106,20 @@ def train(rank: Rank) -> None:
         "flops_per_token": _planned(run.plan).get("flops_per_token"),
     }
     events = Events(rank, recipe, facts)
+    writer = CheckpointWriter(
+        run.checkpoints,
+        recipe.checkpoint,
+        {"world_size": rank.world_size, "zero_stage": stage},
+        events.on_checkpoint,
+    )
     stop = Stop(rank, save=recipe.checkpoint.on_stop)
     trainer = run_trainer(base)(
         recipe=recipe,
-        run=run,
         sampler=sampler,
         collate=task.collator(recipe, tokenizer, model.config),
         metric=task.metric(recipe, len(data.labels)) if task.metric else None,
         events=events,
-        checkpoint_facts={"world_size": rank.world_size, "zero_stage": stage},
+        writer=writer,
         model=model,
         args=arguments,
         train=data.train,
@@ -129,6 +134,7 @@ def train(rank: Rank) -> None:
     phase("partitioning", f"ZeRO stage {stage}")
     resumed = start["resumed_from"]
     trainer.train(resume_from_checkpoint=str(run.path / resumed) if resumed else None)
+    writer.finish()
     if stop.stopped and trainer.state.global_step < steps:
         events.write(
             EventName.END,
@@ -138,7 +144,7 @@ def train(rank: Rank) -> None:
         )
         dist.destroy_process_group()
         return
-    _finish(rank, recipe, trainer, tokenizer, events, began)
+    _finish(rank, recipe, trainer, tokenizer, events, writer, began)
     dist.destroy_process_group()
 
 
@@ -148,6 +154,7 @@ def _finish(
     trainer: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     events: Events,
+    writer: CheckpointWriter,
     began: float,
 ) -> None:
     """After the last step: evaluate, save, export, show a sample."""
@@ -155,9 +162,10 @@ def _finish(
     if trainer.eval_dataset is not None:
         events.phase("evaluating")
         trainer.evaluate()
-    if step not in [c.step for c in complete_checkpoints(rank.run.checkpoints)]:
+    if writer.last_step != step:
         events.phase("saving")
         trainer.save_now()
+        writer.finish()
     events.phase("exporting")
     export(trainer, tokenizer, rank.run.model)
     sample = None

@@ -12,10 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dslm.recipe.schema import Recipe
-from dslm.run.directory import RunDirectory
 from dslm.run.events import EventName
 from dslm.worker.callbacks import Events
-from dslm.worker.checkpoint import write_checkpoint
+from dslm.worker.checkpoint import CheckpointWriter
 from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.data.store import Samples
 from dslm.worker.evaluate import evaluate
@@ -44,23 +43,23 @@ class RunTrainer:
         self,
         *,
         recipe: Recipe,
-        run: RunDirectory,
         sampler: GlobalBatchSampler,
         collate: Collate,
         metric: Metric | None,
         events: Events,
-        checkpoint_facts: dict[str, Any],
+        writer: CheckpointWriter,
         train: Samples,
         evaluation: Samples | None,
         **settings: Any,
     ) -> None:
         self._recipe = recipe
-        self._run = run
         self._sampler = sampler
         self._collate = collate
         self._metric = metric
         self._events = events
-        self._checkpoint_facts = checkpoint_facts
+        self._writer = writer
+        self._evaluated: tuple[int, float | None] = (-1, None)  # at which step, with which loss
+        events.after_step = writer.check
         events.engine = lambda: self.model_wrapped
         super().__init__(data_collator=collate, callbacks=[events], **settings)  # type: ignore[call-arg]
         # TRL's trainers insist on a `datasets.Dataset` when they are made, and read it nowhere else
@@ -98,6 +97,7 @@ class RunTrainer:
             )
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
             self.log(metrics)  # type: ignore[attr-defined]
+        self._evaluated = self.state.global_step, metrics.get(f"{metric_key_prefix}_loss")
         seconds = time.monotonic() - start
         self._events.pause(seconds)
         shown = {name.removeprefix(f"{metric_key_prefix}_"): v for name, v in metrics.items()}
@@ -111,15 +111,9 @@ class RunTrainer:
 
     def save_now(self) -> None:
         """Write a checkpoint of the current step."""
-        path, seconds = write_checkpoint(
-            self, self._run.checkpoints, self._checkpoint_facts, self._recipe.checkpoint.keep
-        )
-        self._events.pause(seconds)
-        self._events.write(
-            EventName.CHECKPOINT,
-            step=self.state.global_step,
-            path=str(path.relative_to(self._run.path)),
-            seconds=round(seconds, 3),
+        step, loss = self._evaluated
+        self._events.pause(
+            self._writer.save(self, loss if step == self.state.global_step else None)
         )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

@@ -30,7 +30,7 @@ def _argv(run: Path, ranks: int, stage: int, **more: Any) -> list[str]:
     return argv
 
 
-def _killed_run(folder: Path, ranks: int, stage: int, at: int = 15) -> Path:
+def _killed_run(folder: Path, ranks: int, stage: int, at: int = 18) -> Path:
     """A run of which a rank was killed with -9 in the middle."""
     run = folder / "run"
     process = subprocess.Popen(
