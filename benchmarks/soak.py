@@ -185,8 +185,8 @@ def main() -> None:
     text = "\n".join(
         [
             "## Killed anywhere, again and again\n",
-            f"`make soak`, {time.strftime('%Y-%m-%d')}: {tally.kills.total()} kills with -9 at random "
-            f"moments over {tally.finished} runs of {SETTINGS['duration.steps']} steps (ZeRO-2 and "
+            f"`make soak`, {time.strftime('%Y-%m-%d')}: {tally.kills.total()} kills with -9 at "
+            f"random moments over {tally.finished} runs of {SETTINGS['duration.steps']} steps (ZeRO-2 and "
             f"ZeRO-3, a checkpoint every {SETTINGS['checkpoint.every']} steps), in {minutes:.0f} "
             "minutes.\n",
             "| killed | while | times |",
@@ -196,8 +196,8 @@ def main() -> None:
             + (
                 f"Problems: {len(tally.problems)}: {'; '.join(tally.problems)}"
                 if tally.problems
-                else "After every kill the newest checkpoint was sound and no older than before; every "
-                "run reached its end with the loss curve of an undisturbed one, bit for bit."
+                else "After every kill the newest checkpoint was sound and no older than before; "
+                "every run reached its end with the loss curve of an undisturbed one, bit for bit."
             ),
             "",
         ]
