@@ -186,9 +186,9 @@ def main() -> None:
         [
             "## Killed anywhere, again and again\n",
             f"`make soak`, {time.strftime('%Y-%m-%d')}: {tally.kills.total()} kills with -9 at "
-            f"random moments over {tally.finished} runs of {SETTINGS['duration.steps']} steps (ZeRO-2 and "
-            f"ZeRO-3, a checkpoint every {SETTINGS['checkpoint.every']} steps), in {minutes:.0f} "
-            "minutes.\n",
+            f"random moments over {tally.finished} runs of {SETTINGS['duration.steps']} steps "
+            f"(ZeRO-2 and ZeRO-3, a checkpoint every {SETTINGS['checkpoint.every']} steps), in "
+            f"{minutes:.0f} minutes.\n",
             "| killed | while | times |",
             "|---|---|---|",
             *rows,

@@ -26,7 +26,7 @@ def _dslm(folder: Path, stage: int) -> tuple[float, float]:
     """Seconds to the end of the first step, and steps per second after it."""
     run = folder / f"stage-{stage}-{time.monotonic_ns()}"
     settings = {
-        "parallel.zero_stage": stage, "duration.steps": STEPS, "log.every": 1,
+        "parallel.zero_stage": stage, "duration.steps": STEPS, "log.every": WARM,
         "checkpoint.every": "null", "evaluation.sample": "null", "data.eval": 0,
     }  # fmt: skip
     argv = [str(BIN / "dslm"), "train", "quickstart", "-o", str(run)]

@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 
 from dslm import __version__
-from dslm.cli import config, data, export, hosts, launch, plan, recipes, runs, terminal, train
+from dslm.cli import (
+    config,
+    data,
+    doctor,
+    export,
+    hosts,
+    launch,
+    plan,
+    recipes,
+    runs,
+    terminal,
+    train,
+)
 from dslm.errors import DslmError
 
 app = typer.Typer(
@@ -49,6 +61,7 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(hosts.app, name="hosts")
 app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
+app.command("doctor")(doctor.doctor)
 app.command("export", no_args_is_help=True)(export.export)
 app.command(
     "launch",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from dslm import environment
 from dslm.cluster.devices import Device, cpu_device, device_reported
 from dslm.cluster.hosts import Cluster, Host
+from dslm.cluster.measured import with_measured
 from dslm.cluster.select import slot_indices
 from dslm.errors import OptionError, Where
 
@@ -82,10 +83,10 @@ def local_cluster(
     default = len(chosen) if machine.accelerators or filtered else 1
     count = asked if asked is not None else default
     if not machine.accelerators:
-        device = cpu_device(machine.memory_bytes // count)
+        device = with_measured(cpu_device(machine.memory_bytes // count))
         return Cluster(hosts=(Host(LOCALHOST, count),), device=device)
     host = Host(LOCALHOST, count, devices=tuple(chosen[:count]))
-    return Cluster(hosts=(host,), device=machine.accelerators[chosen[0]])
+    return Cluster(hosts=(host,), device=with_measured(machine.accelerators[chosen[0]]))
 
 
 def _cuda_devices() -> tuple[Device, ...]:

@@ -41,7 +41,7 @@ def ask(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, environment.ACCELERATOR: "cpu"},
+        env={**os.environ, environment.ACCELERATOR: "cpu"},  # DeepSpeed itself computes nothing
     )
     rest: list[str] = []
     with process:

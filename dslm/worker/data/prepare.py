@@ -153,15 +153,20 @@ def damaged_shards(prepared: Prepared) -> list[str]:
 
 def fingerprint(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> str:
     """A name for the prepared data: it changes with sources, tokenizer and settings."""
-    digest = hashlib.blake2b(digest_size=12)
-    settings = recipe.data.model_dump(mode="json", exclude={"workers", "sharding"})
     vocabulary = template = None
     if tokenizer is not None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         words = sorted(tokenizer.get_vocab().items())
         vocabulary = backend.to_str() if backend is not None else words
         template = tokenizer.chat_template
-    digest.update(json.dumps([_FORMAT, recipe.task, settings, vocabulary, template]).encode())
+    return source_digest(recipe, [_FORMAT, vocabulary, template])
+
+
+def source_digest(recipe: Recipe, more: object) -> str:
+    """A name for something made of the data: it changes with sources, settings and `more`."""
+    digest = hashlib.blake2b(digest_size=12)
+    settings = recipe.data.model_dump(mode="json", exclude={"workers", "sharding"})
+    digest.update(json.dumps([recipe.task, settings, more]).encode())
     for key in ("train", "eval"):
         for origin in origins(recipe, key):
             for file in origin.files:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from dslm.errors import RecipeError, Where
 from dslm.recipe.schema import Recipe, TokenizerTraining
-from dslm.worker.data.prepare import training_records
+from dslm.worker.data.prepare import cache_folder, source_digest, training_records
 from dslm.worker.data.records import Problems
 
 END = "<|endoftext|>"
@@ -95,12 +97,26 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
 
 
 def _trained(recipe: Recipe, wanted: TokenizerTraining, folder: Path) -> PreTrainedTokenizerBase:
+    """A trained tokenizer; training it on the same data a second time is a copy."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "tokenizer.json").is_file():
-            unseen = Problems(fatal=False)  # told when the data itself is prepared
-            records = islice(training_records(recipe, unseen), wanted.documents)
-            texts = (text for record in records for text in texts_in(record.values))
-            train_tokenizer(texts, wanted.vocab_size).save_pretrained(folder)
+            name = source_digest(recipe, wanted.model_dump())
+            kept = cache_folder() / "tokenizers" / name
+            if not kept.is_dir():
+                partial = kept.with_name(f".{name}.{os.getpid()}")
+                _train(recipe, wanted).save_pretrained(partial)
+                try:
+                    partial.replace(kept)
+                except OSError:  # somebody else was faster, and made the same
+                    shutil.rmtree(partial)
+            shutil.copytree(kept, folder, dirs_exist_ok=True)
     return AutoTokenizer.from_pretrained(folder)
+
+
+def _train(recipe: Recipe, wanted: TokenizerTraining) -> PreTrainedTokenizerFast:
+    unseen = Problems(fatal=False)  # told when the data itself is prepared
+    records = islice(training_records(recipe, unseen), wanted.documents)
+    texts = (text for record in records for text in texts_in(record.values))
+    return train_tokenizer(texts, wanted.vocab_size)

@@ -1,0 +1,243 @@
+"""The planner's memory against DeepSpeed itself: live tensor bytes of real engines, by phase.
+
+Two CPU ranks train each configuration for two steps with the code that `dslm train` uses; every
+tensor's memory is followed from its making to its end. Beside it stands what the plan of the same
+recipe says (without the context, which isn't tensors).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from dslm.launch.job import decide
+from dslm.launch.ports import free_port
+
+BIN = Path(sys.executable).parent
+PHASES = ("init", "forward", "backward", "step")
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "model_type": "llama", "vocab_size": 4096, "hidden_size": 384, "intermediate_size": 1024,
+        "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "max_position_embeddings": 512, "tie_word_embeddings": True,
+    },
+    "gpt2": {
+        "model_type": "gpt2", "vocab_size": 4096, "n_embd": 384, "n_layer": 6, "n_head": 6,
+        "n_positions": 512, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    },
+    "qwen3": {
+        "model_type": "qwen3", "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 768,
+        "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32,
+        "max_position_embeddings": 512, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+LENGTH = 256
+
+
+def configurations() -> list[dict[str, Any]]:
+    """Every stage, offload, recomputation, precision; architectures and micro batches in turn."""
+    places = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"),
+              (3, "optimizer"), (3, "all")]  # fmt: skip
+    found = []
+    micros = itertools.cycle([1, 4, 2, 8])
+    architectures = itertools.cycle(ARCHITECTURES)
+    for (stage, offload), again, precision in itertools.product(
+        places, (False, True), ("fp32", "bf16")
+    ):
+        for _ in range(2):
+            found.append({
+                "architecture": next(architectures), "zero_stage": stage, "offload": offload,
+                "activation_checkpointing": again, "micro": next(micros), "precision": precision,
+            })  # fmt: skip
+        next(micros)
+    return found
+
+
+def overrides(configuration: dict[str, Any]) -> list[str]:
+    """The recipe of a configuration, as changes of the quickstart."""
+    architecture = json.dumps(ARCHITECTURES[configuration["architecture"]])
+    return [
+        f'model={{"init": "scratch", "tokenizer": "none", "architecture": {architecture}}}',
+        f"model.activation_checkpointing={str(configuration['activation_checkpointing']).lower()}",
+        f"data.sequence_length={LENGTH}",
+        f"batch.micro_size={configuration['micro']}",
+        f"batch.global_size={configuration['micro'] * 2}",
+        f"parallel.zero_stage={configuration['zero_stage']}",
+        f"parallel.offload={configuration['offload']}",
+        f"precision={configuration['precision']}",
+    ]
+
+
+def live_bytes() -> Any:
+    """A dispatch mode that knows how many bytes of tensors are alive, and the most since asked."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Live(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.now = self.peak = 0
+            self._known: dict[int, int] = {}
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = func(*args, **(kwargs or {}))
+            for leaf in tree_leaves(result):
+                if hasattr(leaf, "untyped_storage"):
+                    self.add(leaf)
+            return result
+
+        def add(self, tensor: Any) -> None:
+            if tensor.device.type == "meta":
+                return
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key in self._known:
+                return
+            size = storage.nbytes()
+            self._known[key] = size
+            weakref.finalize(storage, self._gone, key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+
+        def _gone(self, key: int) -> None:
+            self.now -= self._known.pop(key, 0)
+
+        def start_phase(self) -> None:
+            self.peak = self.now
+
+    return Live()
+
+
+def measure(configuration: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
+    """Peaks of the phases of the second step, on this rank; and the plan's."""
+    import gc
+
+    import deepspeed
+    import torch
+
+    from dslm.run.directory import RunDirectory
+    from dslm.worker.arguments import training_arguments
+    from dslm.worker.model import build_model
+
+    job = decide("quickstart", overrides(configuration), num_gpus=2)
+    config = job.config.values
+    memory = job.plan.choice.memory
+    if memory is None:
+        sys.exit("the planner doesn't know this architecture")
+    recipe = job.recipe
+    live = live_bytes()
+    peaks: dict[str, int] = {}
+    gc.collect()
+    with live:
+        arguments = training_arguments(
+            recipe, config, RunDirectory(Path("unused")), steps=10, on_cpu=True, liger=False
+        )
+        model = build_model(recipe, "AutoModelForCausalLM", None)
+        if recipe.model.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=model.parameters(), config=config
+        )
+        model.train()
+        shape = (configuration["micro"], LENGTH)
+        ids = torch.randint(1, 4096, shape)
+        for _ in range(3):
+            gc.collect()
+            peaks["init"] = live.now
+            live.start_phase()
+            loss = engine(input_ids=ids, labels=ids).loss
+            peaks["forward"] = live.peak
+            live.start_phase()
+            engine.backward(loss)
+            peaks["backward"] = live.peak
+            live.start_phase()
+            del loss
+            engine.step()
+            peaks["step"] = live.peak
+    engine.destroy()
+    del engine, model, arguments
+    gc.collect()
+    document = {
+        "phases": {name: memory.phases[name] - memory.context for name in PHASES},
+        "items": {
+            name: getattr(memory, name)
+            for name in ("parameters", "gradients", "optimizer", "activations", "logits", "buffers")
+        },
+        "host": memory.host,
+    }
+    return peaks, document
+
+
+def worker(source: Path, target: Path) -> None:
+    """Measure every configuration of a file, on two ranks; rank 0 writes."""
+    import deepspeed
+    import torch.distributed as dist
+
+    deepspeed.init_distributed("gloo")
+    rows = []
+    for configuration in json.loads(source.read_text()):
+        peaks, planned = measure(configuration)
+        rows.append({**configuration, "measured": peaks, "planned": planned})
+        if dist.get_rank() == 0:
+            target.write_text(json.dumps(rows))
+    dist.barrier()
+
+
+def run(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Measure configurations in two ranks of DeepSpeed's launcher."""
+    with tempfile.TemporaryDirectory() as name:
+        source, target = Path(name) / "in.json", Path(name) / "out.json"
+        source.write_text(json.dumps(found))
+        argv = [
+            sys.executable, str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port",
+            str(free_port()), "--no_local_rank", "--module", "benchmarks.planner_memory",
+            str(source), str(target),
+        ]  # fmt: skip
+        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(argv, capture_output=True, text=True, env=environment)
+        rows: list[dict[str, Any]] = json.loads(target.read_text()) if target.is_file() else []
+        if len(rows) < len(found):
+            sys.stderr.write(done.stdout[-4000:] + done.stderr[-4000:])
+        return rows
+
+
+def errors(rows: list[dict[str, Any]]) -> Iterator[float]:
+    """Error of the planned peak of each row, relative to the measured one."""
+    for row in rows:
+        measured = max(row["measured"].values())
+        yield max(row["planned"]["phases"].values()) / measured - 1
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows, people's units."""
+    lines = [
+        "| model | ZeRO | offload | recomputes | micro batch | precision | measured | plan | off |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row, error in zip(rows, errors(rows), strict=True):
+        again = "yes" if row["activation_checkpointing"] else "no"
+        lines.append(
+            f"| {row['architecture']} | {row['zero_stage']} | {row['offload']} | {again} "
+            f"| {row['micro']} | {row['precision']} "
+            f"| {max(row['measured'].values()) / 2**20:.1f} MiB "
+            f"| {max(row['planned']['phases'].values()) / 2**20:.1f} MiB | {error:+.1%} |"
+        )
+    found = [abs(error) for error in errors(rows)]
+    lines.append(
+        f"\n{len(rows)} configurations: off by {mean(found):.2%} on average, by {max(found):.2%} "
+        "at worst."
+    )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,53 @@
+"""What `dslm doctor --measure` measured on this machine, kept in the user's cache.
+
+The planner takes these numbers instead of the table's for the device that they belong to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dslm.cluster.devices import Device
+from dslm.files import write_json
+
+
+def measured_file() -> Path:
+    """Where they are kept: `$XDG_CACHE_HOME/dslm/measured.json`, below `~/.cache` by default."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dslm/measured.json"
+
+
+def save_measured(device: str, numbers: dict[str, Any]) -> Path:
+    """Keep the numbers of a device; those of others stay."""
+    file = measured_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {**_all(file), device: numbers})
+    return file
+
+
+def with_measured(device: Device) -> Device:
+    """The device with what was measured of it, if anything was."""
+    found = _all(measured_file()).get(device.name)
+    if not isinstance(found, dict):
+        return device
+    try:
+        return replace(
+            device,
+            peak_flops={k: float(v) for k, v in found["peak_flops"].items()},
+            memory_bandwidth=float(found["memory_bandwidth"]),
+            link_bandwidth=float(found["link_bandwidth"] or device.link_bandwidth),
+            source=f"measured here, {found['date']}",
+        )
+    except (KeyError, TypeError, ValueError):
+        return device  # written by another version: measured anew when asked
+
+
+def _all(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
