@@ -32,15 +32,15 @@ DSLM = Path(sys.executable).parent / "dslm"
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 TARGETS = ("a rank", "the launcher", "dslm itself")
 SETTINGS = {
-    "duration.steps": 150, "checkpoint.every": 5, "log.every": 1, "data.eval": 0,
+    "duration.steps": 120, "checkpoint.every": 5, "log.every": 1, "data.eval": 0,
     "data.max_documents": 60, "data.sequence_length": 64, "batch.global_size": 4,
     "batch.micro_size": 2, "model.architecture.hidden_size": 64,
     "model.architecture.intermediate_size": 128, "model.architecture.num_hidden_layers": 2,
     "model.architecture.num_attention_heads": 4, "evaluation.sample": "null",
 }  # fmt: skip
 _GONE_WITHIN = 10.0  # seconds; DESIGN.md, invariant 4
-_TRAINING = 8.0  # a kill while training comes within so many seconds of the attempt's first step
-_STARTING = 9.0  # any other within so many of the start
+_TRAINING = 5.0  # a kill while training comes within so many seconds of the attempt's first step
+_STARTING = 7.0  # any other within so many of the start
 
 
 @dataclass(slots=True)
@@ -96,8 +96,8 @@ def _target(family: list[psutil.Process], wanted: str) -> psutil.Process | None:
             line = process.cmdline()
         except psutil.Error:
             continue
-        is_launcher = "deepspeed.launcher.launch" in line
-        if word in line and (wanted == "the launcher" or not is_launcher):
+        # what is run as `-m WORD`; the launcher's command has the ranks' module as an option
+        if word in line and line[line.index(word) - 1] == "-m":
             return process
     return None
 

@@ -34,8 +34,9 @@ def _dslm(folder: Path, stage: int) -> tuple[float, float]:
         argv += ["-s", f"{key}={value}"]
     start = time.time()
     _checked(argv)
-    ends = [e["time"] for e in read_events(run / "events.jsonl")[0] if e["event"] == "step"]
-    return ends[0] - start, (len(ends) - 1 - WARM) / (ends[-1] - ends[WARM])
+    events, _ = read_events(run / "events.jsonl")
+    ends = {e["step"]: e["time"] for e in events if e["event"] == "step"}
+    return ends[1] - start, (STEPS - WARM) / (ends[STEPS] - ends[WARM])
 
 
 def _handwritten(folder: Path, stage: int) -> tuple[float, float]:
@@ -49,7 +50,7 @@ def _handwritten(folder: Path, stage: int) -> tuple[float, float]:
     start = time.time()
     _checked(argv, DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     ends = json.loads(out.read_text())
-    return ends[0] - start, (len(ends) - 1 - WARM) / (ends[-1] - ends[WARM])
+    return ends[0] - start, (STEPS - WARM) / (ends[STEPS - 1] - ends[WARM - 1])
 
 
 def _checked(argv: list[str], **environment: str) -> None:

@@ -46,7 +46,7 @@ def test_the_exported_model_gives_the_logits_of_the_trained_one(
     assert "transformers" in card
     if stage == 3:
         events = (run / "events.jsonl").read_text().splitlines()
-        assert json.loads(events[-1])["sample"].startswith("def ")
+        assert json.loads(events[-1])["sample"].startswith("def")
 
 
 def test_another_number_format_and_several_files(trained: Train, tmp_path: Path) -> None:
