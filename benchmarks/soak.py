@@ -10,6 +10,7 @@ older than before, and nothing may be left alive. Two such runs go on beside eac
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -163,6 +164,7 @@ def _one_run(folder: Path, seed: int, expected: list[float], stage: int, tally: 
 
 def main() -> None:
     """Soak, print what was seen, write it down."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # two runs at a time: threads of both would wait spinning
     tally = Tally(wanted=int(sys.argv[1]) if len(sys.argv) > 1 else 200)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
