@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.cluster.namespaces import MakeHosts, make_hosts
 
 DSLM = Path(sys.executable).parent / "dslm"
 Dslm = Callable[..., subprocess.CompletedProcess[str]]
@@ -29,3 +31,9 @@ def dslm(tmp_path: Path) -> Dslm:
         )
 
     return run
+
+
+@pytest.fixture
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeHosts]:
+    """Make clusters of real hosts, as namespaces on this machine: `cluster = hosts(2)`."""
+    yield from make_hosts(lambda: tmp_path_factory.mktemp("hosts"))
