@@ -37,7 +37,8 @@ def render_seconds(seconds: float) -> str:
 def render_count(count: float) -> str:
     """`1235814400` → `1.24B`."""
     for factor, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(count) >= factor:
+        # from 999.5 on three digits round up to the next unit's 1
+        if abs(count) >= 0.9995 * factor:
             return f"{count / factor:.3g}{unit}"
     return f"{count:.3g}"
 

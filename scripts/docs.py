@@ -80,7 +80,7 @@ def preset_table() -> str:
     """The presets as a Markdown table, those of one family together."""
     rows = ["| preset | parameters | what it does |", "|---|---|---|"]
     by_size = sorted(
-        ((p.path.parent.name, shape_of(p.architecture).parameters, p) for p in entries()),
+        ((p.path.parent.name, shape_of(p.architecture, p.task).parameters, p) for p in entries()),
         key=lambda row: row[:2],
     )
     for _, parameters, preset in by_size:

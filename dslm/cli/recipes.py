@@ -31,7 +31,9 @@ def list_(
         {
             "name": preset.name,
             "task": preset.task,
-            "parameters": shape_of(preset.architecture).parameters if preset.architecture else None,
+            "parameters": shape_of(preset.architecture, preset.task).parameters
+            if preset.architecture
+            else None,
             "description": preset.description,
         }
         for preset in entries()

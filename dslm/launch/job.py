@@ -230,7 +230,7 @@ def _shape(recipe: Recipe) -> ModelShape | None:
                 where=Where(key="model.name"),
                 hint="give a folder with a config.json, or a Hub name such as `gpt2`",
             )
-        return shape_of(model.architecture) if model.architecture else None
+        return shape_of(model.architecture, recipe.task) if model.architecture else None
     config = folder / "config.json"
     if not config.is_file():
         raise RecipeError(
@@ -240,7 +240,7 @@ def _shape(recipe: Recipe) -> ModelShape | None:
         )
     architecture = model.architecture or _read_config(config)
     try:
-        return shape_of(architecture)
+        return shape_of(architecture, recipe.task)
     except RecipeError:
         return None  # a family with sizes of other names: it is trained, but not planned
 

@@ -62,9 +62,10 @@ class ModelShape:
 class _Config:
     """Architecture numbers by name, with the family's defaults as transformers has them."""
 
-    def __init__(self, values: Mapping[str, Any], aliases: Mapping[str, str]) -> None:
+    def __init__(self, values: Mapping[str, Any], aliases: Mapping[str, str], task: str) -> None:
         self._values = values
         self._aliases = aliases
+        self.classifies = task == "classify"  # a small head instead of one over the vocabulary
 
     def number(self, key: str, default: int | None = None) -> int:
         for name in (key, self._aliases.get(key, key)):
@@ -89,11 +90,12 @@ class _Config:
         return default if value is None else bool(value)
 
 
-def shape_of(architecture: Mapping[str, Any]) -> ModelShape:
+def shape_of(architecture: Mapping[str, Any], task: str = "pretrain") -> ModelShape:
     """The shape of a model.
 
     Args:
         architecture: `model_type` and sizes as in a config.json.
+        task: the recipe's; it decides which head the model has.
 
     Raises:
         RecipeError: a size is missing or no positive whole number.
@@ -101,9 +103,9 @@ def shape_of(architecture: Mapping[str, Any]) -> ModelShape:
     model_type = str(architecture.get("model_type", ""))
     nested = architecture.get("text_config")
     if model_type not in _FAMILIES and isinstance(nested, Mapping):
-        return shape_of(nested)
+        return shape_of(nested, task)
     build, aliases = _FAMILIES.get(model_type, (_unknown, {}))
-    return build(model_type, _Config(architecture, aliases))
+    return build(model_type, _Config(architecture, aliases, task))
 
 
 def _llama(model_type: str, config: _Config) -> ModelShape:
@@ -126,13 +128,13 @@ def _llama(model_type: str, config: _Config) -> ModelShape:
         layer += 2 * kv_width + width
     if config.flag("mlp_bias", default=False):
         layer += 2 * inner + hidden
-    tied = config.flag("tie_word_embeddings", default=model_type == "gemma3_text")
     embedding = vocab * hidden
+    head, tied = _head(config, embedding, hidden, tied=model_type == "gemma3_text")
     sliding = model_type in ("mistral", "gemma3_text")
     window = config.number("sliding_window", 0) if sliding else 0
     return ModelShape(
         model_type=model_type,
-        parameters=embedding * (1 if tied else 2) + layers * layer + hidden,
+        parameters=embedding + head + layers * layer + hidden,
         layer_parameters=layer,
         embedding_parameters=embedding,
         hidden_size=hidden,
@@ -163,9 +165,8 @@ def _gpt(model_type: str, config: _Config) -> ModelShape:
     positions = config.number("max_position_embeddings", 1024)
     learned = model_type == "gpt2"
     layer = _encoder_layer(hidden, inner)
-    tied = config.flag("tie_word_embeddings", default=learned)
     embedding = vocab * hidden + (positions * hidden if learned else 0)
-    head = 0 if tied else vocab * hidden
+    head, tied = _head(config, vocab * hidden, hidden, tied=learned)
     return ModelShape(
         model_type=model_type,
         parameters=embedding + head + layers * layer + 2 * hidden,
@@ -193,7 +194,9 @@ def _bert(model_type: str, config: _Config) -> ModelShape:
     vocab, positions = config.number("vocab_size"), config.number("max_position_embeddings", 512)
     layer = _encoder_layer(hidden, inner)
     embedding = (vocab + positions + config.number("type_vocab_size", 2)) * hidden
-    head = hidden * hidden + hidden + 2 * hidden + vocab  # dense, norm, bias of the tied decoder
+    head = hidden * hidden + hidden  # dense; for masks then norm and bias of the tied decoder
+    labels = config.number("num_labels", 2)
+    head += (hidden + 1) * labels if config.classifies else 2 * hidden + vocab
     # RoBERTa's positions start after the padding index (transformers' create_position_ids)
     usable = positions - 2 if model_type == "roberta" else positions
     return ModelShape(
@@ -210,7 +213,7 @@ def _bert(model_type: str, config: _Config) -> ModelShape:
         vocab_size=vocab,
         max_positions=usable,
         gated_mlp=False,
-        tied_head=True,
+        tied_head=not config.classifies,
         norms_per_layer=2,
         dropout=True,
     )
@@ -285,6 +288,14 @@ def _unknown(model_type: str, config: _Config) -> ModelShape:
     from dataclasses import replace
 
     return replace(_llama(model_type, config), exact=False)
+
+
+def _head(config: _Config, matrix: int, hidden: int, *, tied: bool) -> tuple[int, bool]:
+    """Parameters of a decoder's head, and whether it is the embedding (`tied`: the default)."""
+    if config.classifies:
+        return config.number("num_labels", 2) * hidden, False
+    tied = config.flag("tie_word_embeddings", default=tied)
+    return (0 if tied else matrix), tied
 
 
 def _encoder_layer(hidden: int, inner: int) -> int:
