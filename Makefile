@@ -2,16 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+EXTRAS := lora,trl,metrics,tensorboard,test,lint
 
 .PHONY: setup demo test check format docs bench soak clean
 
 setup: $(VENV)/.installed
 
+# torch first: DeepSpeed's own set-up imports it
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lora,trl,metrics,tensorboard,test,lint]'
-	touch $@
+	@echo "making $(VENV) with torch, DeepSpeed, transformers and the test tools: some minutes, 2 GB and more"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) setuptools wheel torch
+	@$(PIP) --editable '.[$(EXTRAS)]'
+	@touch $@
 
 demo: setup
 	$(BIN)/dslm train quickstart
@@ -23,7 +27,8 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python scripts/docs.py --check
 
 format: setup
 	$(BIN)/ruff format .

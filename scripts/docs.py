@@ -1,18 +1,24 @@
 """Write what the docs can take from the code: `make docs`; --check only says what is not current.
 
-docs/recipe.md from the recipe's schema, the table of presets in README.md from the catalogue, and,
-given a run directory (`python scripts/docs.py RUN`), the picture of the screen from its events.
+docs/recipe.md from the recipe's schema, docs/environment.md from dslm/environment.py, the table of
+presets in README.md from the catalogue, dslm/zero/keys.json from the installed DeepSpeed and, given
+a run directory (`python scripts/docs.py RUN`), the picture of the screen from its events.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
 import io
+import itertools
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from dslm import environment
 from dslm.cli.progress import RunScreen
 from dslm.plan.shape import shape_of
 from dslm.recipe.catalog import entries, recipe_schema
@@ -95,6 +101,38 @@ def readme(text: str) -> str:
     return f"{before}{START}\n\n{preset_table()}\n\n{END}{after or chr(10)}"
 
 
+def environment_page() -> str:
+    """Every environment variable that dslm reads or sets, with its sentence."""
+    lines = [
+        "# Environment variables\n",
+        "Made from dslm/environment.py by `make docs`. What to train stands in a recipe, never\n"
+        "here.\n",
+        "| variable | what it is |",
+        "|---|---|",
+    ]
+    body = ast.parse(inspect.getsource(environment)).body
+    for statement, after in itertools.pairwise(body):
+        match statement, after:
+            case (
+                ast.Assign(value=ast.Constant(value=str(name))),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                lines.append(f"| `{name}` | {' '.join(text.split())} |")
+    return "\n".join(lines) + "\n"
+
+
+def keys_table() -> str:
+    """dslm/zero/keys.json; in a process of its own, since DeepSpeed prints when it is imported."""
+    made = subprocess.run(
+        [sys.executable, "-m", "dslm.worker.deepspeed_keys"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return made[made.index("{") :]
+
+
 def draw_screen(run: Path) -> None:
     """docs/screen.svg: what a terminal shows in the middle of a run, from its own events."""
     events, _ = read_events(run / "events.jsonl")
@@ -115,10 +153,16 @@ def main() -> None:
     """Write or check."""
     pages = {
         ROOT / "docs" / "recipe.md": recipe_page(),
+        ROOT / "docs" / "environment.md": environment_page(),
+        ROOT / "dslm" / "zero" / "keys.json": keys_table(),
         ROOT / "README.md": readme((ROOT / "README.md").read_text()),
     }
     if "--check" in sys.argv:
-        old = [str(p.relative_to(ROOT)) for p, text in pages.items() if p.read_text() != text]
+        old = [
+            str(page.relative_to(ROOT))
+            for page, text in pages.items()
+            if not page.is_file() or page.read_text() != text
+        ]
         sys.exit(f"not current: {', '.join(old)}: run `make docs`" if old else 0)
     for path, text in pages.items():
         path.write_text(text)

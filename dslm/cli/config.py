@@ -61,6 +61,8 @@ def config(
     from rich.table import Table
 
     table = Table("key", "value", "source", "reason", box=None, header_style="bold")
+    table.columns[0].overflow = "fold"
+    terminal.say(f"ds_configs/{config.preset}.json, resolved for {recipe}")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     terminal.show(table)

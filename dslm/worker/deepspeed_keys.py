@@ -1,11 +1,9 @@
 """The table of keys that DeepSpeed reads, made from its own code, for `dslm config --check`.
 
-    python -m dslm.worker.deepspeed_keys > dslm/zero/keys.json
-
 Sections with a pydantic model give their fields; the others are read with constants, so the
 constants used to look a key up are taken from the syntax tree of the module that reads them. It is
-written once per DeepSpeed version, so that linting needs no import of DeepSpeed (three seconds); a
-test holds the file equal to what this module makes.
+written once per DeepSpeed version by `make docs`, so that linting needs no import of DeepSpeed
+(three seconds); `make check` holds the file equal to what this module makes.
 """
 
 from __future__ import annotations

@@ -21,6 +21,27 @@ from dslm.presets import preset_path
 from dslm.recipe.duration import total_steps, warmup_steps
 from dslm.recipe.schema import Recipe
 
+_ZERO = "zero_optimization"
+# Why the presets hold what they hold, by key or by the section above it.
+_PRESET_REASONS = {
+    f"{_ZERO}.overlap_comm": "gradients are reduced while the backward pass goes on",
+    f"{_ZERO}.contiguous_gradients": "gradients in one buffer: memory doesn't fragment",
+    f"{_ZERO}.reduce_bucket_size": "elements reduced in one message",
+    f"{_ZERO}.allgather_bucket_size": "elements gathered in one message",
+    f"{_ZERO}.stage3_prefetch_bucket_size": "elements gathered ahead of their use",
+    f"{_ZERO}.stage3_param_persistence_threshold": "smaller parameters are never partitioned",
+    f"{_ZERO}.stage3_max_live_parameters": "DeepSpeed's default: gathered elements at most",
+    f"{_ZERO}.stage3_max_reuse_distance": "DeepSpeed's default: sooner needed again, kept",
+    f"{_ZERO}.stage3_gather_16bit_weights_on_model_save": "so that a saved model is a whole one",
+    f"{_ZERO}.offload_optimizer": "the optimizer's state and its update leave the device",
+    f"{_ZERO}.offload_param": "parameters come to the device when they are needed",
+    f"{_ZERO}.zero_hpz_partition_size": "ZeRO++: backward gathers inside a host",
+    f"{_ZERO}.zero_quantized": "ZeRO++: messages of fewer bits",
+    "aio": "DeepSpeed's default for asynchronous reads and writes of the disk",
+    "tensor_parallel": "the strategy: layers shared by ranks",
+    "sequence_parallel_size": "the strategy: sequences shared by ranks",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Reason:
@@ -117,7 +138,8 @@ def generate(
         raise RecipeError(f"the DeepSpeed preset `{name}` is missing from this installation")
     draft = _Draft(json.loads(path.read_text(encoding="utf-8")))
     for key, _ in leaves(draft.values):
-        draft.reasons[key] = Reason("preset", f"ds_configs/{name}.json")
+        why = next((why for start, why in _PRESET_REASONS.items() if key.startswith(start)), "")
+        draft.reasons[key] = Reason("preset", why or f"ds_configs/{name}.json")
     _batch(draft, recipe, strategy)
     _precision(draft, recipe)
     _optimizer(draft, recipe, cluster, strategy)
@@ -182,7 +204,9 @@ def _optimizer(draft: _Draft, recipe: Recipe, cluster: Cluster, strategy: Strate
     }
     section = sections.get(optimizer.name)
     if section is not None:
-        draft.set("optimizer", section, "recipe", f"optimizer.name: {optimizer.name}")
+        draft.set("optimizer.type", section["type"], "recipe", f"optimizer.name: {optimizer.name}")
+        for key, value in section["params"].items():
+            draft.set(f"optimizer.params.{key}", value, "recipe", f"optimizer.{key}")
     is_adam = optimizer.name in ("adamw", "adam")
     if is_adam and cluster.device.kind == "cpu" and strategy.offload == "none":
         draft.set(
@@ -218,14 +242,23 @@ def _scheduler(draft: _Draft, recipe: Recipe) -> None:
         },
         "constant": {"type": "WarmupLR", "params": {**ramp, "warmup_type": "linear"}},
     }
-    if name in curves and warmup > 1:  # DeepSpeed divides by the logarithm of the warm-up
-        draft.set("scheduler", curves[name], "recipe", f"schedule.name: {name}, {steps} steps")
+    if name not in curves or warmup <= 1:  # DeepSpeed divides by the logarithm of the warm-up
+        return
+    draft.set("scheduler", curves[name], "recipe", f"schedule.name: {name}")
+    reasons = {
+        "warmup_num_steps": ("computed", f"schedule.warmup: {recipe.schedule.warmup:g}"),
+        "total_num_steps": ("recipe" if recipe.duration.steps else "computed", "duration"),
+        "warmup_max_lr": ("recipe", "optimizer.lr"),
+    }
+    for key, (source, text) in reasons.items():
+        if key in curves[name]["params"]:
+            draft.set(f"scheduler.params.{key}", curves[name]["params"][key], source, text)
 
 
 def _partitioning(
     draft: _Draft, recipe: Recipe, cluster: Cluster, strategy: Strategy, shape: ModelShape | None
 ) -> None:
-    zero = "zero_optimization"
+    zero = _ZERO
     given = recipe.parallel.zero_stage != "auto"
     draft.set(
         f"{zero}.stage",
@@ -235,18 +268,19 @@ def _partitioning(
     )
     bucket = bucket_elements(shape)
     hidden = shape.hidden_size if shape else None
-    source = "transformers' rule for its Trainer"
+    # transformers' rule for its Trainer (HfTrainerDeepSpeedConfig.trainer_config_finalize)
+    square = "hidden size², at least a million" if shape else "DeepSpeed's default: no sizes known"
     if strategy.zero_stage in (1, 2):
         for key in ("reduce_bucket_size", "allgather_bucket_size"):
-            draft.set(f"{zero}.{key}", bucket, "computed", f"hidden size²; {source}")
+            draft.set(f"{zero}.{key}", bucket, "computed", square)
     if strategy.zero_stage == 3 and hidden is not None:
         sizes = {
-            "reduce_bucket_size": (bucket, "hidden size²"),
+            "reduce_bucket_size": (bucket, square),
             "stage3_prefetch_bucket_size": (int(0.9 * bucket), "0.9 × hidden size²"),
             "stage3_param_persistence_threshold": (10 * hidden, "10 × hidden size"),
         }
-        for key, (value, rule) in sizes.items():
-            draft.set(f"{zero}.{key}", value, "computed", f"{rule}; {source}")
+        for key, (value, why) in sizes.items():
+            draft.set(f"{zero}.{key}", value, "computed", why)
     if cluster.device.kind == "cpu":
         if "overlap_comm" in draft.values[zero]:
             draft.set(f"{zero}.overlap_comm", False, "computed", "a CPU has no streams to overlap")

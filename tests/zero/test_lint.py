@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import pytest
 
 from dslm.errors import ConfigError
 from dslm.presets import shipped_folder
-from dslm.zero import lint as lint_module
 from dslm.zero.lint import known, lint, load_config
 from tests.conftest import Dslm
 
@@ -162,15 +159,6 @@ def test_a_key_that_stands_there_twice_is_found(tmp_path: Path) -> None:
     file.write_text('{"bf16": {}, "bf16": {}}')
     with pytest.raises(ConfigError, match="twice"):
         load_config(file)
-
-
-def test_the_table_of_keys_is_that_of_the_installed_deepspeed() -> None:
-    made = subprocess.run(
-        [sys.executable, "-m", "dslm.worker.deepspeed_keys"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    committed = Path(lint_module.__file__).with_name("keys.json").read_text()
-    assert json.loads(made[made.index("{") :]) == json.loads(committed)
 
 
 def test_the_command_exits_2_and_names_the_path(dslm: Dslm, tmp_path: Path) -> None:

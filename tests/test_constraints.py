@@ -1,0 +1,45 @@
+"""What was tested is pinned: dslm, all its extras, and everything they pull in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
+
+
+def _needed(name: str, extras: frozenset[str], seen: set[str]) -> Iterator[str]:
+    """Names of all packages that an installed one needs, and that are installed."""
+    try:
+        requirements = [Requirement(text) for text in distribution(name).requires or ()]
+    except PackageNotFoundError:
+        return  # needed on another platform only
+    for requirement in requirements:
+        marker = requirement.marker
+        wanted = marker is None or any(marker.evaluate({"extra": e}) for e in ("", *extras))
+        key = f"{canonicalize_name(requirement.name)}{sorted(requirement.extras)}"
+        if wanted and key not in seen:
+            seen.add(key)
+            yield canonicalize_name(requirement.name)
+            yield from _needed(requirement.name, frozenset(requirement.extras), seen)
+
+
+def test_every_package_is_pinned_at_the_version_that_is_tested() -> None:
+    lines = CONSTRAINTS.read_text().splitlines()
+    pins = {canonicalize_name(r.name): r for r in map(Requirement, lines[1:])}
+    extras = frozenset(distribution("dslm").metadata.get_all("Provides-Extra") or ())
+    needed = set(_needed("dslm", extras, set()))
+    assert len(needed) > 60
+    assert {"torch", "peft", "trl", "tensorboard", "pytest", "ruff"} <= needed
+    assert not {name for name in needed if name not in pins}
+    other = {
+        name: version
+        for name in needed
+        if not pins[name].specifier.contains(Version(version := distribution(name).version))
+    }
+    assert not other
