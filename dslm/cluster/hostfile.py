@@ -21,6 +21,18 @@ _NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _LONGEST_NAME = 253  # RFC 1035, 2.3.4
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _MOST_SLOTS = 1024
+_MOST_DIGITS = 9
+
+
+def load_hosts(text: str) -> tuple[Host, ...]:
+    """The hosts that `--hostfile` names: a file, or hosts with their slots, `w1:4,w2:4`.
+
+    Raises:
+        HostfileError: there is no such file, or a line or host in it is wrong.
+    """
+    path = Path(text)
+    is_inline = re.search(r":[0-9]+(,|$)", text) is not None and "/" not in text
+    return parse_inline(text) if is_inline and not path.exists() else load_hostfile(path)
 
 
 def load_hostfile(path: Path) -> tuple[Host, ...]:
@@ -57,12 +69,13 @@ def parse_hostfile(text: str, path: Path | str = "hostfile") -> tuple[Host, ...]
             continue
         try:
             host = parse_line(content)
-            if host.name in first_line:
-                raise ValueError(f"host `{host.name}` stands in line {first_line[host.name]} too")
+            machine = host.address.lower()
+            if machine in first_line:
+                raise ValueError(f"host `{host.address}` stands in line {first_line[machine]} too")
         except ValueError as failure:
             findings.append(Finding(message=str(failure), where=Where(file=path, line=number)))
             continue
-        first_line[host.name] = number
+        first_line[machine] = number
         hosts.append(host)
     if len(findings) == 1:
         raise HostfileError(
@@ -100,7 +113,7 @@ def parse_line(content: str) -> Host:
         raise ValueError(f"`{rest[0]}` is not `slots=N`")
     if len(rest) > 1:
         raise ValueError(f"`{' '.join(rest[1:])}` after the slots is not known")
-    slots = int(match[1])
+    slots = int(match[1]) if len(match[1]) <= _MOST_DIGITS else _MOST_SLOTS + 1
     if not 0 < slots <= _MOST_SLOTS:
         raise ValueError(f"slots must be from 1 to {_MOST_SLOTS}, not {match[1]}")
     return Host(name, slots)
@@ -128,11 +141,25 @@ def check_host_name(text: str) -> None:
     user, at, name = text.rpartition("@")
     if at and not _USER.fullmatch(user):
         raise ValueError(f"`{user}` is not a user's name")
+    if is_ipv6(name):
+        return
     try:
-        ipaddress.ip_address(name.strip("[]"))
+        ipaddress.IPv4Address(name)
     except ValueError:
-        if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+        # a last label of digits alone makes it an address (RFC 1123, 2.1), and that is a wrong one
+        is_address = name.rpartition(".")[2].isdigit() and "." in name
+        if is_address or not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
             raise ValueError(f"`{text}` is not the name of a host") from None
+
+
+def is_ipv6(name: str) -> bool:
+    """Whether a name is an IPv6 address, in brackets or not."""
+    bare = name[1:-1] if name.startswith("[") and name.endswith("]") else name
+    try:
+        ipaddress.IPv6Address(bare)
+    except ValueError:
+        return False
+    return "%" not in bare  # an interface after it means another thing on each host
 
 
 def render_hostfile(hosts: Sequence[Host]) -> str:

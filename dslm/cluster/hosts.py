@@ -15,6 +15,11 @@ class Host:
     slots: int
     devices: tuple[int, ...] = ()  # which accelerators, as the driver counts them; (): the first
 
+    @property
+    def address(self) -> str:
+        """The name without the `user@` that ssh may want before it."""
+        return self.name.rpartition("@")[2]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:

@@ -19,13 +19,13 @@ def select(
     num_nodes: int | None = None,
     num_gpus: int | None = None,
 ) -> tuple[Host, ...]:
-    """The hosts that are left, with the number of slots that is left on each.
+    """The hosts that are left, with the slots that are left on each.
 
     Raises:
         HostfileError: an unknown host or slot, both filters at once, or nothing is left.
     """
     chosen = [
-        Host(host.name, len(slots))
+        _with_slots(host, slots)
         for host in hosts
         if (slots := _slots_left(host, hosts, include, exclude))
     ]
@@ -47,7 +47,7 @@ def select(
                     where=Where(key="--num-gpus"),
                     hint=f"`--num-gpus {min(h.slots for h in chosen)}` or fewer",
                 )
-        chosen = [Host(host.name, num_gpus) for host in chosen]
+        chosen = [Host(host.name, num_gpus, host.devices[:num_gpus]) for host in chosen]
     return tuple(chosen)
 
 
@@ -61,6 +61,12 @@ def slot_indices(host: Host, include: str | None, exclude: str | None) -> list[i
     if not slots:
         raise HostfileError("the filters leave no slot", where=_where(include, exclude))
     return slots
+
+
+def _with_slots(host: Host, slots: list[int]) -> Host:
+    """The host with these slots; which ones is said only when they are not the first."""
+    first = slots == list(range(len(slots)))
+    return Host(host.name, len(slots), () if first else tuple(slots))
 
 
 def _slots_left(
@@ -87,8 +93,8 @@ def _parse(text: str, hosts: Sequence[Host], option: str) -> dict[str, list[int]
     known = {host.name: host.slots for host in hosts}
     where = Where(key=option)
     found: dict[str, list[int]] = {}
-    for part in text.split("@"):
-        name, colon, slots = part.strip().partition(":")
+    for part in _parts(text, known):
+        name, colon, slots = _split(part, known)
         if name not in known:
             raise HostfileError(
                 f"there is no host `{name}`",
@@ -110,6 +116,31 @@ def _parse(text: str, hosts: Sequence[Host], option: str) -> dict[str, list[int]
             indices.append(int(slot))
         found[name] = sorted(set(indices))
     return found
+
+
+def _parts(text: str, known: dict[str, int]) -> list[str]:
+    """The parts between `@`s; one that is a known host's `user@` stays with it."""
+    users = {name.partition("@")[0] for name in known if "@" in name}
+    parts: list[str] = []
+    pieces = [piece.strip() for piece in text.split("@")]
+    while pieces:
+        piece = pieces.pop(0)
+        whole = f"{piece}@{pieces[0]}" if pieces and piece in users else ""
+        if whole and _split(whole, known)[0] in known:
+            pieces.pop(0)
+            piece = whole
+        parts.append(piece)
+    return parts
+
+
+def _split(part: str, known: dict[str, int]) -> tuple[str, str, str]:
+    """Name, colon and slots; an IPv6 address holds colons itself."""
+    if part in known:
+        return part, "", ""
+    name, colon, slots = part.rpartition(":")
+    if colon and name in known:
+        return name, colon, slots
+    return part.partition(":")
 
 
 def _where(include: str | None, exclude: str | None) -> Where:

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dslm.cluster.hostfile import load_hostfile, parse_hostfile, parse_inline, render_hostfile
+from dslm.cluster.hostfile import (
+    load_hostfile,
+    load_hosts,
+    parse_hostfile,
+    parse_inline,
+    render_hostfile,
+)
 from dslm.cluster.hosts import Host
 from dslm.errors import HostfileError
 from dslm.presets import shipped_folder
@@ -31,6 +37,14 @@ BAD = [
     ("semicolon", "w1;ls slots=8\n", "w1;ls"),
     ("bad user", "a$b@w1 slots=8\n", "a$b"),
     ("control character", "w1\x07 slots=8\n", "U+0007"),
+    ("same host as another user", "w1 slots=8\nme@w1 slots=8\n", "line 1"),
+    ("same host in capitals", "w1 slots=8\nW1 slots=8\n", "line 1"),
+    ("half a bracket", "[fe80::1 slots=8\n", "[fe80::1"),
+    ("interface in the address", "fe80::1%eth0 slots=8\n", "fe80::1%eth0"),
+    ("no address", "10.0.0.300 slots=8\n", "10.0.0.300"),
+    ("very many slots", f"w1 slots={'9' * 5000}\n", "1024"),
+    ("two names", "w1 w2 slots=8\n", "`w2`"),
+    ("too long a name", f"{'a.' * 150}b slots=1\n", "not the name of a host"),
 ]
 
 
@@ -73,6 +87,25 @@ def test_hosts_can_be_given_inline() -> None:
     assert parse_inline("w1:4,w2:2") == (Host("w1", 4), Host("w2", 2))
     with pytest.raises(HostfileError):
         parse_inline("w1")
+
+
+def test_an_option_names_a_file_or_hosts(tmp_path: Path) -> None:
+    file = tmp_path / "hostfile"
+    file.write_text("w1 slots=2\n")
+    assert load_hosts(str(file)) == (Host("w1", 2),)
+    assert load_hosts("w1:4,me@w2:2") == (Host("w1", 4), Host("me@w2", 2))
+    for missing in ("gone", "w1", "./w1:4", "w1:4,w2"):
+        with pytest.raises(HostfileError):
+            load_hosts(missing)
+
+
+@pytest.mark.parametrize("content", [b"w1 slots=8\xff\n", b"\xff\xfew\x001\x00"])
+def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "hostfile").write_bytes(content)
+    with pytest.raises(HostfileError, match="can't read it"):
+        load_hostfile(tmp_path / "hostfile")
+    with pytest.raises(HostfileError, match="can't read it"):
+        load_hostfile(tmp_path)
 
 
 def test_the_shipped_examples_parse() -> None:

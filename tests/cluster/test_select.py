@@ -9,12 +9,15 @@ from dslm.cluster.select import select
 from dslm.errors import HostfileError
 
 HOSTS = (Host("w1", 4), Host("w2", 4), Host("w3", 2))
+ODD = (Host("me@w1", 4), Host("fe80::1", 4))
 TABLE = [
     ({}, [("w1", 4), ("w2", 4), ("w3", 2)]),
     ({"include": "w2"}, [("w2", 4)]),
-    ({"include": "w1@w2:0,2"}, [("w1", 4), ("w2", 2)]),
+    ({"include": "w1@w2:0,2"}, [("w1", 4), ("w2", 2, (0, 2))]),
+    ({"include": "w2:0,1"}, [("w2", 2)]),
     ({"exclude": "w2"}, [("w1", 4), ("w3", 2)]),
-    ({"exclude": "w2:1"}, [("w1", 4), ("w2", 3), ("w3", 2)]),
+    ({"exclude": "w2:1"}, [("w1", 4), ("w2", 3, (0, 2, 3)), ("w3", 2)]),
+    ({"include": "w2:1,2,3", "num_gpus": 2}, [("w2", 2, (1, 2))]),
     ({"num_nodes": 2}, [("w1", 4), ("w2", 4)]),
     ({"num_gpus": 2}, [("w1", 2), ("w2", 2), ("w3", 2)]),
 ]
@@ -32,6 +35,12 @@ BAD = [
 @pytest.mark.parametrize(("filters", "left"), TABLE)
 def test_what_is_left(filters: dict[str, str], left: list[tuple[str, int]]) -> None:
     assert select(HOSTS, **filters) == tuple(Host(*host) for host in left)  # type: ignore[arg-type]
+
+
+def test_users_and_addresses_stay_whole() -> None:
+    assert select(ODD, include="me@w1:1,2") == (Host("me@w1", 2, (1, 2)),)
+    assert select(ODD, include="me@w1@fe80::1:3") == (ODD[0], Host("fe80::1", 1, (3,)))
+    assert select(ODD, exclude="fe80::1") == (ODD[0],)
 
 
 @pytest.mark.parametrize(("filters", "said"), BAD)
