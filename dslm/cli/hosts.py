@@ -1,32 +1,50 @@
-"""`dslm hosts`: what a hostfile says."""
+"""`dslm hosts`: what a hostfile says, and whether its hosts can train together."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dslm.cli import options, terminal
+from dslm.errors import HostfileError, PreflightError, Where
+
+if TYPE_CHECKING:
+    from dslm.cluster.hosts import Host
+    from dslm.cluster.preflight import Preflight
 
 app = typer.Typer(help="Show and check hosts.", no_args_is_help=True, rich_markup_mode="rich")
 
+Hostfile = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="HOSTFILE",
+        help="Lines of `HOST slots=N`, or `w1:4,w2:4`; left out: the allocation of the batch job.",
+    ),
+]
+_MARKS = {"ok": "[green]✓[/]", "note": "[yellow]![/]", "wrong": "[red]✗[/]"}
 
-@app.command("show", no_args_is_help=True)
+
+@app.command("show")
 def show(
-    hostfile: Annotated[Path, typer.Argument(metavar="HOSTFILE", help="Lines of `HOST slots=N`.")],
+    hostfile: Hostfile = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     json: options.Json = False,
 ) -> None:
-    """Show the hosts and slots that a hostfile gives.
+    """Show the hosts and slots that a hostfile, or the allocation of a batch job, gives.
 
-    [dim]Example:[/dim] dslm hosts show hostfile --exclude worker-3
+    [dim]Examples:[/dim]
+
+        dslm hosts show hostfile --exclude worker-3
+
+        dslm hosts show w1:4,w2:4 --json
     """
-    from dslm.cluster.hostfile import hosts_document, load_hostfile
-    from dslm.cluster.select import select
+    from dslm.cluster.hostfile import hosts_document
 
-    hosts = select(load_hostfile(hostfile), include=include, exclude=exclude)
+    hosts = _hosts(hostfile, include, exclude)
     document = hosts_document(hosts)
     if json:
         terminal.write_json(document)
@@ -35,6 +53,101 @@ def show(
 
     table = Table("host", "slots", box=None, header_style="bold")
     for host in hosts:
-        table.add_row(host.name, str(host.slots))
+        which = f" ({', '.join(map(str, host.devices))})" if host.devices else ""
+        table.add_row(host.name, f"{host.slots}{which}")
     terminal.show(table)
     terminal.say(f"{len(hosts)} hosts, {document['total_slots']} slots")
+
+
+@app.command("check")
+def check(
+    hostfile: Hostfile = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    output: options.Output = None,
+    master_port: options.MasterPort = None,
+    json: options.Json = False,
+) -> None:
+    """Check that all hosts can train together; all at once, with the fix for what is wrong.
+
+    [dim]Examples:[/dim]
+
+        dslm hosts check hostfile
+
+        dslm hosts check hostfile -o /shared/runs --json
+    """
+    from dslm.cluster.checks import wrong
+    from dslm.cluster.preflight import DEFAULT_PORT, Wants, preflight
+
+    hosts = _hosts(hostfile, include, exclude)
+    wants = Wants(run=(output or Path("runs")).absolute(), port=master_port or DEFAULT_PORT)
+    with terminal.people().status(f"asking {len(hosts)} hosts"):
+        found = preflight(hosts, wants)
+    if json:
+        terminal.write_json(
+            {
+                "ok": found.ok,
+                "master_address": found.master_address,
+                "interfaces": dict(found.interfaces),
+                "apart": list(found.apart),
+                "seconds": round(found.seconds, 3),
+                "checks": [asdict(result) for result in found.results],
+            }
+        )
+    else:
+        show_preflight(hosts, found)
+    red = wrong(found.results)
+    if red:
+        raise PreflightError(
+            f"{len(red)} check{'s' if len(red) > 1 else ''} failed on "
+            f"{', '.join(dict.fromkeys(result.host for result in red))}",
+            hint=red[0].fix,
+        )
+
+
+def show_preflight(hosts: list[Host], found: Preflight) -> None:
+    """Show a table of hosts and checks, and below it every cell that isn't green, with its fix."""
+    from rich.table import Table
+
+    from dslm.cluster.checks import CHECKS, State
+
+    cells = {(result.host, result.check): result.state for result in found.results}
+    table = Table("host", box=None, header_style="bold")
+    for name in CHECKS:
+        table.add_column(name, justify="center")
+    for host in hosts:
+        marks = [_MARKS[cells[host.name, n]] if (host.name, n) in cells else "" for n in CHECKS]
+        table.add_row(host.name, *marks)
+    terminal.show(table)
+    told = [result for result in found.results if result.state != State.OK]
+    if told:
+        details = Table("", "host", "check", "found", "what to do", box=None, header_style="bold")
+        for result in told:
+            mark = _MARKS[result.state]
+            details.add_row(mark, result.host, result.check, result.detail, result.fix)
+        terminal.show(details)
+    if found.master_address:
+        over = sorted(set(found.interfaces.values()))
+        if len(over) > 1:
+            over = [f"{host} {name}" for host, name in found.interfaces.items()]
+        terminal.say(f"the ranks meet at {found.master_address}, over {', '.join(over)}")
+    terminal.say(f"{len(hosts)} hosts in {found.seconds:.1f} s")
+
+
+def _hosts(hostfile: str | None, include: str | None, exclude: str | None) -> list[Host]:
+    import os
+
+    from dslm.cluster.allocation import read_allocation
+    from dslm.cluster.hostfile import load_hosts
+    from dslm.cluster.select import select
+
+    if hostfile is not None:
+        return list(select(load_hosts(hostfile), include=include, exclude=exclude))
+    allocation = read_allocation(os.environ)
+    if allocation is None:
+        raise HostfileError(
+            "no hostfile is named, and this is not inside a batch job",
+            where=Where(key="HOSTFILE"),
+            hint="`dslm hosts show FILE`, or `w1:4,w2:4`",
+        )
+    return list(select(allocation.hosts, include=include, exclude=exclude))
