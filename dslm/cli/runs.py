@@ -76,14 +76,18 @@ def show(run: RunArgument, json: options.Json = False) -> None:
     table.add_column(style="dim")
     table.add_column()
     for name, value in summary.document().items():
-        if value is None:
-            continue
+        if value is None or name in ("error", "failure"):
+            continue  # those are in the panel
         shown = render_seconds(value) if name == "seconds" else str(value)
         table.add_row(name.replace("_", " "), shown)
     if directory.model.is_dir():
         table.add_row("model", str(directory.model))
     table.add_row("logs", str(directory.path / "logs"))
     terminal.show(table)
+    if summary.failure is not None:
+        from dslm.cli.failure import panel
+
+        terminal.show(panel(summary.failure, run))
 
 
 @app.command("watch", no_args_is_help=True)

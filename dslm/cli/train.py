@@ -108,7 +108,6 @@ def report_end(run: RunDirectory, outcome: Outcome, *, json: bool) -> None:
         RunFailed: it failed.
         Interrupted: it was stopped.
     """
-    from dslm.launch.diagnose import diagnose
     from dslm.launch.supervise import Status
     from dslm.run.summary import summarize
 
@@ -124,19 +123,14 @@ def report_end(run: RunDirectory, outcome: Outcome, *, json: bool) -> None:
             hint=f"`dslm runs show {folder}` shows it; `--resume` goes on with it",
         )
     if outcome.status == Status.FAILED:
-        from rich.panel import Panel
-        from rich.text import Text
+        from dslm.cli.failure import headline, panel
 
-        found = diagnose(run, outcome)
-        if found.excerpt:
-            title = f"the end of {shown_path(Path(found.log))}"
-            terminal.say(Panel(Text(found.excerpt), title=title, border_style="red"))
-        who = f"rank {found.rank}" if found.rank is not None else "the launcher"
-        host = f" on {found.host}" if found.host else ""
+        failure = summarize(run).failure or {}
+        terminal.say(panel(failure, folder))
         raise RunFailed(
-            f"{who}{host} failed after step {found.step}: {found.cause}",
+            headline(failure),
             where=Where(file=folder),
-            hint=found.remedy,
+            hint=f"`dslm runs show {folder}` shows this again",
         )
     _say_what_was_made(run)
 

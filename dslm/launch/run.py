@@ -313,16 +313,7 @@ def _close(run: RunDirectory, outcome: Outcome) -> None:
     if outcome.status == Status.FAILED:
         diagnosis = diagnose(run, outcome)
         cause = diagnosis.cause
-        append_event(
-            run.events,
-            EventName.ERROR,
-            outcome.attempt,
-            rank=diagnosis.rank,
-            host=diagnosis.host,
-            message=diagnosis.cause,
-            remedy=diagnosis.remedy,
-            log=diagnosis.log,
-        )
+        append_event(run.events, EventName.ERROR, outcome.attempt, **diagnosis.fields())
     elif outcome.status == Status.KILLED:
         append_event(run.events, EventName.END, outcome.attempt, status="killed")
     end_attempt(run, outcome.attempt, status=outcome.status.value, cause=cause)

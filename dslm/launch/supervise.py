@@ -51,6 +51,7 @@ class Outcome:
     attempt: int
     reason: str = ""
     failed_rank: int | None = None
+    host: str | None = None
 
 
 @dataclass(slots=True)

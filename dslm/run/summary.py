@@ -29,6 +29,7 @@ class RunSummary:
     started: float | None
     seconds: float | None
     error: str | None
+    failure: dict[str, Any] | None  # the last error event, when the run failed
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -85,5 +86,6 @@ def summarize(run: RunDirectory) -> RunSummary:
         eval_loss=last.get("eval", {}).get("loss"),
         started=events[0]["time"] if events else None,
         seconds=events[-1]["time"] - events[0]["time"] if events else None,
-        error=last["error"].get("message") if status == "failed" and "error" in last else None,
+        error=last["error"].get("message") if status == "failed" else None,
+        failure=last["error"] if status == "failed" else None,
     )

@@ -21,6 +21,7 @@ from dslm import environment
 from dslm.errors import DslmError
 from dslm.files import write_json
 from dslm.run.directory import RunDirectory
+from dslm.run.kernel import cgroup_kills
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +63,8 @@ def live(rank: Rank, work: Callable[[], None]) -> None:
     A rank that fails ends at once: a clean end would wait for ranks that wait for it.
     """
     _redirect(rank.run.rank_log(rank.attempt, rank.rank))
+    # a crash in native code leaves its stack there
+    faulthandler.enable()
     # `kill -USR1 PID` writes the stacks of all threads into the rank's log
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # the supervisor alone decides what Ctrl-C means; the terminal sends it to every process
@@ -71,6 +74,7 @@ def live(rank: Rank, work: Callable[[], None]) -> None:
         "pid": os.getpid(),
         "start_time": start_time(os.getpid()),
         "host": socket.gethostname(),
+        "kills_before": cgroup_kills(),  # what is counted later happened to this attempt
     }
     path = rank.run.rank_status(rank.attempt, rank.rank)
     write_json(path, status)

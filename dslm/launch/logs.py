@@ -1,0 +1,84 @@
+"""Logs of ranks: their end, and the traceback in them that matters. Text in, text out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_READ_BYTES = 2_000_000
+_SHOWN_LINES = 40
+_HEADER = re.compile(r"^.*Traceback \(most recent call last\):.*$", re.MULTILINE)
+_LINKS = (
+    "The above exception was the direct cause of the following exception:",
+    "During handling of the above exception, another exception occurred:",
+)
+# Tokens of the Hub and of HTTP that a library may have put into its message.
+_SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=Bearer )\S+")
+
+
+def read_end(log: Path) -> str:
+    """The last two megabytes of a log; empty where there is none."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - _READ_BYTES))
+            return stream.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def last_lines(text: str, count: int = _SHOWN_LINES) -> str:
+    """The last lines that are not empty."""
+    return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
+
+
+def chain(text: str, error: str) -> str:
+    """The first chain of tracebacks that ends in an error; without that one, the first of all.
+
+    Exceptions that were raised from each other belong together: what they say first is what
+    happened first. Empty where there is no traceback.
+    """
+    starts = [match.start() for match in _HEADER.finditer(text)]
+    chains: list[str] = []
+    linked = False
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        piece = text[start:end]
+        # a data worker's own traceback comes inside the message of its reader's
+        if linked or piece.startswith("Original Traceback"):
+            chains[-1:] = ["".join(chains[-1:]) + piece]
+        else:
+            chains.append(piece)
+        linked = any(link in piece for link in _LINKS)
+    return next((c for c in chains if error and error in c), chains[0] if chains else "")
+
+
+def messages(traceback: str) -> str:
+    """What a traceback says without its frames, whose lines of code say all sorts of things."""
+    kept, in_frames = [], False
+    for line in traceback.splitlines():
+        if _HEADER.match(line):
+            in_frames = True
+        elif in_frames and line[:1].strip():
+            in_frames = False
+        if not in_frames:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def first_traceback(traceback: str) -> str:
+    """The first traceback of a chain, its middle left out when it is long."""
+    second = [match.start() for match in _HEADER.finditer(traceback)][1:]
+    first = traceback[: second[0]] if second else traceback
+    lines = [line for line in first.splitlines() if line.strip() and line.strip() not in _LINKS]
+    # what the launcher or another library printed after it is no part of it
+    ends = [n for n, line in enumerate(lines) if n and line[:1].strip()]
+    if ends:
+        lines = lines[: ends[0] + _SHOWN_LINES // 4]
+    if len(lines) > _SHOWN_LINES:
+        half = _SHOWN_LINES // 2
+        lines = [*lines[:half], f"  … {len(lines) - 2 * half} lines …", *lines[-half:]]
+    return without_secrets("\n".join(lines))
+
+
+def without_secrets(text: str) -> str:
+    """The text, its tokens replaced."""
+    return _SECRETS.sub("…", text)
