@@ -49,7 +49,7 @@ def panel(failure: Mapping[str, Any], run: Path) -> Panel:
 
 def _rows(failure: Mapping[str, Any], run: Path) -> list[tuple[str, list[str]]]:
     """The lines of the panel by name; those that there is nothing for are left out."""
-    ways = [str(way) for way in failure.get("ways") or [failure.get("remedy", "")]]
+    ways = [str(way) for way in failure.get("ways") or ()]
     if len(ways) > 1:
         ways = [f"{number}. {way}" for number, way in enumerate(ways, 1)]
     followers = ", ".join(str(rank) for rank in failure.get("followers") or ())

@@ -281,8 +281,10 @@ def _explain(
     more = _more(run, first, events)
     log = str(first.log.relative_to(run.path))
     said = logs.without_secrets(first.error or _last_message(first.traceback))
+    if first.silent and failure is not None:
+        said = ""  # it said nothing, and the supervisor no more than the cause does
     if failure is None:
-        cause, remedy = "unknown to dslm", f"the whole log says more: {log}"
+        cause, remedy = "unknown to dslm", f"the whole log may say more: {log}"
     elif failure.id == _OWN:
         cause, said, remedy = _own_words(first, said, failure)
     else:
@@ -296,7 +298,7 @@ def _explain(
         cause=cause,
         said=said,
         remedy=remedy,
-        ways=more.ways or (remedy,),
+        ways=more.ways or ((remedy,) if failure is not None else ()),
         facts=(*facts, *more.facts),
         rank=first.rank,
         host=first.host,

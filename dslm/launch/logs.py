@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 _READ_BYTES = 2_000_000
@@ -40,7 +41,7 @@ def chain(text: str, error: str) -> str:
     starts = [match.start() for match in _HEADER.finditer(text)]
     chains: list[str] = []
     linked = False
-    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+    for start, end in pairwise([*starts, len(text)]):
         piece = text[start:end]
         # a data worker's own traceback comes inside the message of its reader's
         if linked or piece.startswith("Original Traceback"):
