@@ -158,13 +158,21 @@ def diagnose(run: RunDirectory, outcome: Outcome) -> Diagnosis:
         log=file,
         error=outcome.reason,
         traceback=logs.chain(launcher, ""),
-        failure=find(outcome.reason) or find(logs.messages(launcher)),
+        failure=_of_launcher(outcome.reason, logs.messages(launcher)),
     )
     everybody = [*ranks, whole]
     first = min(everybody, key=lambda witness: _blame(witness, outcome, launcher))
     first, facts = _ask_the_kernel(first, launcher)
     followers = tuple(w.rank for w in ranks if w.rank is not None and w.rank != first.rank)
     return _explain(run, outcome, first, facts, followers)
+
+
+def _of_launcher(reason: str, log: str) -> Failure | None:
+    """What the supervisor saw; of a host that can't be reached ssh's own words say more."""
+    seen = find(reason)
+    if seen is not None and seen.stage != "launch":
+        return seen
+    return find(f"{reason}\n{log}")
 
 
 def _failed(status: dict[str, Any], outcome: Outcome) -> bool:
@@ -298,7 +306,8 @@ def _explain(
         cause=cause,
         said=said,
         remedy=remedy,
-        ways=more.ways or ((remedy,) if failure is not None else ()),
+        # fewer than three concrete ones: what the catalogue says follows them
+        ways=more.ways if len(more.ways) > 2 or failure is None else (*more.ways, remedy),
         facts=(*facts, *more.facts),
         rank=first.rank,
         host=first.host,
