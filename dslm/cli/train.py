@@ -108,6 +108,7 @@ def report_end(run: RunDirectory, outcome: Outcome, *, json: bool) -> None:
         RunFailed: it failed.
         Interrupted: it was stopped.
     """
+    from dslm.launch.diagnose import diagnose
     from dslm.launch.supervise import Status
     from dslm.run.summary import summarize
 
@@ -125,7 +126,8 @@ def report_end(run: RunDirectory, outcome: Outcome, *, json: bool) -> None:
     if outcome.status == Status.FAILED:
         from dslm.cli.failure import headline, panel
 
-        failure = summarize(run).failure or {}
+        # it is in the run's events, unless these could not be written any more
+        failure = summarize(run).failure or diagnose(run, outcome).fields()
         terminal.say(panel(failure, folder))
         raise RunFailed(
             headline(failure),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 from collections.abc import Collection
@@ -25,6 +26,7 @@ from dslm.launch.supervise import Outcome, read_rank_statuses
 from dslm.run.directory import RunDirectory
 from dslm.run.events import read_events
 from dslm.run.kernel import Word, killed_for_memory
+from dslm.units import render_bytes
 
 _OWN = "bad-input"  # dslm's own errors carry their remedy
 _KILLED = "killed"
@@ -35,6 +37,7 @@ _BATCH = ("slurm-memory", "time-limit", "preempted", "slurm-node-failure")
 _KERNEL_KNOWS = ("killed", "data-worker-killed", "data-worker")
 # DeepSpeed's launcher, launch.py, sigkill_handler; under pdsh with the host before it.
 _RETURN_CODE = re.compile(r"^(?:(\S+): )?.*exits with return code = (-?\d+)", re.MULTILINE)
+_FULL_BYTES = 64 * 1024  # a log and a status file need less
 _WORKER_PIDS = re.compile(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)")
 
 
@@ -162,7 +165,9 @@ def diagnose(run: RunDirectory, outcome: Outcome) -> Diagnosis:
     )
     everybody = [*ranks, whole]
     first = min(everybody, key=lambda witness: _blame(witness, outcome, launcher))
-    first, facts = _ask_the_kernel(first, launcher)
+    first, facts = _look_at_the_disk(run, first)
+    if not facts:
+        first, facts = _ask_the_kernel(first, launcher)
     followers = tuple(w.rank for w in ranks if w.rank is not None and w.rank != first.rank)
     return _explain(run, outcome, first, facts, followers)
 
@@ -240,6 +245,17 @@ def _return_code(launcher: str, host: str | None) -> int | None:
     found = [(name, int(code)) for name, code in _RETURN_CODE.findall(launcher)]
     of_host = [code for name, code in found if name == host]
     return next(iter(of_host or [code for _, code in found]), None)
+
+
+def _look_at_the_disk(run: RunDirectory, first: _Witness) -> tuple[_Witness, list[str]]:
+    """Where the run directory's disk is full, a rank can't even say so."""
+    if not (first.silent or first.failure is None):
+        return first, []
+    free = shutil.disk_usage(run.path).free
+    if free > _FULL_BYTES:
+        return first, []
+    fact = f"the disk of the run directory has {render_bytes(free)} free"
+    return replace(first, failure=find("No space left on device")), [fact]
 
 
 def _ask_the_kernel(first: _Witness, launcher: str) -> tuple[_Witness, list[str]]:

@@ -5,6 +5,7 @@ The edge between deciding (`dslm.launch.job`) and watching (`dslm.launch.supervi
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 import time
@@ -308,7 +309,15 @@ def _default_folder(name: str) -> Path:
 
 
 def _close(run: RunDirectory, outcome: Outcome) -> None:
-    """Write down how the attempt ended, and what was found to be wrong."""
+    """Write down how the attempt ended, and what was found to be wrong, unless the disk is full."""
+    try:
+        _write_down(run, outcome)
+    except OSError as failure:
+        if outcome.status != Status.FAILED or failure.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+
+
+def _write_down(run: RunDirectory, outcome: Outcome) -> None:
     cause = None
     if outcome.status == Status.FAILED:
         diagnosis = diagnose(run, outcome)
