@@ -1,7 +1,7 @@
 """Write what the docs can take from the code: `make docs`; --check only says what is not current.
 
-docs/recipe.md from the recipe's schema, docs/environment.md from dslm/environment.py, the table of
-presets in README.md from the catalogue, dslm/zero/keys.json from the installed DeepSpeed and, given
+docs/recipe.md from the recipe's schema, docs/failures.md from the catalogue of failures,
+docs/environment.md from dslm/environment.py, the table of presets in README.md from the catalogue, dslm/zero/keys.json from the installed DeepSpeed and, given
 a run directory (`python scripts/docs.py RUN`), the picture of the screen from its events.
 """
 
@@ -20,6 +20,7 @@ from rich.console import Console
 
 from dslm import environment
 from dslm.cli.progress import RunScreen
+from dslm.launch.diagnose import catalogue
 from dslm.plan.shape import shape_of
 from dslm.recipe.catalog import entries, recipe_schema
 from dslm.run.events import read_events
@@ -121,6 +122,23 @@ def environment_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def failures_page() -> str:
+    """Every failure that dslm recognises, with its cause and fix."""
+    lines = [
+        "# Failures\n",
+        "Made from dslm/launch/failures.yaml by `make docs`. When an attempt fails, dslm looks for\n"
+        "these in what the rank that failed first said, the first of them in this order. A star:\n"
+        "the same command may work the next time.\n",
+        "| failure | stage | cause | fix |",
+        "|---|---|---|---|",
+    ]
+    for failure in catalogue():
+        star = " *" if failure.retry else ""
+        remedy = failure.remedy.replace("|", "\\|")
+        lines.append(f"| {failure.id}{star} | {failure.stage} | {failure.cause} | {remedy} |")
+    return "\n".join(lines) + "\n"
+
+
 def keys_table() -> str:
     """dslm/zero/keys.json; in a process of its own, since DeepSpeed prints when it is imported."""
     made = subprocess.run(
@@ -154,6 +172,7 @@ def main() -> None:
     pages = {
         ROOT / "docs" / "recipe.md": recipe_page(),
         ROOT / "docs" / "environment.md": environment_page(),
+        ROOT / "docs" / "failures.md": failures_page(),
         ROOT / "dslm" / "zero" / "keys.json": keys_table(),
         ROOT / "README.md": readme((ROOT / "README.md").read_text()),
     }

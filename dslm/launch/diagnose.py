@@ -161,7 +161,7 @@ def diagnose(run: RunDirectory, outcome: Outcome) -> Diagnosis:
         log=file,
         error=outcome.reason,
         traceback=logs.chain(launcher, ""),
-        failure=_of_launcher(outcome.reason, logs.messages(launcher)),
+        failure=_of_launcher(outcome, ranks, logs.without_warnings(logs.messages(launcher))),
     )
     everybody = [*ranks, whole]
     first = min(everybody, key=lambda witness: _blame(witness, outcome, launcher))
@@ -172,12 +172,14 @@ def diagnose(run: RunDirectory, outcome: Outcome) -> Diagnosis:
     return _explain(run, outcome, first, facts, followers)
 
 
-def _of_launcher(reason: str, log: str) -> Failure | None:
-    """What the supervisor saw; of a host that can't be reached ssh's own words say more."""
+def _of_launcher(outcome: Outcome, ranks: Collection[_Witness], log: str) -> Failure | None:
+    """What the supervisor and the launcher saw, where it is not about a rank that is looked at."""
+    if any(witness.rank == outcome.failed_rank and witness.silent for witness in ranks):
+        return find(log, only=_BATCH)  # the signals that it names are that rank's
+    reason = outcome.reason if outcome.failed_rank is None else ""
     seen = find(reason)
-    if seen is not None and seen.stage != "launch":
-        return seen
-    return find(f"{reason}\n{log}")
+    # of a host that can't be reached ssh's own words say more
+    return find(f"{reason}\n{log}") if seen is None or seen.stage == "launch" else seen
 
 
 def _failed(status: dict[str, Any], outcome: Outcome) -> bool:
@@ -200,16 +202,13 @@ def _witness(
     if not error and rank == outcome.failed_rank:
         error = outcome.reason
     traceback = logs.chain(text, error)
-    if re.search(r"^dslm\.errors\.", traceback, flags=re.MULTILINE):
-        failure = find(logs.messages(traceback), only=(_OWN,))
-    else:
-        failure = find(error) or find(logs.messages(traceback) or logs.last_lines(text))
+    messages = logs.messages(traceback)
     if status.get("exit_code") is None:
-        # nobody says why but those around it
-        code = _return_code(launcher, status.get("host"))
-        said = f"exit code {code}" if code is not None and code < 0 else ""
-        failure = find(launcher, only=_BATCH) or find(logs.last_lines(text)) or find(said)
-        failure = failure or find(error)
+        failure = _of_silent(error, text, messages, launcher, status.get("host"))
+    elif re.search(r"^dslm\.errors\.", traceback, flags=re.MULTILINE):
+        failure = find(messages, only=(_OWN,))
+    else:
+        failure = find(error) or find(messages or logs.without_warnings(logs.last_lines(text)))
     return _Witness(
         rank=rank,
         host=status.get("host"),
@@ -218,6 +217,22 @@ def _witness(
         error=error,
         traceback=traceback,
         failure=failure,
+    )
+
+
+def _of_silent(
+    error: str, text: str, messages: str, launcher: str, host: str | None
+) -> Failure | None:
+    """Why a rank ended without a word, from those around it and what native code printed."""
+    code = _return_code(launcher, host)
+    by_signal = code is not None and code < 0
+    return (
+        find(launcher, only=_BATCH)
+        or find(logs.native_words(text))
+        or find(f"exit code {code}" if by_signal else "")
+        # it ended by itself, but could not say so: then its traceback does
+        or find(messages if code and not by_signal else "")
+        or find(error)
     )
 
 

@@ -13,6 +13,9 @@ _LINKS = (
     "The above exception was the direct cause of the following exception:",
     "During handling of the above exception, another exception occurred:",
 )
+# c10's error log ([E1124 21:25:42 …]), abort(3) after an exception of C++, faulthandler, assert(3)
+_NATIVE = re.compile(r"\[E\d+ |terminate called|what\(\):|^Fatal Python error|Assertion .* failed")
+_WARNING = re.compile(r"\[WARNING\]|\[W\d+ |Warning:|^\s*warn(ings\.warn)?\(")
 # Tokens of the Hub and of HTTP that a library may have put into its message.
 _SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=Bearer )\S+")
 
@@ -30,6 +33,16 @@ def read_end(log: Path) -> str:
 def last_lines(text: str, count: int = _SHOWN_LINES) -> str:
     """The last lines that are not empty."""
     return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
+
+
+def native_words(text: str) -> str:
+    """What C++ code, the interpreter's fault handler or a kernel's assertion printed at the end."""
+    return "\n".join(line for line in last_lines(text, 400).splitlines() if _NATIVE.search(line))
+
+
+def without_warnings(text: str) -> str:
+    """The lines that are no warnings: what a library could do without has not ended the run."""
+    return "\n".join(line for line in text.splitlines() if not _WARNING.search(line))
 
 
 def chain(text: str, error: str) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from dslm.cli.failure import headline, panel
+from dslm.cluster.devices import Device, cpu_device, device_named
+from dslm.cluster.hosts import Cluster, Host
 from dslm.launch.diagnose import Diagnosis, diagnose
 from dslm.launch.job import Job, decide, plan_document
 from dslm.launch.supervise import Outcome, Status
@@ -106,6 +108,19 @@ def test_a_killed_rank_goes_before_those_that_lost_it(left: Left) -> None:
     assert any("can't be read from here" in fact and "dmesg" in fact for fact in found.facts)
 
 
+def test_a_signal_elsewhere_explains_why_peers_were_lost(left: Left) -> None:
+    """The ranks of another host did not get so far as to write anything."""
+    left.rank(0, exit_code=1, ended=1.0, error=PEER, log=traceback(PEER))
+    left.launcher("w2: " + RETURN_CODE.format(-9))
+    assert left.diagnose(0, PEER).id == "killed"
+
+
+def test_only_a_lost_peer_is_what_it_is(left: Left) -> None:
+    left.rank(0, exit_code=1, ended=1.0, error=PEER, log=traceback(PEER))
+    found = left.diagnose(0, PEER)
+    assert (found.id, found.rank) == ("peer-lost", 0)
+
+
 def test_the_batch_system_explains_a_killed_rank(left: Left) -> None:
     left.rank(0)
     left.launcher(
@@ -131,6 +146,31 @@ def test_the_signal_that_ended_a_rank_is_named(
     found = left.diagnose(0, "its process was killed from outside")
     assert found.id == expected
     assert f"it was ended by {name}" in found.facts
+
+
+def test_what_native_code_said_before_it_aborted_explains_the_signal(left: Left) -> None:
+    left.rank(0, log=(
+        "[rank0]:[E321 02:07:08.4 ProcessGroupNCCL.cpp:607] [Rank 0] Watchdog caught collective "
+        "operation timeout: WorkNCCL(SeqNum=1580) ran for 600060 milliseconds before timing out.\n"
+    ))  # fmt: skip
+    left.launcher(RETURN_CODE.format(-6))
+    assert left.diagnose(0, "its process was killed from outside").id == "nccl-timeout"
+
+
+def test_a_warning_is_not_taken_for_the_cause(left: Left) -> None:
+    warning = "[WARNING] async_io requires the dev libaio .so object and headers\n"
+    left.rank(0, log=warning)
+    left.launcher(warning + RETURN_CODE.format(-9))
+    assert left.diagnose(0, "its process was killed from outside").id == "killed"
+    left.rank(0, log=warning, exit_code=1, ended=1.0, error="it called sys.exit(1)")
+    assert left.diagnose(0, "it called sys.exit(1)").id is None
+
+
+def test_what_the_supervisor_saw_is_the_cause_where_ranks_are_silent(left: Left) -> None:
+    left.rank(1, host="w2")
+    words = "no rank made progress for 61 s while training; rank 1 on w2 differs"
+    found = left.diagnose(1, words, host="w2")
+    assert (found.id, found.rank, found.retry) == ("stalled", 1, True)
 
 
 def test_without_ranks_the_launcher_says_why(left: Left) -> None:
@@ -205,12 +245,10 @@ OOM = (
 )
 
 
-def planned(left: Left, *overrides: str) -> Job:
+def planned(left: Left, *overrides: str, device: Device | None = None) -> Job:
     """Put the files of a run that was planned for two devices of 24 GiB into its directory."""
-    from dslm.cluster.devices import device_named
-    from dslm.cluster.hosts import Cluster, Host
-
-    cluster = Cluster(hosts=(Host("w1", 2),), device=device_named("rtx-4090"))
+    device = device or device_named("rtx-4090")
+    cluster = Cluster(hosts=(Host("w1", 2),), device=device)
     job = decide("llama-3.2-1b", overrides, cluster=cluster)
     left.run.recipe.write_text(dump_recipe(job.recipe))
     left.run.plan.write_text(json.dumps(plan_document(job)))
@@ -267,6 +305,16 @@ def test_out_of_host_memory_shows_what_was_planned_for_it(left: Left) -> None:
     assert f"{memory.host / 2**30:.1f} GiB of each host's memory" in found.facts[0]
     assert len(found.ways) == 3
     assert "--set data.workers=0" in found.ways[0]
+
+
+def test_on_a_cpu_the_memory_of_the_ranks_is_the_hosts(left: Left) -> None:
+    planned(left, "parallel.zero_stage=2", device=cpu_device(64 * 2**30))
+    left.rank(0)
+    left.launcher(RETURN_CODE.format(-9))
+    left.rank(1, exit_code=1, ended=1.0, error="MemoryError", log=traceback("MemoryError"))
+    found = left.diagnose(1, "MemoryError")
+    assert "of 64.0 GiB a rank" in found.facts[0]
+    assert len(found.ways) == 3
 
 
 def test_a_script_without_a_plan_still_gets_the_ways_of_the_catalogue(left: Left) -> None:

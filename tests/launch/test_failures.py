@@ -1,0 +1,111 @@
+"""Failures of real processes are diagnosed, shown in one panel, and shown again later."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dslm.run.events import read_events
+from tests.conftest import Dslm
+from tests.worker.conftest import SMALL
+
+pytestmark = pytest.mark.slow
+
+KILLED = """
+import os, signal, time
+if os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+DATA_WORKER = """
+import os
+from torch.utils.data import DataLoader
+class Data:
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        os._exit(3)
+for batch in DataLoader(Data(), num_workers=1):
+    pass
+"""
+UNKNOWN = """
+import torch, torch.distributed
+torch.distributed.init_process_group("gloo")
+if torch.distributed.get_rank() == 1:
+    try:
+        {}["of the first"]
+    except KeyError as failure:
+        raise LookupError("nobody knows this one") from failure
+torch.distributed.all_reduce(torch.ones(1))
+"""
+
+
+def failed(dslm: Dslm, folder: Path, script: str, ranks: int) -> tuple[dict[str, Any], str]:
+    """Launch a script that fails; its error event and what people were shown."""
+    file = folder / "train.py"
+    file.write_text(script)
+    done = dslm("launch", str(file), "--num-gpus", str(ranks), "-o", "run")
+    assert done.returncode == 1, done.stderr
+    error = read_events(folder / "run/events.jsonl")[0][-1]
+    assert error["event"] == "error"
+    assert str(Path("run", error["log"])) in done.stderr
+    assert (folder / "run" / error["log"]).is_file()
+    return error, done.stderr
+
+
+def test_a_rank_that_is_killed_is_named_with_the_signal(dslm: Dslm, tmp_path: Path) -> None:
+    error, shown = failed(dslm, tmp_path, KILLED, 2)
+    assert (error["id"], error["rank"], error["retry"]) == ("killed", 1, True)
+    assert "SIGKILL" in shown
+    # the kernel was asked, and did not do it, or can't be asked
+    assert "kernel" in shown or "cgroup" in shown
+
+
+def test_a_data_worker_that_crashes_is_told_and_how_to_see_more(dslm: Dslm, tmp_path: Path) -> None:
+    error, shown = failed(dslm, tmp_path, DATA_WORKER, 1)
+    assert error["id"] == "data-worker"
+    assert "--set data.workers=0" in shown
+
+
+def test_an_unknown_failure_is_shown_as_it_is_now_and_later(dslm: Dslm, tmp_path: Path) -> None:
+    error, shown = failed(dslm, tmp_path, UNKNOWN, 2)
+    assert (error["known"], error["rank"]) == (False, 1)
+    later = dslm("runs", "show", "run").stdout
+    for text in (shown, later):
+        assert "unknown" in text
+        assert "KeyError: 'of the first'" in text
+        assert "rank 1" in text
+    document = json.loads(dslm("runs", "show", "run", "--json").stdout)
+    assert document["status"] == "failed"
+    assert document["failure"]["traceback"] == error["traceback"]
+    assert document["failure"]["rank"] == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 3 MiB; needs the right to mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "dslm-test", str(disk)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("no tmpfs can be mounted here")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_disk_that_fills_up_while_training_is_told(dslm: Dslm, small_disk: Path) -> None:
+    """Nobody can write down anything any more: neither rank, log, nor supervisor."""
+    settings = {**SMALL, "checkpoint.every": 2}
+    given = [part for key, value in settings.items() for part in ("-s", f"{key}={value}")]
+    done = dslm("train", "quickstart", "-o", str(small_disk / "run"), *given)
+    assert done.returncode == 1, done.stderr
+    assert "dslm itself failed" not in done.stderr
+    assert "the disk is full" in done.stderr
+    assert "after step 2" in done.stderr
+    assert "checkpoint.keep" in done.stderr
