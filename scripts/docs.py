@@ -1,7 +1,7 @@
 """Write what the docs can take from the code: `make docs`; --check only says what is not current.
 
 docs/recipe.md from the recipe's schema, docs/failures.md from the catalogue of failures,
-docs/environment.md from dslm/environment.py, the table of presets in README.md from their catalogue,
+docs/environment.md from dslm/environment.py, the table of presets in README.md from theirs,
 dslm/zero/keys.json from the installed DeepSpeed and, given a run directory (`python scripts/docs.py
 RUN`), the picture of the screen from its events.
 """
@@ -128,8 +128,8 @@ def failures_page() -> str:
     lines = [
         "# Failures\n",
         "Made from dslm/launch/failures.yaml by `make docs`. When an attempt fails, dslm looks\n"
-        "for these in what the rank that failed first said, the first of them in this order. A star:\n"
-        "the same command may work the next time.\n",
+        "for these in what the rank that failed first said, the first of them in this order. A\n"
+        "star: the same command may work the next time.\n",
         "| failure | stage | cause | fix |",
         "|---|---|---|---|",
     ]
