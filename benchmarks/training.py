@@ -95,7 +95,7 @@ def report() -> str:
                     starts.append(seconds)
     lines = [
         "## Training speed\n",
-        f"A Llama of 2.4M parameters, 2 CPU ranks, {STEPS - WARM} steps after {WARM} of warming up; "
+        f"A Llama of 2.4M parameters, 2 CPU ranks, {STEPS - WARM} steps after {WARM} to warm up; "
         f"medians of {REPEATS} alternating runs each.\n",
         "| ZeRO stage | `dslm train`, steps/s | loop written by hand, steps/s | ratio |",
         "|---|---|---|---|",
