@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 from rich.text import Text
 
 from dslm.units import render_bytes, render_count, render_seconds
@@ -175,9 +175,10 @@ class RunScreen:
         per_step = (self._step["time"] - self._first_step_time) / done
         return float((total - self._step["step"]) * per_step)
 
-    def _numbers(self) -> Table:
-        table = Table.grid(padding=(0, 3))
-        cells = [Text(self._phase, style="italic")]
-        cells += [Text.assemble((f"{name} ", "dim"), value) for name, value in self._cells()]
-        table.add_row(*cells)
-        return table
+    def _numbers(self) -> Columns:
+        """Phase and numbers side by side, in as many rows as the terminal's width asks for."""
+        cells = [Text(self._phase, style="italic", no_wrap=True)]
+        cells += [
+            Text.assemble((f"{name} ", "dim"), value, no_wrap=True) for name, value in self._cells()
+        ]
+        return Columns(cells, padding=(0, 3))

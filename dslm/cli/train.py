@@ -138,18 +138,22 @@ def report_end(run: RunDirectory, outcome: Outcome, *, json: bool) -> None:
 
 
 def _say_what_was_made(run: RunDirectory) -> None:
+    from rich.markup import escape
     from rich.panel import Panel
     from rich.text import Text
 
     from dslm.run.events import read_events
+    from dslm.run.manifest import read_manifest
 
-    folder = shown_path(run.path)
+    folder = escape(str(shown_path(run.path)))
     end: dict[str, Any] = next(
         (e for e in reversed(read_events(run.events)[0]) if e["event"] == "end"), {}
     )
     if end.get("sample"):
         terminal.say(Panel(Text(str(end["sample"])), title="a sample of the model", expand=False))
-    lines = [f"[bold green]done[/] in {render_seconds(float(end.get('seconds', 0)))}: {folder}"]
+    attempt = read_manifest(run)["attempts"][-1]
+    took = render_seconds(attempt["ended"] - attempt["started"])
+    lines = [f"[bold green]done[/] in {took}: {folder}"]
     if run.model.is_dir():
         lines.append(f"  model        {folder}/model   (loads with from_pretrained)")
     if run.checkpoints.is_dir():

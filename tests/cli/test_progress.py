@@ -1,0 +1,53 @@
+"""What the screen shows of a run: every number whole, at any width of the terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from dslm.cli.progress import RunScreen
+
+EVENTS = [
+    {"event": "phase", "time": 100.0, "phase": "joining", "detail": "2 ranks"},
+    {
+        "event": "start", "time": 110.0, "steps": 200, "world_size": 2, "parameters": 10**9,
+        "flops_per_token": 6e9,
+    },
+    {"event": "step", "time": 112.0, "step": 1, "loss": 9.5},
+    {
+        "event": "step", "time": 211.0, "step": 100, "loss": 2.34567, "learning_rate": 1.5e-4,
+        "tokens_per_second": 12345.0, "samples_per_second": 12.3, "memory_peak_bytes": 3 * 2**30,
+    },
+]  # fmt: skip
+NUMBERS = (
+    "100/200", "loss 2.3457", "lr 1.50e-04", "tokens/s 12.3k", "samples/s 12.3", "MFU 37.0%",
+    "memory 3.0 GiB", "elapsed 0:01:51", "remaining 0:01:40",
+)  # fmt: skip
+
+
+def _screen(width: int, *, live: bool) -> tuple[RunScreen, Console]:
+    console = Console(width=width, file=io.StringIO(), no_color=True)
+    screen = RunScreen(console, name="r", peak_flops=1e14, live=live, clock=lambda: 211.0)
+    for event in EVENTS:
+        screen.event(event)
+    return screen, console
+
+
+@pytest.mark.parametrize("width", [60, 80, 132])
+def test_a_live_screen_cuts_no_number(width: int) -> None:
+    screen, console = _screen(width, live=True)
+    console.print(screen)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for words in NUMBERS:
+        assert words in shown, shown
+
+
+def test_without_a_terminal_a_step_is_one_plain_line() -> None:
+    _, console = _screen(80, live=False)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "joining: 2 ranks" in lines[0]
+    assert "1B parameters, 2 ranks, 200 steps" in lines[1]
+    assert all(words in lines[-1] for words in ("step 100/200", *NUMBERS[1:])), lines
+    assert "\x1b" not in "".join(lines)
