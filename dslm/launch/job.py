@@ -24,6 +24,9 @@ from dslm.recipe.schema import Recipe
 from dslm.run.manifest import SECRET
 from dslm.units import render_bytes
 from dslm.zero.generate import ResolvedConfig, generate
+from dslm.zero.lint import lint
+
+_SHARED = {"tensor": "layers", "sequence": "sequences"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,22 +80,51 @@ def decide(
         )
     plan = choose(recipe, cluster, shape)
     resolved = resolve_recipe(recipe, plan, cluster)
+    config = generate(recipe, cluster, plan.strategy, shape)
+    _check_config(config)
     return Job(
         name=loaded.name,
         recipe=resolved,
         cluster=cluster,
         shape=shape,
         plan=plan,
-        config=generate(recipe, cluster, plan.strategy, shape),
+        config=config,
     )
 
 
+def _check_config(config: ResolvedConfig) -> None:
+    """Check what the recipe's own `deepspeed` section made of the config."""
+    wrong = [finding for finding in lint(config.values) if finding.severity == "error"]
+    if wrong:
+        raise RecipeError(
+            "the recipe's `deepspeed` section makes a config that is wrong",
+            where=Where(key="deepspeed"),
+            findings=wrong,
+        )
+
+
 def check_inputs(job: Job) -> None:
-    """Check what a launch needs beyond planning: the data.
+    """Check what a launch needs beyond planning: the data, and ranks that dslm's worker can use.
 
     Raises:
+        RecipeError: the task is a script's own, or ranks share layers or sequences, which only a
+            script of one's own can do.
         DataError: no data, a missing path, or nothing in it.
     """
+    if job.recipe.task == "script":
+        raise RecipeError(
+            "the task `script` is your own script's",
+            where=Where(key="task"),
+            hint="`dslm launch SCRIPT --recipe RECIPE` runs it with this recipe's config",
+        )
+    for key in ("tensor", "sequence"):
+        if getattr(job.recipe.parallel, key) > 1:
+            raise RecipeError(
+                f"`dslm train` can't share {_SHARED[key]} between ranks",
+                where=Where(key=f"parallel.{key}"),
+                hint="leave it out (`parallel.zero_stage: 3` partitions the model), or give the "
+                "config to your own script: `dslm launch SCRIPT --recipe RECIPE --pass-config`",
+            )
     check_data_named(job.recipe)
 
 

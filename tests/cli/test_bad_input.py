@@ -59,6 +59,18 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ("secret in the recipe", [*TRAIN, "-s", "environment.HF_TOKEN=abc"], ["HF_TOKEN"]),
     ("batch that is no multiple", [*TRAIN, "-s", "batch.micro_size=5"], ["batch", "10", "20"]),
     ("optimizer parameter", [*TRAIN, "-s", "optimizer.learning_rate=1"], ["learning_rate", "lr"]),
+    (
+        "layers shared by ranks",
+        [*TRAIN, "-s", "parallel.tensor=2"],
+        ["parallel.tensor", "dslm launch"],
+    ),
+    ("task of a script", [*TRAIN, "-s", "task=script"], ["task", "dslm launch"]),
+    (
+        "misspelt key of DeepSpeed",
+        [*TRAIN, "-s", "deepspeed.zero_optimisation.stage=1"],
+        ["zero_optimisation", "zero_optimization"],
+    ),
+    ("negative size", [*TRAIN, "-s", "model.architecture.hidden_size=-8"], ["hidden_size", "-8"]),
     ("config of nothing", ["config"], ["recipe", "--check"]),
     ("check of a missing file", ["config", "--check", "gone.json"], ["gone.json"]),
     ("unknown option", [*TRAIN, "--gpus-per-node", "2"], ["--gpus-per-node"]),
