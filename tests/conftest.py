@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,3 +38,24 @@ def dslm(tmp_path: Path) -> Dslm:
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeHosts]:
     """Make clusters of real hosts, as namespaces on this machine: `cluster = hosts(2)`."""
     yield from make_hosts(lambda: tmp_path_factory.mktemp("hosts"))
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A memory cgroup of 64 MiB, version 1 or 2; needs the right to make one."""
+    root = Path("/sys/fs/cgroup")
+    version_1 = (root / "memory").is_dir()
+    group = (root / "memory" if version_1 else root) / f"dslm-test-{os.getpid()}"
+    limit = group / ("memory.limit_in_bytes" if version_1 else "memory.max")
+    try:
+        group.mkdir()
+        limit.write_text(str(64 << 20))
+    except OSError as failure:
+        pytest.skip(f"no memory cgroup can be made here: {failure}")
+    yield group
+    deadline = time.monotonic() + 5
+    while group.exists() and time.monotonic() < deadline:
+        try:
+            group.rmdir()
+        except OSError:
+            time.sleep(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,12 +113,17 @@ def report_end(run: RunDirectory, outcome: Outcome, *, json: bool) -> None:
     from dslm.launch.supervise import Status
     from dslm.run.summary import summarize
 
+    summary = summarize(run)
+    if outcome.status == Status.FAILED and summary.failure is None:
+        # it is in the run's events, unless the disk is full and these could not be written any more
+        failure = diagnose(run, outcome).fields()
+        summary = replace(summary, status="failed", error=failure["message"], failure=failure)
     if json:
-        terminal.write_json(summarize(run).document())
+        terminal.write_json(summary.document())
     folder = shown_path(run.path)
     if outcome.status in (Status.STOPPED, Status.KILLED):
         how = "stopped" if outcome.status == Status.STOPPED else "stopped before it could save"
-        last = summarize(run).step
+        last = summary.step
         raise Interrupted(
             f"the run was {how}, at step {last}",
             where=Where(file=folder),
@@ -126,8 +132,7 @@ def report_end(run: RunDirectory, outcome: Outcome, *, json: bool) -> None:
     if outcome.status == Status.FAILED:
         from dslm.cli.failure import headline, panel
 
-        # it is in the run's events, unless these could not be written any more
-        failure = summarize(run).failure or diagnose(run, outcome).fields()
+        failure = summary.failure or {}
         terminal.say(panel(failure, folder))
         raise RunFailed(
             headline(failure),

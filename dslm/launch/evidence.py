@@ -138,7 +138,8 @@ def _smaller(run: RunDirectory, plan: dict[str, Any], need: int) -> list[str]:
     length = job.recipe.data.sequence_length
     if job.recipe.task != "vision" and length > 1:
         found.append(f"`--set data.sequence_length={length // 2}`")
-    return [*found, "a device with more memory"]
+    # what can be typed goes before what must be bought
+    return [*sorted(found, key=lambda way: "`" not in way), "a device with more memory"]
 
 
 def _three(first: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:

@@ -34,6 +34,13 @@ class Data:
 for batch in DataLoader(Data(), num_workers=1):
     pass
 """
+HOG = """
+import os, pathlib, time
+if os.environ["RANK"] == "1":
+    pathlib.Path(os.environ["GROUP"], "cgroup.procs").write_text(str(os.getpid()))
+    hog = [bytearray(1 << 20) for _ in range(300)]
+time.sleep(60)
+"""
 UNKNOWN = """
 import torch, torch.distributed
 torch.distributed.init_process_group("gloo")
@@ -65,6 +72,20 @@ def test_a_rank_that_is_killed_is_named_with_the_signal(dslm: Dslm, tmp_path: Pa
     assert "SIGKILL" in shown
     # the kernel was asked, and did not do it, or can't be asked
     assert "kernel" in shown or "cgroup" in shown
+
+
+def test_a_rank_that_the_kernel_kills_for_memory_is_told_with_its_word(
+    dslm: Dslm, tmp_path: Path, small_group: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GROUP", str(small_group))
+    error, shown = failed(dslm, tmp_path, HOG, 2)
+    assert error["rank"] == 1
+    if "can't be read" in shown:  # the host keeps its kernel's log to itself
+        assert error["id"] == "killed"
+    else:
+        assert error["id"] == "host-memory-killed"
+        assert "Killed process" in shown
+        assert not error["retry"]
 
 
 def test_a_data_worker_that_crashes_is_told_and_how_to_see_more(dslm: Dslm, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,27 +17,6 @@ import pathlib, sys
 pathlib.Path(sys.argv[1]).write_text(str(__import__("os").getpid()))
 hog = [bytearray(1 << 20) for _ in range(300)]
 """
-
-
-@pytest.fixture
-def small_group() -> Iterator[Path]:
-    """A memory cgroup of 64 MiB, version 1 or 2; needs the right to make one."""
-    root = Path("/sys/fs/cgroup")
-    version_1 = (root / "memory").is_dir()
-    group = (root / "memory" if version_1 else root) / f"dslm-test-{os.getpid()}"
-    limit = group / ("memory.limit_in_bytes" if version_1 else "memory.max")
-    try:
-        group.mkdir()
-        limit.write_text(str(64 << 20))
-    except OSError as failure:
-        pytest.skip(f"no memory cgroup can be made here: {failure}")
-    yield group
-    deadline = time.monotonic() + 5
-    while group.exists() and time.monotonic() < deadline:
-        try:
-            group.rmdir()
-        except OSError:
-            time.sleep(0.1)
 
 
 def test_a_process_that_the_kernel_kills_for_memory_is_named(small_group: Path) -> None:
