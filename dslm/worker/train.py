@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,14 @@ from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.data.prepare import prepare
 from dslm.worker.data.tokenizer import load_tokenizer
 from dslm.worker.model import build_model, label_settings, liger
+from dslm.worker.operators import build_folder, is_built, remove_dead_marks
 from dslm.worker.ranks import Rank, release_shared_memory
 from dslm.worker.tasks import task_of
 from dslm.worker.trainer import run_trainer
 
 _JOIN_TIMEOUT = timedelta(minutes=10)  # for all ranks to have imported torch and to meet
 _SAMPLE_TOKENS = 60
+_CPU_COMMUNICATION = "deepspeed_shm_comm"
 
 
 def train(rank: Rank) -> None:
@@ -52,9 +55,7 @@ def train(rank: Rank) -> None:
 
     on_cpu = not torch.cuda.is_available()
     phase("joining", f"{rank.world_size} ranks")
-    deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_JOIN_TIMEOUT)
-    dist.barrier()
-    release_shared_memory(rank)
+    _join(rank, phase, on_cpu=on_cpu)
 
     phase("data")
     task = task_of(recipe)
@@ -146,6 +147,17 @@ def train(rank: Rank) -> None:
         return
     _finish(rank, recipe, trainer, tokenizer, events, writer, began)
     dist.destroy_process_group()
+
+
+def _join(rank: Rank, phase: Callable[[str, str], None], *, on_cpu: bool) -> None:
+    """Meet the other ranks."""
+    operators = build_folder()
+    remove_dead_marks(operators)
+    if on_cpu and not is_built(_CPU_COMMUNICATION, operators):
+        phase("joining", "building an operator of DeepSpeed: once, about a minute")
+    deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_JOIN_TIMEOUT)
+    dist.barrier()
+    release_shared_memory(rank)
 
 
 def _finish(

@@ -1,0 +1,37 @@
+"""A build of an operator that was killed doesn't make the next run wait for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch.utils.file_baton import FileBaton
+
+from dslm.worker.operators import is_built, remove_dead_marks
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    folder = tmp_path / "py311_cpu" / "cpu_adam"
+    folder.mkdir(parents=True)
+    return folder / "lock"
+
+
+def test_the_mark_of_a_killed_build_is_removed(mark: Path, tmp_path: Path) -> None:
+    mark.touch()
+    assert remove_dead_marks(tmp_path) == [mark]
+    assert FileBaton(str(mark)).try_acquire()
+
+
+def test_the_mark_of_a_build_under_way_stays(mark: Path, tmp_path: Path) -> None:
+    builder = FileBaton(str(mark))
+    assert builder.try_acquire()
+    assert remove_dead_marks(tmp_path) == []
+    assert mark.exists()
+    builder.release()
+    assert remove_dead_marks(tmp_path) == []
+
+
+def test_a_folder_that_is_not_there_has_no_marks(tmp_path: Path) -> None:
+    assert remove_dead_marks(tmp_path / "none") == []
+    assert not is_built("cpu_adam", tmp_path)
