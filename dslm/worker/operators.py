@@ -76,7 +76,14 @@ def _is_dead(mark: Path) -> bool:
 def _is_open(file: Path) -> bool:
     """Whether a process of this user on this host has a file open."""
     real = file.resolve()
-    return any(_points_to(link, real) for link in Path("/proc").glob("[0-9]*/fd/*"))
+    return any(_points_to(link, real) for pid in psutil.pids() for link in _links(pid))
+
+
+def _links(pid: int) -> list[Path]:
+    try:
+        return list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return []  # it has ended, or is another user's
 
 
 def _points_to(link: Path, file: Path) -> bool:
