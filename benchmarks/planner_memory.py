@@ -20,7 +20,7 @@ from statistics import mean
 from typing import Any
 
 from dslm.launch.job import decide
-from dslm.launch.ports import free_port
+from dslm.network import free_port
 
 BIN = Path(sys.executable).parent
 PHASES = ("init", "forward", "backward", "step")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from dslm.launch.ports import free_port
+from dslm.network import free_port
 from dslm.recipe.load import read_resolved
 from dslm.run.events import read_events
 

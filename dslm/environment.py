@@ -5,16 +5,15 @@ Knows names, not values: whoever reads one passes the value on as an argument.
 
 from __future__ import annotations
 
-RUN = "DSLM_RUN"
-"""Run directory, for the ranks."""
-ATTEMPT = "DSLM_ATTEMPT"
-"""Number of the attempt, from 1, for the ranks."""
-SUPERVISOR = "DSLM_SUPERVISOR"
-"""`PID:START_TIME` of the supervisor on this host: a rank that sees it gone ends itself."""
 DS_CONFIG = "DSLM_DS_CONFIG"
 """Path of the resolved DeepSpeed JSON, for scripts started by `dslm launch`."""
 ACCELERATOR = "DS_ACCELERATOR"
 """DeepSpeed's own choice of accelerator; dslm sets `cpu` where there is none."""
+DEEPSPEED_ENVIRONMENT_FILE = "DS_ENV_FILE"
+"""Name of a file of variables that DeepSpeed's launcher pastes into a shell's command line on every
+host; dslm names one that doesn't exist."""
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Network interface that the ranks meet over; dslm sets the one that routes to the master."""
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 """Which CUDA devices may be used."""
 THREADS = "OMP_NUM_THREADS"
@@ -26,3 +25,6 @@ RANK_VARIABLES = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
 )
+
+FORWARDED = ("NCCL_", "GLOO_", "UCX_", "HF_", "TORCH_", "CUDA_", "OMP_")
+"""How the variables begin that the ranks of several hosts take over from where dslm was started."""

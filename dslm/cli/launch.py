@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -26,9 +26,13 @@ def launch(
         bool, typer.Option("--pass-config", help="Also pass the script `--deepspeed PATH`.")
     ] = False,
     set_: options.Set = None,
+    hostfile: options.Hostfile = None,
+    num_nodes: options.NumNodes = None,
     num_gpus: options.NumGpus = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    launcher: options.Launcher = None,
+    no_preflight: options.NoPreflight = False,
     master_port: options.MasterPort = None,
     output: options.Output = None,
     dry_run: options.DryRun = False,
@@ -46,10 +50,11 @@ def launch(
     """
     from dslm.cli.progress import RunScreen
     from dslm.cli.train import report_end, show_dry_run
-    from dslm.cluster.detect import local_cluster
     from dslm.errors import OptionError, Where
+    from dslm.launch.fleet import fleet_of
     from dslm.launch.job import check_port, decide
     from dslm.launch.run import launch_script, script_request
+    from dslm.recipe.load import load_recipe
 
     if not script.is_file():
         raise OptionError("there is no such script", where=Where(file=script))
@@ -59,27 +64,37 @@ def launch(
             where=Where(key="--pass-config" if pass_config else "--set"),
             hint="add `--recipe RECIPE`",
         )
-    filters: dict[str, Any] = {"num_gpus": num_gpus, "include": include, "exclude": exclude}
-    job = decide(recipe, set_ or (), **filters) if recipe else None
-    cluster = job.cluster if job else local_cluster(**filters)
+    ranks = load_recipe(recipe, set_ or ()).recipe.parallel.ranks if recipe else "auto"
+    fleet = fleet_of(
+        hostfile=hostfile,
+        launcher=launcher,
+        num_nodes=num_nodes,
+        num_gpus=num_gpus,
+        include=include,
+        exclude=exclude,
+        ranks=ranks,
+        preflight=not no_preflight,
+    )
+    job = decide(recipe, set_ or (), cluster=fleet.cluster) if recipe else None
     if dry_run:
-        request = script_request(
+        preview = script_request(
             script,
             context.args,
-            cluster,
+            fleet,
             job,
             output,
             pass_config=pass_config,
             master_port=master_port,
         )
-        show_dry_run(job, request, json=json)
+        show_dry_run(job, *preview, json=json)
         return
-    check_port(master_port)
+    if not fleet.remote:
+        check_port(master_port)
     with RunScreen(terminal.people(), name=script.name, peak_flops=None) as screen:
         run, outcome = launch_script(
             script,
             context.args,
-            cluster,
+            fleet,
             job,
             output,
             pass_config=pass_config,

@@ -26,6 +26,44 @@ Exclude = Annotated[
     str | None,
     typer.Option("--exclude", metavar="SPEC", help="Use all but these: `localhost:1`."),
 ]
+Hostfile = Annotated[
+    str | None,
+    typer.Option(
+        "--hostfile",
+        "-H",
+        metavar="FILE",
+        help="Hosts to run on: lines of `HOST slots=N`, or `w1:4,w2:4`; default: this one.",
+    ),
+]
+NumNodes = Annotated[
+    int | None, typer.Option("--num-nodes", min=1, help="Use only the first so many hosts.")
+]
+Launcher = Annotated[
+    str | None,
+    typer.Option(
+        "--launcher",
+        metavar="local|pdsh|openmpi|slurm",
+        help="How hosts are reached; default: pdsh with a hostfile.",
+    ),
+]
+NoPreflight = Annotated[
+    bool, typer.Option("--no-preflight", help="Don't check the hosts before launching.")
+]
+MaxRestarts = Annotated[
+    int | None,
+    typer.Option(
+        "--max-restarts",
+        min=0,
+        metavar="N",
+        help="Attempts after a failure worth retrying; default: 3 on several hosts, 0 on one.",
+    ),
+]
+MinNodes = Annotated[
+    int | None,
+    typer.Option(
+        "--min-nodes", min=1, metavar="N", help="With how few hosts to go on; default: 1."
+    ),
+]
 MasterPort = Annotated[
     int | None,
     typer.Option(

@@ -6,7 +6,7 @@ Events in, screen out. Knows the fields of events, nothing of processes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.columns import Columns
@@ -31,7 +31,7 @@ class RunScreen:
         console: Console,
         *,
         name: str,
-        peak_flops: float | None,
+        peak_flops: Mapping[str, float] | None,
         live: bool | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -104,6 +104,28 @@ class RunScreen:
     def _on_resume(self, event: dict[str, Any]) -> None:
         self.note(f"[bold]resumed[/] from step {event.get('step')}")
 
+    def _on_restart(self, event: dict[str, Any]) -> None:
+        lost = f", {event['lost_steps']} steps are lost" if event.get("lost_steps") else ""
+        hosts = ", ".join(event.get("hosts", ()))
+        self.note(
+            f"[bold yellow]again[/] from step {event['step']} with {event['world_size']} ranks on "
+            f"{hosts}{lost}"
+        )
+        for reason in event.get("left_out", ()):
+            self.note(Text(f"  left out: {reason}"))
+
+    def _on_error(self, event: dict[str, Any]) -> None:
+        self.note(Text(f"failed: {event.get('message', '')}", style="red"))
+
+    def _on_stall(self, event: dict[str, Any]) -> None:
+        self.note(Text(f"stalled: {event.get('message', '')}", style="yellow"))
+
+    def _on_slow(self, event: dict[str, Any]) -> None:
+        self.note(
+            f"[yellow]slow[/] rank {event['rank']} on {event['host']} computes "
+            f"{event['ratio']:.1f} times as long as the others"
+        )
+
     def _on_step(self, event: dict[str, Any]) -> None:
         if self._first_step_time is None:
             self._first_step_time, self._first_step = event["time"], event["step"]
@@ -163,9 +185,10 @@ class RunScreen:
     def _mfu(self) -> float | None:
         flops = self._start.get("flops_per_token")
         rate = self._step.get("tokens_per_second")
-        if not (flops and rate and self._peak_flops):
+        peak = (self._peak_flops or {}).get(self._start.get("precision", ""))
+        if not (flops and rate and peak):
             return None
-        return float(flops * rate / (self._peak_flops * self._start.get("world_size", 1)))
+        return float(flops * rate / (peak * self._start.get("world_size", 1)))
 
     def _remaining(self) -> float | None:
         total = self._start.get("steps")

@@ -12,18 +12,27 @@ from dslm.errors import Interrupted, RunFailed, Where
 from dslm.units import render_seconds
 
 if TYPE_CHECKING:
+    from dslm.cluster.hosts import Cluster
     from dslm.launch.job import Job
     from dslm.launch.spec import LaunchRequest
     from dslm.launch.supervise import Outcome
+    from dslm.recipe.schema import Recipe
+    from dslm.run.attempt import Attempt
     from dslm.run.directory import RunDirectory
 
 
 def train(
     recipe: options.RecipeArgument,
     set_: options.Set = None,
+    hostfile: options.Hostfile = None,
+    num_nodes: options.NumNodes = None,
     num_gpus: options.NumGpus = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    launcher: options.Launcher = None,
+    no_preflight: options.NoPreflight = False,
+    max_restarts: options.MaxRestarts = None,
+    min_nodes: options.MinNodes = None,
     master_port: options.MasterPort = None,
     output: options.Output = None,
     resume: options.Resume = False,
@@ -39,38 +48,53 @@ def train(
 
         dslm train llama-3.2-1b --set data.train=corpus/ -o runs/mine
 
+        dslm train llama-3.2-1b -H hostfile --max-restarts 5 -o /shared/mine
+
         dslm train mine.yaml --num-gpus 2 --dry-run
     """
+    from dslm.launch.fleet import fleet_of
     from dslm.launch.job import check_fit, check_inputs, check_port, decide
-    from dslm.launch.resume import unfinished_run
-    from dslm.recipe.load import read_resolved
+    from dslm.recipe.load import load_recipe
 
-    before = unfinished_run(output)
-    job = decide(
-        recipe,
-        set_ or (),
+    fleet = fleet_of(
+        hostfile=hostfile,
+        launcher=launcher,
+        num_nodes=num_nodes,
         num_gpus=num_gpus,
         include=include,
         exclude=exclude,
-        like=read_resolved(before.recipe) if before else None,
+        ranks=load_recipe(recipe, set_ or ()).recipe.parallel.ranks,
+        max_restarts=max_restarts,
+        min_nodes=min_nodes,
+        preflight=not no_preflight,
     )
-    if dry_run:
-        from dslm.launch.run import request_of
 
-        show_dry_run(job, request_of(job, output, master_port=master_port), json=json)
+    def decide_on(cluster: Cluster, *, like: Recipe | None = None) -> Job:
+        return decide(recipe, set_ or (), cluster=cluster, like=like)
+
+    def check(job: Job) -> None:
+        check_inputs(job)
+        if not force:
+            check_fit(job)
+
+    if dry_run:
+        from dslm.launch.run import training_request
+
+        job = decide_on(fleet.cluster)
+        show_dry_run(job, *training_request(job, fleet, output, master_port=master_port), json=json)
         return
-    check_inputs(job)
-    check_port(master_port)
-    if not force:
-        check_fit(job)
+    if not fleet.remote:
+        check_port(master_port)
     from dslm.cli.progress import RunScreen
     from dslm.launch.run import launch_training
 
-    peak = job.cluster.device.peak_flops.get(job.recipe.precision)
-    with RunScreen(terminal.people(), name=job.name, peak_flops=peak) as screen:
+    peak = fleet.cluster.device.peak_flops
+    with RunScreen(terminal.people(), name=Path(recipe).stem, peak_flops=peak) as screen:
         run, outcome = launch_training(
-            job,
+            fleet,
+            decide_on,
             output,
+            check=check,
             master_port=master_port,
             resume=resume,
             command=sys.argv,
@@ -80,8 +104,15 @@ def train(
     report_end(run, outcome, json=json)
 
 
-def show_dry_run(job: Job | None, request: LaunchRequest, *, json: bool) -> None:
-    """Show what a launch would do: recipe, DeepSpeed config, command; without a recipe the last."""
+def show_dry_run(job: Job | None, request: LaunchRequest, attempt: Attempt, *, json: bool) -> None:
+    """Show what a launch would do: recipe, DeepSpeed config, command, what every rank is told."""
+    from dataclasses import asdict
+
+    told = {
+        name: value
+        for name, value in asdict(attempt).items()
+        if value and name not in ("number", "control")
+    }
     if json:
         decided = (
             {"recipe": job.recipe.model_dump(mode="json"), "ds_config": job.config.values}
@@ -89,7 +120,12 @@ def show_dry_run(job: Job | None, request: LaunchRequest, *, json: bool) -> None
             else {}
         )
         terminal.write_json(
-            {**decided, "command": list(request.argv), "environment": dict(request.environment)}
+            {
+                **decided,
+                "command": list(request.argv),
+                "environment": dict(request.environment),
+                "attempt": told,
+            }
         )
         return
     import json as json_format
@@ -99,6 +135,9 @@ def show_dry_run(job: Job | None, request: LaunchRequest, *, json: bool) -> None
     if job is not None:
         terminal.write("# recipe.yaml\n" + dump_recipe(job.recipe))
         terminal.write("# ds_config.json\n" + json_format.dumps(job.config.values, indent=2))
+    terminal.write("\n# what every rank reads\n" + json_format.dumps(told, indent=2))
+    for path, content in request.files.items():
+        terminal.write(f"\n# {shown_path(path)}\n{content}")
     terminal.write("\n# command\n" + request.render())
 
 

@@ -318,7 +318,7 @@ def check_port(port: int | None) -> None:
     Raises:
         OptionError: something listens there.
     """
-    from dslm.launch.ports import port_in_use
+    from dslm.network import port_in_use
 
     if port is not None and port_in_use(port):
         raise OptionError(

@@ -26,7 +26,7 @@ from dslm.run.summary import summarize
 _MAY_DIFFER = frozenset({
     "batch.micro_size", "parallel.ranks", "parallel.zero_stage", "parallel.offload",
     "parallel.nvme_path", "model.activation_checkpointing", "description", "checkpoint", "log",
-    "evaluation", "environment", "data.workers", "data.sharding",
+    "evaluation", "watchdog", "environment", "data.workers", "data.sharding",
 })  # fmt: skip
 _TRAINER_STATE = "trainer_state.json"
 

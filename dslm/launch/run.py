@@ -1,55 +1,89 @@
-"""A whole run: make its directory, launch it, say how it ended.
+"""A whole run: make its directory, launch it, go on after a failure, say how it ended.
 
-The edge between deciding (`dslm.launch.job`) and watching (`dslm.launch.supervise`).
+The edge between deciding (`dslm.launch.job`), where it runs (`dslm.launch.fleet`) and watching
+(`dslm.launch.supervise`).
 """
 
 from __future__ import annotations
 
 import errno
-import shutil
-import tempfile
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dslm import environment
 from dslm.cluster.hosts import Cluster
 from dslm.errors import OptionError, Where
 from dslm.files import write_atomic, write_json
-from dslm.launch.backends import local
-from dslm.launch.diagnose import diagnose
+from dslm.launch.backends import LAUNCHERS
+from dslm.launch.control import Control
+from dslm.launch.diagnose import Diagnosis, diagnose
+from dslm.launch.elsewhere import Elsewhere
+from dslm.launch.fleet import Fleet, Meeting, gather, split
+from dslm.launch.folder import default_folder, make_run
+from dslm.launch.forward import forwarded
 from dslm.launch.job import Job, plan_document
-from dslm.launch.ports import free_port
 from dslm.launch.resume import ResumePoint, check_same_recipe, resume_point, unfinished_run
 from dslm.launch.spec import LaunchRequest, LaunchSpec
-from dslm.launch.supervise import Outcome, Status, supervise
-from dslm.recipe.load import dump_recipe
+from dslm.launch.supervise import Kind, Outcome, Status, supervise
+from dslm.launch.watchdog import Limits
+from dslm.network import address_towards, free_port
+from dslm.recipe.load import dump_recipe, read_resolved
+from dslm.recipe.schema import Recipe, Watchdog
+from dslm.run.attempt import Attempt, ControlAddress
 from dslm.run.directory import RunDirectory
-from dslm.run.events import EventName, append_event
-from dslm.run.manifest import add_attempt, end_attempt, new_manifest, read_manifest
+from dslm.run.events import EventName, append_event, event_record, read_events
+from dslm.run.manifest import add_attempt, end_attempt, read_manifest
 
 WORKER = "dslm.worker.main"
 SCRIPT_WORKER = "dslm.worker.script"
 _SCRIPT_GRACE = 0.0  # a script knows nothing of dslm's stop request: it gets SIGTERM at once
+_PAUSE_SECONDS = 2.0  # between attempts: sockets and devices of the last one are released
 OnEvent = Callable[[dict[str, Any]], None]
 
 
+class Decide(Protocol):
+    """Decides about a training on a cluster, as it goes on with a run of some recipe or anew."""
+
+    def __call__(self, cluster: Cluster, /, *, like: Recipe | None) -> Job: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What the ranks of an attempt execute."""
+
+    module: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    script: str | None = None
+    arguments: tuple[str, ...] = ()
+    grace: float = _SCRIPT_GRACE
+    watchdog: Watchdog = field(default_factory=Watchdog)
+
+
 def launch_training(
-    job: Job,
+    fleet: Fleet,
+    decide: Decide,
     output: Path | None,
     *,
+    check: Callable[[Job], None],
     master_port: int | None,
     resume: bool,
     command: Sequence[str],
     on_event: OnEvent,
     on_run: Callable[[Path], None],
 ) -> tuple[RunDirectory, Outcome]:
-    """Train: in a new run directory, or on in an unfinished one of the same recipe.
+    """Train: in a new run directory, or on in an unfinished one; again after a failure.
 
     Args:
-        job: what was decided.
+        fleet: where.
+        decide: everything about the training on some cluster; given the recipe of the run that is
+            gone on with, if any.
         output: the run directory; None: `runs/RECIPE-TIME`.
+        check: raises what stands against launching a job, such as that it doesn't fit.
         master_port: where the ranks meet; None: a free port.
         resume: there must be an unfinished run in `output`.
         command: the command line, for the manifest.
@@ -57,50 +91,265 @@ def launch_training(
         on_run: told the run directory before anything starts.
 
     Raises:
-        OptionError: the folder can't be used.
+        InputError: the recipe, an option or the folder is wrong.
+        PreflightError: too few hosts are fit.
+        DoesNotFit: the plan says so.
     """
     run = unfinished_run(output)
-    values, point = job.config.values, None
-    if run is None:
-        if resume:
-            raise OptionError(
-                "there is no unfinished run to go on with",
-                where=Where(file=output, key="--resume"),
-                hint="`dslm train RECIPE -o RUN --resume`; `dslm runs list` shows the runs",
-            )
-        files = {
-            "recipe.yaml": dump_recipe(job.recipe),
-            "ds_config.json": values,
-            "plan.json": plan_document(job),
-        }
-        folder = output or _default_folder(job.name)
-        run = make_run(folder, job.name, files, command, job.cluster)
-        on_run(run.path)
-    else:
-        check_same_recipe(run, job.recipe)
-        on_run(run.path)
-        point = _resume(run, job, on_event)
-        if point is not None and point.universal:
-            values = {**values, "checkpoint": {"load_universal": True}}
-        write_atomic(run.recipe, dump_recipe(job.recipe))
-        write_json(run.ds_config, values)
-    attempt = add_attempt(
+    if run is None and resume:
+        raise OptionError(
+            "there is no unfinished run to go on with",
+            where=Where(file=output, key="--resume"),
+            hint="`dslm train RECIPE -o RUN --resume`; `dslm runs list` shows the runs",
+        )
+    before = read_resolved(run.recipe) if run else None
+    job = decide(fleet.cluster, like=before)
+    check(job)
+    folder = run.path if run else (output or default_folder(job.name)).absolute()
+    restarts = 0
+    while True:
+        port = master_port or free_port()
+        meeting = gather(fleet, folder, port, first=restarts == 0)
+        job = split(fleet, meeting.hosts, partial(decide, like=before))
+        check(job)
+        point = None
+        if run is None:
+            run = make_run(folder, job.name, _files(job), command, job.cluster.hosts)
+            on_run(run.path)
+        else:
+            if restarts == 0:
+                check_same_recipe(run, job.recipe)
+                on_run(run.path)
+            point = _resume(run, job, on_event)
+            _write_again(run, job, point)
+        if restarts:
+            _tell_restart(run, meeting, job, point, on_event)
+        outcome, diagnosis = _attempt(
+            run, job.cluster, meeting, fleet, _work(job.recipe), port, point, on_event
+        )
+        if restarts == fleet.max_restarts or not _worth_retrying(outcome, diagnosis):
+            return run, outcome
+        restarts += 1
+        before = job.recipe
+        detail = f"{restarts} of {fleet.max_restarts}: {outcome.reason}"
+        on_event({"event": EventName.PHASE, "phase": "restarting", "detail": detail})
+        time.sleep(_PAUSE_SECONDS)
+
+
+def launch_script(
+    script: Path,
+    arguments: Sequence[str],
+    fleet: Fleet,
+    job: Job | None,
+    output: Path | None,
+    *,
+    pass_config: bool,
+    master_port: int | None,
+    command: Sequence[str],
+    on_event: OnEvent,
+    on_run: Callable[[Path], None],
+) -> tuple[RunDirectory, Outcome]:
+    """Run a user's script on every rank, with the same launching and supervision.
+
+    Args:
+        script: the Python file.
+        arguments: its arguments.
+        fleet: where it runs.
+        job: what a recipe decided, when one was named: its config is given to the script.
+        output: the run directory; None: `runs/SCRIPT-TIME`.
+        pass_config: give the config's path as `--deepspeed PATH` too.
+        master_port: where the ranks meet; None: a free port.
+        command: the command line, for the manifest.
+        on_event: told every event.
+        on_run: told the run directory before anything starts.
+
+    Raises:
+        OptionError: the folder can't be used.
+        PreflightError: a host is not fit.
+    """
+    folder = (output or default_folder(script.stem)).absolute()
+    port = master_port or free_port()
+    meeting = gather(fleet, folder, port, first=True)
+    files: dict[str, Any] = {}
+    if job is not None:
+        files = {"recipe.yaml": dump_recipe(job.recipe), "ds_config.json": job.config.values}
+    run = make_run(folder, script.stem, files, command, fleet.cluster.hosts)
+    on_run(run.path)
+    work = script_work(script, arguments, job, run, pass_config=pass_config)
+    outcome, _ = _attempt(run, fleet.cluster, meeting, fleet, work, port, None, on_event)
+    return run, outcome
+
+
+def training_request(
+    job: Job, fleet: Fleet, output: Path | None, *, master_port: int | None = None
+) -> tuple[LaunchRequest, Attempt]:
+    """What a training would start, and what its ranks would read; starts and writes nothing."""
+    run = RunDirectory((output or default_folder(job.name)).absolute())
+    return _preview(run, fleet, _work(job.recipe), master_port)
+
+
+def script_request(
+    script: Path,
+    arguments: Sequence[str],
+    fleet: Fleet,
+    job: Job | None,
+    output: Path | None,
+    *,
+    pass_config: bool,
+    master_port: int | None = None,
+) -> tuple[LaunchRequest, Attempt]:
+    """What a script would be started with; starts and writes nothing."""
+    run = RunDirectory((output or default_folder(script.stem)).absolute())
+    work = script_work(script, arguments, job, run, pass_config=pass_config)
+    return _preview(run, fleet, work, master_port)
+
+
+def script_work(
+    script: Path,
+    arguments: Sequence[str],
+    job: Job | None,
+    run: RunDirectory,
+    *,
+    pass_config: bool,
+) -> Work:
+    """A user's script as the ranks execute it."""
+    settings = dict(job.recipe.environment) if job else {}
+    if job is not None:
+        settings[environment.DS_CONFIG] = str(run.ds_config)
+    extra = ["--deepspeed", str(run.ds_config)] if pass_config else []
+    return Work(
+        module=SCRIPT_WORKER,
+        environment=settings,
+        script=str(script.absolute()),
+        arguments=(*arguments, *extra),
+    )
+
+
+def _work(recipe: Recipe) -> Work:
+    return Work(
+        module=WORKER,
+        environment=recipe.environment,
+        grace=recipe.checkpoint.grace,
+        watchdog=recipe.watchdog,
+    )
+
+
+def _attempt(
+    run: RunDirectory,
+    cluster: Cluster,
+    meeting: Meeting,
+    fleet: Fleet,
+    work: Work,
+    port: int,
+    point: ResumePoint | None,
+    on_event: OnEvent,
+) -> tuple[Outcome, Diagnosis | None]:
+    """One attempt, from its entry in the manifest to its end there."""
+    number = add_attempt(
         run,
-        world_size=job.cluster.world_size,
+        hosts=[(host.name, host.slots) for host in cluster.hosts],
         resumed_from=point.path if point else None,
         step=point.step if point else 0,
     )
-    request = request_of(job, run.path, attempt=attempt, master_port=master_port)
-    outcome = supervise(
-        request,
-        run,
-        attempt=attempt,
-        world_size=job.cluster.world_size,
-        grace=job.recipe.checkpoint.grace,
-        on_event=on_event,
+    timeout = work.watchdog.timeout
+    with Control(everywhere=fleet.remote) as control:
+        addresses = (address_towards(meeting.master_address),) if fleet.remote else ()
+        attempt = _describe(
+            number, cluster, meeting, fleet, work, port, control.address(*addresses)
+        )
+        attempt.write(run)
+        spec = _spec(run, attempt, cluster, meeting, work)
+        outcome = supervise(
+            LAUNCHERS[fleet.launcher](spec),
+            run,
+            attempt,
+            control,
+            grace=work.grace,
+            limits=Limits(training=None if timeout == "auto" else timeout, join=work.watchdog.join),
+            elsewhere=Elsewhere(remote=fleet.remote, way=fleet.way),
+            on_event=on_event,
+        )
+    if outcome.status == Status.DONE and work.module == SCRIPT_WORKER:
+        append_event(run.events, EventName.END, number, status="done")
+    return outcome, _close(run, outcome)
+
+
+def _describe(
+    number: int,
+    cluster: Cluster,
+    meeting: Meeting,
+    fleet: Fleet,
+    work: Work,
+    port: int,
+    control: ControlAddress,
+) -> Attempt:
+    """What the ranks are told."""
+    settings = dict(work.environment)
+    if fleet.remote:  # local ranks inherit the rest
+        settings = forwarded(os.environ, work.environment)
+    if cluster.device.kind == "cpu":
+        settings.setdefault(environment.ACCELERATOR, "cpu")
+    return Attempt(
+        number=number,
+        hosts=tuple((host.name, host.slots) for host in cluster.hosts),
+        master_address=meeting.master_address,
+        master_port=port,
+        control=control,
+        folder=str(Path.cwd()),
+        environment=settings,
+        host_environment={
+            host: {name: interface for name in environment.INTERFACES if name not in settings}
+            for host, interface in meeting.interfaces.items()
+        },
+        apart=meeting.apart,
+        script=work.script,
+        arguments=work.arguments,
     )
-    _close(run, outcome)
-    return run, outcome
+
+
+def _spec(
+    run: RunDirectory, attempt: Attempt, cluster: Cluster, meeting: Meeting, work: Work
+) -> LaunchSpec:
+    interfaces = set(meeting.interfaces.values())
+    return LaunchSpec(
+        module=work.module,
+        cluster=cluster,
+        run=run.path,
+        attempt=attempt.number,
+        master_address=attempt.master_address,
+        master_port=attempt.master_port,
+        interface=interfaces.pop() if len(interfaces) == 1 else None,
+    )
+
+
+def _preview(
+    run: RunDirectory, fleet: Fleet, work: Work, master_port: int | None
+) -> tuple[LaunchRequest, Attempt]:
+    cluster = fleet.cluster
+    address = cluster.hosts[0].address if fleet.remote else Meeting(hosts=()).master_address
+    meeting = Meeting(hosts=cluster.hosts, master_address=address)
+    control = ControlAddress(addresses=(), port=0, token="")
+    port = master_port or free_port()
+    attempt = _describe(1, cluster, meeting, fleet, work, port, control)
+    return LAUNCHERS[fleet.launcher](_spec(run, attempt, cluster, meeting, work)), attempt
+
+
+def _files(job: Job) -> dict[str, Any]:
+    return {
+        "recipe.yaml": dump_recipe(job.recipe),
+        "ds_config.json": job.config.values,
+        "plan.json": plan_document(job),
+    }
+
+
+def _write_again(run: RunDirectory, job: Job, point: ResumePoint | None) -> None:
+    """The files of a run for an attempt that may have other hosts than the last one."""
+    values = job.config.values
+    if point is not None and point.universal:
+        values = {**values, "checkpoint": {"load_universal": True}}
+    write_atomic(run.recipe, dump_recipe(job.recipe))
+    write_json(run.ds_config, values)
+    write_json(run.plan, plan_document(job))
 
 
 def _resume(run: RunDirectory, job: Job, on_event: OnEvent) -> ResumePoint | None:
@@ -108,8 +357,7 @@ def _resume(run: RunDirectory, job: Job, on_event: OnEvent) -> ResumePoint | Non
     attempt = len(read_manifest(run)["attempts"]) + 1
 
     def tell(detail: str) -> None:
-        append_event(run.events, EventName.PHASE, attempt, phase="resuming", detail=detail)
-        on_event({"event": "phase", "phase": "resuming", "detail": detail})
+        _record(run, on_event, EventName.PHASE, attempt, phase="resuming", detail=detail)
 
     point = resume_point(
         run,
@@ -130,199 +378,57 @@ def _resume(run: RunDirectory, job: Job, on_event: OnEvent) -> ResumePoint | Non
     return point
 
 
-def launch_script(
-    script: Path,
-    arguments: Sequence[str],
-    cluster: Cluster,
-    job: Job | None,
-    output: Path | None,
-    *,
-    pass_config: bool,
-    master_port: int | None,
-    command: Sequence[str],
-    on_event: OnEvent,
-    on_run: Callable[[Path], None],
-) -> tuple[RunDirectory, Outcome]:
-    """Run a user's script on every rank, with the same launching and supervision.
-
-    Args:
-        script: the Python file.
-        arguments: its arguments.
-        cluster: where it runs.
-        job: what a recipe decided, when one was named: its config is given to the script.
-        output: the run directory; None: `runs/SCRIPT-TIME`.
-        pass_config: give the config's path as `--deepspeed PATH` too.
-        master_port: where the ranks meet; None: a free port.
-        command: the command line, for the manifest.
-        on_event: told every event.
-        on_run: told the run directory before anything starts.
-
-    Raises:
-        OptionError: the folder can't be used.
-    """
-    files: dict[str, Any] = {}
-    if job is not None:
-        files = {"recipe.yaml": dump_recipe(job.recipe), "ds_config.json": job.config.values}
-    folder = output or _default_folder(script.stem)
-    run = make_run(folder, script.stem, files, command, cluster)
-    on_run(run.path)
-    attempt = add_attempt(run, world_size=cluster.world_size)
-    request = script_request(
-        script,
-        arguments,
-        cluster,
-        job,
-        run.path,
-        attempt=attempt,
-        pass_config=pass_config,
-        master_port=master_port,
-    )
-    outcome = supervise(
-        request,
+def _tell_restart(
+    run: RunDirectory, meeting: Meeting, job: Job, point: ResumePoint | None, on_event: OnEvent
+) -> None:
+    """Write down why there is another attempt, what was lost, and who takes part in it."""
+    events, _ = read_events(run.events)
+    step = point.step if point else 0
+    reached = max((e.get("step", 0) for e in events if e["event"] == "step"), default=0)
+    kept = [e["time"] for e in events if e["event"] == "checkpoint" and e.get("step") == step]
+    began = kept[-1] if kept else events[0]["time"] if events else time.time()
+    causes = [e.get("message", "") for e in events if e["event"] == "error"]
+    _record(
         run,
-        attempt=attempt,
-        world_size=cluster.world_size,
-        grace=_SCRIPT_GRACE,
-        on_event=on_event,
-    )
-    if outcome.status == Status.DONE:
-        append_event(run.events, EventName.END, attempt, status="done")
-    _close(run, outcome)
-    return run, outcome
-
-
-def request_of(
-    job: Job, output: Path | None, *, attempt: int = 1, master_port: int | None = None
-) -> LaunchRequest:
-    """The command of a training; starts nothing."""
-    return local.request(
-        LaunchSpec(
-            module=WORKER,
-            cluster=job.cluster,
-            run=(output or _default_folder(job.name)).absolute(),
-            attempt=attempt,
-            master_port=master_port or free_port(),
-            environment=job.recipe.environment,
-        )
+        on_event,
+        EventName.RESTART,
+        len(read_manifest(run)["attempts"]) + 1,
+        cause=causes[-1] if causes else "",
+        step=step,
+        lost_steps=max(0, reached - step),
+        lost_seconds=round(time.time() - began, 3),
+        hosts=[host.name for host in job.cluster.hosts],
+        world_size=job.cluster.world_size,
+        left_out=[f"{r.host}: {r.check}: {r.detail}" for r in meeting.left_out],
     )
 
 
-def script_request(
-    script: Path,
-    arguments: Sequence[str],
-    cluster: Cluster,
-    job: Job | None,
-    output: Path | None,
-    *,
-    pass_config: bool,
-    attempt: int = 1,
-    master_port: int | None = None,
-) -> LaunchRequest:
-    """The command of a user's script; starts nothing."""
-    run = RunDirectory((output or _default_folder(script.stem)).absolute())
-    settings = dict(job.recipe.environment) if job else {}
-    if job is not None:
-        settings[environment.DS_CONFIG] = str(run.ds_config)
-    extra = ["--deepspeed", str(run.ds_config)] if pass_config else []
-    return local.request(
-        LaunchSpec(
-            module=SCRIPT_WORKER,
-            arguments=(str(script.absolute()), *arguments, *extra),
-            cluster=cluster,
-            run=run.path,
-            attempt=attempt,
-            master_port=master_port or free_port(),
-            environment=settings,
-        )
-    )
+def _record(
+    run: RunDirectory, on_event: OnEvent, event: EventName, attempt: int, /, **fields: Any
+) -> None:
+    """Append an event while no attempt is watched, and tell it."""
+    append_event(run.events, event, attempt, **fields)
+    on_event(event_record(event, attempt, **fields))
 
 
-def make_run(
-    folder: Path, name: str, files: Mapping[str, Any], command: Sequence[str], cluster: Cluster
-) -> RunDirectory:
-    """Make a run directory with its files, or nothing at all.
-
-    Raises:
-        OptionError: the folder holds something, can't be made, or the disk is full.
-    """
-    run = RunDirectory(folder.absolute())
-    check_output(run.path)
-    hosts = [{"host": host.name, "slots": host.slots} for host in cluster.hosts]
-    manifest = new_manifest(name=name, command=command, hosts=hosts)
-    made = [p for p in (run.path, *run.path.parents) if not p.exists()]
-    try:
-        run.path.parent.mkdir(parents=True, exist_ok=True)
-        # beside its final place, so that it appears whole, with one rename
-        staging = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", dir=run.path.parent))
-        try:
-            staging.chmod(0o755)
-            for file, content in {**files, "manifest.json": manifest}.items():
-                if isinstance(content, str):
-                    write_atomic(staging / file, content)
-                else:
-                    write_json(staging / file, content)
-            staging.replace(run.path)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-    except OSError as failure:
-        for path in made:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        raise OptionError(
-            f"the run directory can't be written: {failure.strerror}",
-            where=Where(file=folder),
-            hint="choose another with `-o DIR`",
-        ) from failure
-    return run
+def _worth_retrying(outcome: Outcome, diagnosis: Diagnosis | None) -> bool:
+    """Whether the same may work the next time: the catalogue knows, else what failed tells."""
+    if outcome.status != Status.FAILED or diagnosis is None:
+        return False
+    return diagnosis.retry if diagnosis.known else outcome.kind != Kind.RANK
 
 
-def check_output(path: Path) -> None:
-    """Check that a new run may be made in a folder: it is not there, or empty.
-
-    Raises:
-        OptionError: it holds something.
-    """
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise OptionError("is a file, not a folder", where=Where(file=path))
-    if (path / "manifest.json").is_file():
-        raise OptionError(
-            "holds another run",
-            where=Where(file=path),
-            hint="it is done, or was not made by `dslm train`: choose another with `-o DIR`",
-        )
-    if any(path.iterdir()):
-        raise OptionError(
-            "the folder is not empty", where=Where(file=path), hint="choose another with `-o DIR`"
-        )
-
-
-def _default_folder(name: str) -> Path:
-    """`runs/NAME-TIME`, with a number when two start in one second."""
-    base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder, number = base, 2
-    while folder.exists():
-        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return folder
-
-
-def _close(run: RunDirectory, outcome: Outcome) -> None:
+def _close(run: RunDirectory, outcome: Outcome) -> Diagnosis | None:
     """Write down how the attempt ended, and what was found to be wrong, unless the disk is full."""
+    diagnosis = diagnose(run, outcome) if outcome.status == Status.FAILED else None
     try:
-        _write_down(run, outcome)
+        if diagnosis is not None:
+            append_event(run.events, EventName.ERROR, outcome.attempt, **diagnosis.fields())
+        elif outcome.status == Status.KILLED:
+            append_event(run.events, EventName.END, outcome.attempt, status="killed")
+        cause = diagnosis.cause if diagnosis else None
+        end_attempt(run, outcome.attempt, status=outcome.status.value, cause=cause)
     except OSError as failure:
-        if outcome.status != Status.FAILED or failure.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if diagnosis is None or failure.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-
-
-def _write_down(run: RunDirectory, outcome: Outcome) -> None:
-    cause = None
-    if outcome.status == Status.FAILED:
-        diagnosis = diagnose(run, outcome)
-        cause = diagnosis.cause
-        append_event(run.events, EventName.ERROR, outcome.attempt, **diagnosis.fields())
-    elif outcome.status == Status.KILLED:
-        append_event(run.events, EventName.END, outcome.attempt, status="killed")
-    end_attempt(run, outcome.attempt, status=outcome.status.value, cause=cause)
+    return diagnosis

@@ -11,19 +11,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dslm.cluster.hosts import Cluster
+from dslm.run.attempt import path_word
+from dslm.run.directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchSpec:
-    """One attempt: which module every rank runs, with which arguments, where and in which run."""
+    """One attempt: which module every rank runs, where and in which run."""
 
     module: str
-    arguments: tuple[str, ...] = ()
     cluster: Cluster
     run: Path
     attempt: int
+    master_address: str
     master_port: int
-    environment: Mapping[str, str] = field(default_factory=dict)  # what the recipe names
+    interface: str | None = None  # towards the master, when it has one name on all hosts
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What every rank is told on its command line: words that no shell changes."""
+        return ("--run", path_word(self.run), "--attempt", str(self.attempt))
+
+    @property
+    def hostfile(self) -> Path:
+        """Where the hosts of several are written for DeepSpeed."""
+        return RunDirectory(self.run).hostfile(self.attempt)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +45,14 @@ class LaunchRequest:
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     removed: frozenset[str] = frozenset()  # variables it must not inherit
+    folder: Path | None = None  # where it starts; None: where dslm was started
+    files: Mapping[Path, str] = field(default_factory=dict)  # to be written before it starts
+    owns_parents: bool = True  # whether the process that starts a host's ranks is of this run alone
+
+    def whole_environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """All variables that the process gets."""
+        kept = {name: value for name, value in inherited.items() if name not in self.removed}
+        return {**kept, **self.environment}
 
     def render(self) -> str:
         """As one would type it, for people."""

@@ -1,9 +1,10 @@
 """The supervisor: starts one attempt, follows every rank, ends everything that belongs to it.
 
-What comes in is a request and a run directory; what goes out is an outcome that tells the truth:
-it is read from the ranks' own status files and processes, never from the launcher's exit code
-(DeepSpeed's launcher exits 0 when it was killed). Torch-free. Source of the process handling:
-prctl(2), PR_SET_CHILD_SUBREAPER: whatever the launcher leaves behind becomes a child of ours.
+What comes in is a request, the attempt and a run directory; what goes out is an outcome that tells
+the truth: it is taken from the ranks' own words and from the end of their connections, never from
+the launcher's exit code (DeepSpeed's launcher exits 0 when it was killed). Torch-free. Source of
+the process handling: prctl(2), PR_SET_CHILD_SUBREAPER: whatever the launcher leaves behind on this
+host becomes a child of ours; on other hosts processes are ended by pid and start time.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,15 +25,24 @@ from typing import Any
 
 import psutil
 
-from dslm import environment
+from dslm.files import write_json
+from dslm.launch import watchdog
+from dslm.launch.control import Control, RankState
+from dslm.launch.elsewhere import Elsewhere
 from dslm.launch.spec import LaunchRequest
+from dslm.processes import send
+from dslm.run.attempt import Attempt
 from dslm.run.directory import RunDirectory
-from dslm.run.events import EventName, append_event, read_events
+from dslm.run.events import EventName, append_event, append_record, read_events
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _POLL_SECONDS = 0.2
-_TERM_SECONDS = 3.0  # between SIGTERM and SIGKILL
-_SETTLE_SECONDS = 3.0  # after a rank has failed, the others may still write why
+_TERM_SECONDS = 2.0  # between SIGTERM and SIGKILL
+_SETTLE_SECONDS = 3.0  # after a rank has failed, the others may still say why
+_STACKS_SECONDS = 3.0
+_SLOW_EVERY_SECONDS = 60.0
+# pdsh(1) says this on stderr for every host as it happens; DeepSpeed passes it through
+_SSH_ENDED = re.compile(r"^pdsh@\S+: (\S+): ssh exited with exit code (\d+)", re.MULTILINE)
 
 
 class Status(StrEnum):
@@ -43,6 +54,17 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
+class Kind(StrEnum):
+    """What failed, as the supervisor saw it."""
+
+    RANK = "rank"  # it said so itself
+    KILLED_RANK = "killed rank"  # its connection ended without its last word
+    HOST = "host"  # it does not answer, or ssh to it ended
+    LAUNCHER = "launcher"
+    JOIN = "join"  # ranks that never came
+    STALL = "stall"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """How an attempt ended; `reason` says in words what the supervisor saw, when it failed."""
@@ -52,6 +74,7 @@ class Outcome:
     reason: str = ""
     failed_rank: int | None = None
     host: str | None = None
+    kind: Kind | None = None
 
 
 @dataclass(slots=True)
@@ -71,10 +94,12 @@ class _Stop:
 def supervise(
     request: LaunchRequest,
     run: RunDirectory,
+    attempt: Attempt,
+    control: Control,
     *,
-    attempt: int,
-    world_size: int,
     grace: float,
+    limits: watchdog.Limits,
+    elsewhere: Elsewhere,
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> Outcome:
     """Run one attempt to its end; when this returns, no process of it is alive.
@@ -82,46 +107,41 @@ def supervise(
     Args:
         request: what to start.
         run: where its logs, status files and events are.
-        attempt: its number.
-        world_size: how many ranks must report.
+        attempt: who takes part.
+        control: where the ranks connect.
         grace: seconds between the wish to stop and the end of all processes.
+        limits: how long nothing may happen.
+        elsewhere: how processes on other hosts are looked at and ended.
         on_event: told every event of the run as it appears.
     """
-    logs = run.logs(attempt)
+    logs = run.logs(attempt.number)
     logs.mkdir(parents=True, exist_ok=True)
+    for path, content in request.files.items():
+        path.write_text(content, encoding="utf-8")
     run.stop_request.unlink(missing_ok=True)
     _become_subreaper()
-    with _signals() as stop, (logs / "launcher.log").open("wb") as log:
+    with _signals() as stop, run.launcher_log(attempt.number).open("wb") as log:
         launcher = subprocess.Popen(
             list(request.argv),
-            env=_environment(request),
+            env=request.whole_environment(os.environ),
+            cwd=request.folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        watch = _Watch(run, attempt, world_size, launcher, stop, grace, on_event)
+        watch = _Watch(run, attempt, control, launcher, stop, grace, limits, elsewhere, on_event)
+        outcome = None
         try:
-            return watch.until_the_end()
+            outcome = watch.until_the_end()
+            return outcome
         finally:
-            end_processes(_descendants())
+            if outcome is None or outcome.status not in (Status.DONE, Status.STOPPED):
+                control.tell("end")
+                elsewhere.kill(control.ranks.values(), parents=request.owns_parents)
+            _end_launcher(launcher)
             run.stop_request.unlink(missing_ok=True)
             watch.tell()
-
-
-def end_processes(processes: list[psutil.Process]) -> None:
-    """End processes: SIGTERM, three seconds, SIGKILL; a stopped one is woken so that it can end."""
-    for process in processes:
-        for number in (signal.SIGTERM, signal.SIGCONT):
-            _send(process, number)
-    _, alive = psutil.wait_procs(processes, timeout=_TERM_SECONDS)
-    for process in alive:
-        _send(process, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=_TERM_SECONDS)
-    # what was started while the others ended
-    for process in _descendants():
-        _send(process, signal.SIGKILL)
-    _reap()
 
 
 class _Watch:
@@ -130,45 +150,51 @@ class _Watch:
     def __init__(
         self,
         run: RunDirectory,
-        attempt: int,
-        world_size: int,
+        attempt: Attempt,
+        control: Control,
         launcher: subprocess.Popen[bytes],
         stop: _Stop,
         grace: float,
+        limits: watchdog.Limits,
+        elsewhere: Elsewhere,
         on_event: Callable[[dict[str, Any]], None],
     ) -> None:
         self._run = run
         self._attempt = attempt
-        self._world_size = world_size
+        self._control = control
         self._launcher = launcher
         self._stop = stop
         self._grace = grace
+        self._limits = limits
+        self._elsewhere = elsewhere
         self._on_event = on_event
+        self._began = time.monotonic()
         self._offset = run.events.stat().st_size if run.events.exists() else 0
         self._told_stop = False
         self._started = False
+        self._clock = watchdog.StepClock()
+        self._slow_at = 0.0
+        self._slow_rank: int | None = None
+        control.on_event = lambda record: append_record(run.events, record)
+        control.on_change = self._write_status
 
     def until_the_end(self) -> Outcome:
         while True:
-            self.tell()
-            # the launcher first: what it left in the status files is then final
+            # the launcher first: what the ranks have said by then is final
             ended = self._launcher.poll() is not None
-            ranks = read_rank_statuses(self._run, self._attempt)
-            failure = _failed(ranks)
+            self._control.poll(0.5 if ended else _POLL_SECONDS)
+            self.tell()
+            ranks = self._control.ranks.values()
+            if len(ranks) == self._attempt.world_size and all(r.exit_code == 0 for r in ranks):
+                self._settle()
+                return self._outcome(Status.STOPPED if self._told_stop else Status.DONE)
+            failure = self._failure(ended)
             if failure is not None:
-                self._settle()
-                return self._failed(*failure)
-            if len(ranks) == self._world_size and all(r.get("exit_code") == 0 for r in ranks):
-                self._settle()
-                stopped = self._run.stop_request.exists() or self._stop.asked is not None
-                return self._outcome(Status.STOPPED if stopped else Status.DONE)
-            if ended:
                 if self._stop.asked is not None:
                     return self._outcome(Status.KILLED)
-                return self._failed(None, _launcher_words(self._launcher.returncode))
+                return failure
             if self._must_kill():
                 return self._outcome(Status.KILLED)
-            time.sleep(_POLL_SECONDS)
 
     def tell(self) -> None:
         """Pass on the events that were added to the run."""
@@ -177,14 +203,94 @@ class _Watch:
             self._started = self._started or event["event"] == "start"
             self._on_event(event)
 
+    def _failure(self, launcher_ended: bool) -> Outcome | None:
+        """What has failed, if anything; waits a moment for what else the ranks have to say."""
+        now = time.monotonic()
+        ranks = self._control.ranks.values()
+        self._clock.note(ranks, now)
+        self._name_slow(now)
+        if _first_failed(ranks) is not None:
+            self._settle()
+            return self._of_rank(_first_failed(ranks) or next(iter(ranks)))
+        orphan = next((rank for rank in ranks if rank.orphaned and rank.lives), None)
+        if orphan is not None:
+            words = f"the launcher that started rank {orphan.rank} on {orphan.host} was killed"
+            return self._failed(Kind.LAUNCHER, words, host=orphan.host)
+        host = self._lost_host()
+        if host is not None:
+            words = f"the connection to {host[0]} ended: {host[1]}"
+            return self._failed(Kind.HOST, words, host[0])
+        if launcher_ended:
+            return self._failed(Kind.LAUNCHER, _launcher_words(self._launcher.returncode))
+        missing = sorted(set(range(self._attempt.world_size)) - self._control.ranks.keys())
+        if missing and now - self._began > self._limits.join:
+            where = self._attempt.host_of(missing[0])
+            words = f"rank {missing[0]} on {where} did not start within {self._limits.join:.0f} s"
+            return self._failed(Kind.JOIN, words, where, missing[0])
+        stall = watchdog.stalled(ranks, self._limits, self._clock.seconds, now)
+        return self._stalled(stall) if stall is not None and not missing else None
+
+    def _stalled(self, stall: watchdog.Stall) -> Outcome:
+        """Collect the stacks of all ranks, and name the one that differs."""
+        self._control.tell("stacks")
+        deadline = time.monotonic() + _STACKS_SECONDS
+        ranks = self._control.ranks.values()
+        while time.monotonic() < deadline and not all(r.stacks for r in ranks if r.lives):
+            self._control.poll(_POLL_SECONDS)
+        for rank in ranks:
+            file = self._run.stacks(self._attempt.number, rank.rank)
+            state = self._elsewhere.state(rank) if rank.lives and not rank.stacks else ""
+            file.write_text(rank.stacks or f"no answer; its process is {state}\n", encoding="utf-8")
+        found = watchdog.differing(ranks, time.monotonic())
+        words = f"no rank made progress for {stall.seconds:.0f} s while {stall.phase}"
+        odd = found[0] if found is not None else None
+        if found is not None:
+            words += f"; rank {found[0].rank} on {found[0].host} differs: {found[1]}"
+            if not found[0].stacks:
+                words += f", its process is {self._elsewhere.state(found[0])}"
+        rank_number, host = (odd.rank, odd.host) if odd else (None, None)
+        words += f"; stacks of all ranks: {self._run.logs(self._attempt.number)}/stacks-rank-*.txt"
+        append_event(
+            self._run.events, EventName.STALL, self._attempt.number,
+            rank=rank_number, host=host, seconds=round(stall.seconds, 1), message=words,
+        )  # fmt: skip
+        return self._failed(Kind.STALL, words, host, rank_number)
+
+    def _name_slow(self, now: float) -> None:
+        """Write down which rank is slow: when it was so twice, and not again at once."""
+        if now - self._slow_at < _SLOW_EVERY_SECONDS / (10 if self._slow_rank is None else 1):
+            return
+        slow = watchdog.slowest(self._control.ranks.values(), self._clock.seconds)
+        self._slow_at = now
+        if slow is not None and slow.rank == self._slow_rank:
+            append_event(
+                self._run.events, EventName.SLOW, self._attempt.number,
+                rank=slow.rank, host=slow.host, seconds=round(slow.seconds, 6),
+                ratio=round(slow.ratio, 3),
+                work_seconds={r.rank: r.work_seconds for r in self._control.ranks.values()},
+            )  # fmt: skip
+        self._slow_rank = slow.rank if slow is not None else None
+
+    def _lost_host(self) -> tuple[str, str] | None:
+        """A host to which ssh ended although not all of its ranks did."""
+        text = self._run.launcher_log(self._attempt.number).read_text(errors="replace")
+        for name, code in _SSH_ENDED.findall(text):
+            mine = [r for r in self._control.ranks.values() if r.host == name]
+            slots = dict(self._attempt.hosts).get(name, 0)
+            if len(mine) < slots or any(rank.exit_code != 0 for rank in mine):
+                return name, f"ssh exited with {code}"
+        return None
+
     def _must_kill(self) -> bool:
         """Pass the wish to stop on to the ranks; True when they were given enough time."""
+        if self._stop.asked is None and self._run.stop_request.exists():
+            self._stop.asked = time.monotonic()
         if self._stop.asked is None:
             return False
         if not self._told_stop:
             self._told_stop = True
-            self._run.stop_request.touch()
-            append_event(self._run.events, EventName.STOP, self._attempt, grace=self._grace)
+            self._control.tell("stop")
+            append_event(self._run.events, EventName.STOP, self._attempt.number, grace=self._grace)
         late = time.monotonic() - self._stop.asked > self._grace
         # before training has started there is nothing to save
         return late or self._stop.insisted or not self._started
@@ -193,19 +299,37 @@ class _Watch:
         """Give the other processes a moment to end by themselves."""
         deadline = time.monotonic() + _SETTLE_SECONDS
         while self._launcher.poll() is None and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
+            self._control.poll(_POLL_SECONDS)
 
     def _outcome(self, status: Status) -> Outcome:
-        return Outcome(status=status, attempt=self._attempt)
+        return Outcome(status=status, attempt=self._attempt.number)
 
-    def _failed(self, rank: int | None, reason: str) -> Outcome:
-        if self._stop.asked is not None:
-            return self._outcome(Status.KILLED)
-        return Outcome(status=Status.FAILED, attempt=self._attempt, reason=reason, failed_rank=rank)
+    def _failed(
+        self, kind: Kind, reason: str, host: str | None = None, rank: int | None = None
+    ) -> Outcome:
+        return Outcome(
+            status=Status.FAILED,
+            attempt=self._attempt.number,
+            reason=reason,
+            failed_rank=rank,
+            host=host,
+            kind=kind,
+        )
+
+    def _of_rank(self, rank: RankState) -> Outcome:
+        if rank.exit_code is not None:
+            words = rank.error or f"it ended with exit code {rank.exit_code}"
+            return self._failed(Kind.RANK, words, rank.host, rank.rank)
+        gone = rank.lost is not None and rank.lost.startswith("its host")
+        kind = Kind.HOST if gone else Kind.KILLED_RANK
+        return self._failed(kind, rank.lost or "", rank.host, rank.rank)
+
+    def _write_status(self, rank: RankState) -> None:
+        write_json(self._run.rank_status(self._attempt.number, rank.rank), rank.document())
 
 
 def read_rank_statuses(run: RunDirectory, attempt: int) -> list[dict[str, Any]]:
-    """What each rank wrote about itself: rank, pid, start time, host and, at its end, exit code."""
+    """What became of each rank: pid, start time, host and, at its end, exit code and error."""
     found = []
     for path in sorted(run.logs(attempt).glob("rank-*.json")):
         try:
@@ -215,35 +339,10 @@ def read_rank_statuses(run: RunDirectory, attempt: int) -> list[dict[str, Any]]:
     return found
 
 
-def process_start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot: with its pid it names it for good.
-
-    Source: proc(5), field 22 of /proc/PID/stat.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:  # noqa: PTH123 - not a real file
-            fields = stat.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
-
-
-def _failed(ranks: list[dict[str, Any]]) -> tuple[int, str] | None:
-    """The rank that failed first, and how; None while all is well."""
-    bad: list[tuple[float, int, str]] = []
-    for status in ranks:
-        code = status.get("exit_code")
-        if code == 0:
-            continue
-        if code is not None:
-            words = status.get("error") or f"it ended with exit code {code}"
-            bad.append((status.get("ended", 0.0), status["rank"], words))
-        elif process_start_time(status["pid"]) != status["start_time"]:
-            bad.append((0.0, status["rank"], "its process was killed from outside"))
-    if not bad:
-        return None
-    _, rank, words = min(bad)
-    return rank, words
+def _first_failed(ranks: Iterable[RankState]) -> RankState | None:
+    """The rank that failed first, by this host's clock; None while all is well."""
+    bad = [rank for rank in ranks if rank.lost is not None or rank.exit_code not in (None, 0)]
+    return min(bad, key=lambda rank: rank.failed_at, default=None)
 
 
 def _launcher_words(code: int | None) -> str:
@@ -253,14 +352,26 @@ def _launcher_words(code: int | None) -> str:
     return f"DeepSpeed's launcher ended with exit code {code} before the ranks were done"
 
 
-def _environment(request: LaunchRequest) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if name not in request.removed}
-    pid = os.getpid()
-    return (
-        own
-        | dict(request.environment)
-        | {environment.SUPERVISOR: f"{pid}:{process_start_time(pid)}"}
-    )
+def _end_launcher(launcher: subprocess.Popen[bytes]) -> None:
+    """End the launcher and all that it started on this host.
+
+    The `deepspeed` command itself gets SIGKILL: on SIGTERM it would run `pkill -f` on every host,
+    with a pattern that other people's jobs match, too.
+    """
+    processes = _descendants()
+    if launcher.poll() is None:
+        launcher.kill()
+    for process in processes:
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            send(process, number)
+    _, alive = psutil.wait_procs(processes, timeout=_TERM_SECONDS)
+    for process in alive:
+        send(process, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=_TERM_SECONDS)
+    # what was started while the others ended
+    for process in _descendants():
+        send(process, signal.SIGKILL)
+    _reap()
 
 
 def _become_subreaper() -> None:
@@ -270,13 +381,6 @@ def _become_subreaper() -> None:
 
 def _descendants() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
-
-
-def _send(process: psutil.Process, number: int) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.Error:
-        return  # it has ended already
 
 
 def _reap() -> None:

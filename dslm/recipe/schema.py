@@ -234,6 +234,16 @@ class Log(Section):
     """Trackers as transformers' Trainer has them: tensorboard, wandb, mlflow, trackio."""
 
 
+class Watchdog(Section):
+    """When a run that makes no progress is ended instead of waited for."""
+
+    timeout: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """Seconds without any progress while training or evaluating; auto: thirty times the usual
+    step, at least a minute."""
+    join: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds within which every rank must have started."""
+
+
 class Lora(Section):
     """Train low-rank adapters (peft) and leave the model's own parameters as they are."""
 
@@ -268,6 +278,7 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     log: Log = Log()
+    watchdog: Watchdog = Watchdog()
     seed: Annotated[int, Field(ge=0, strict=True)] = 42
     """Fixes initial weights, order of the samples and dropout."""
     environment: dict[str, str] = {}

@@ -59,6 +59,22 @@ class RunDirectory:
         """Folder of the logs of one attempt."""
         return self.path / "logs" / f"attempt-{attempt}"
 
+    def attempt(self, number: int) -> Path:
+        """JSON: what the ranks of one attempt need to know."""
+        return self.logs(number) / "attempt.json"
+
+    def hostfile(self, attempt: int) -> Path:
+        """The hosts of one attempt, for DeepSpeed's launcher."""
+        return self.logs(attempt) / "hostfile"
+
+    def launcher_log(self, attempt: int) -> Path:
+        """What the launcher printed."""
+        return self.logs(attempt) / "launcher.log"
+
+    def stacks(self, attempt: int, rank: int) -> Path:
+        """What a rank was doing when the run made no progress."""
+        return self.logs(attempt) / f"stacks-rank-{rank}.txt"
+
     def rank_log(self, attempt: int, rank: int) -> Path:
         """What one rank printed."""
         return self.logs(attempt) / f"rank-{rank}.log"

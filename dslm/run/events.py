@@ -29,11 +29,23 @@ class EventName(StrEnum):
     CONVERT = "convert"  # a checkpoint was converted for another number of ranks
     STOP = "stop"  # somebody asked the run to stop
     ACCURACY = "accuracy"  # predicted beside measured
+    STALL = "stall"  # no rank makes progress; which one differs
+    SLOW = "slow"  # a rank computes longer than the others
+    RESTART = "restart"  # another attempt follows a failed one
 
 
 def append_event(path: Path, event: EventName, attempt: int, /, **fields: Any) -> None:
     """Append one event; a single write, so that several processes can append to one file."""
-    record = {"time": round(time.time(), 3), "event": event.value, "attempt": attempt, **fields}
+    append_record(path, event_record(event, attempt, **fields))
+
+
+def event_record(event: EventName, attempt: int, /, **fields: Any) -> dict[str, Any]:
+    """An event that happens now."""
+    return {"time": round(time.time(), 3), "event": event.value, "attempt": attempt, **fields}
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Append an event that was made elsewhere."""
     append_line(path, json.dumps(record, ensure_ascii=False, allow_nan=False, default=str))
 
 

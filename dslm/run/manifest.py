@@ -49,16 +49,21 @@ def read_manifest(run: RunDirectory) -> dict[str, Any]:
 
 
 def add_attempt(
-    run: RunDirectory, *, world_size: int, resumed_from: str | None = None, step: int = 0
+    run: RunDirectory,
+    *,
+    hosts: Sequence[tuple[str, int]],
+    resumed_from: str | None = None,
+    step: int = 0,
 ) -> int:
-    """Write down that an attempt starts, from which checkpoint and step; its number, from 1."""
+    """Write down that an attempt starts, where and from which step; its number, from 1."""
     manifest = read_manifest(run)
     attempt = len(manifest["attempts"]) + 1
     manifest["attempts"].append(
         {
             "attempt": attempt,
             "started": round(time.time(), 3),
-            "world_size": world_size,
+            "hosts": [{"host": name, "slots": slots} for name, slots in hosts],
+            "world_size": sum(slots for _, slots in hosts),
             "resumed_from": resumed_from,
             "step": step,
         }

@@ -23,7 +23,7 @@ from deepspeed.utils.timer import (
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dslm.recipe.schema import Recipe
-from dslm.run.events import EventName, append_event
+from dslm.run.events import EventName
 from dslm.worker.ranks import Rank
 
 _TIMERS = {
@@ -51,11 +51,16 @@ class Events(TrainerCallback):
     def write(self, event: EventName, /, **fields: Any) -> None:
         """Append an event, on rank 0."""
         if self._rank.rank == 0:
-            append_event(self._rank.run.events, event, self._rank.attempt, **fields)
+            self._rank.record(event, **fields)
 
     def phase(self, phase: str, detail: str = "") -> None:
         """Tell what is going on while no steps are made."""
+        self._rank.guard.note(phase=phase)
         self.write(EventName.PHASE, phase=phase, detail=detail)
+
+    def evaluated_batch(self) -> None:
+        """Note that an evaluation goes on."""
+        self._rank.guard.note(phase="evaluating")
 
     def pause(self, seconds: float) -> None:
         """Don't count so many seconds as training."""
@@ -72,6 +77,7 @@ class Events(TrainerCallback):
                 enable_micro_timers=False, enable_global_timers=True
             )
         self._since, self._step = time.monotonic(), state.global_step
+        self._rank.guard.note(phase="first step", step=state.global_step)
         if state.global_step:
             self.write(EventName.RESUME, step=state.global_step)
         self.write(EventName.START, steps=state.max_steps, **self._facts)
@@ -89,7 +95,18 @@ class Events(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._rank.guard.note(phase="training", step=state.global_step)
         self.after_step()
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._rank.guard.note()
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.evaluated_batch()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -102,6 +119,9 @@ class Events(TrainerCallback):
         seconds = max(now - self._since - self._paused, 1e-9)
         samples = steps * self._recipe.batch.global_size
         tokens_per_sample = self._facts["tokens_per_sample"]
+        timers = self._timers(steps)
+        # the forward pass alone: in the others a rank waits for its peers
+        self._rank.guard.note(work=timers.get("forward_seconds"))
         fields = {
             "step": state.global_step,
             "loss": _finite(logs["loss"]),
@@ -115,7 +135,7 @@ class Events(TrainerCallback):
             "epoch": round(
                 state.global_step * self._recipe.batch.global_size / self._facts["samples"], 5
             ),
-            **self._timers(steps),
+            **timers,
         }
         others = {name: _finite(value) for name, value in logs.items() if name not in _OWN}
         if others:
@@ -141,7 +161,7 @@ class Stop(TrainerCallback):
     """Ends training after a step that all ranks agree on, when somebody asked for it."""
 
     def __init__(self, rank: Rank, *, save: bool) -> None:
-        self._path = rank.run.stop_request
+        self._rank = rank
         self._save = save
         # over gloo: on a GPU the answer needs no synchronisation with the device
         self._group = dist.new_group(backend="gloo") if rank.world_size > 1 else None
@@ -150,7 +170,7 @@ class Stop(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        wish = torch.tensor([int(self._path.exists())])
+        wish = torch.tensor([int(self._rank.guard.stop_asked)])
         if self._group is not None:
             dist.all_reduce(wish, op=dist.ReduceOp.MAX, group=self._group)
         if wish.item():

@@ -6,6 +6,7 @@ samples run out, the first one is repeated and not counted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ def evaluate(
     *,
     micro_batch: int,
     device: torch.device,
+    on_batch: Callable[[], None],
 ) -> dict[str, float]:
     """Evaluate; all ranks call and get the same numbers.
 
@@ -35,6 +37,7 @@ def evaluate(
         metric: what is made of logits and labels.
         micro_batch: samples in a forward pass of a rank.
         device: where the batch goes.
+        on_batch: called after each forward pass.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     count = len(dataset)  # type: ignore[arg-type]
@@ -49,6 +52,7 @@ def evaluate(
             labels = batch.pop("labels")
             labels[[i >= count for i in indices]] = IGNORED
             total += metric.sums(model(**batch).logits, labels, batch)
+            on_batch()
     if was_training:
         model.train()
     dist.all_reduce(total)

@@ -1,35 +1,175 @@
-"""The guard: a thread that ends this rank when its supervisor is gone.
+"""The guard of a rank: a thread that keeps the control channel to the supervisor.
 
-A supervisor that was killed can't end anything, so each rank sees for itself. Started before torch
-is imported; runs as long as the process.
+It says every second that the rank lives and how far it is, passes on what the supervisor wants, and
+ends the rank with all that it started when the supervisor, or the launcher that started the rank,
+is gone. Started before torch is imported; runs as long as the process. The other end is
+`dslm.launch.control`.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import select
+import socket
+import sys
 import threading
 import time
+import traceback
+from typing import Any
 
-from dslm import environment
-from dslm.worker.ranks import start_time
+import psutil
 
-_SECONDS = 1.0
+from dslm.network import give_up_after
+from dslm.processes import kill, start_time
+from dslm.run.attempt import Attempt
+from dslm.run.kernel import cgroup_kills
+
+_BEAT_SECONDS = 1.0
+_GONE_SECONDS = 8.0  # a little longer than the supervisor's: it is the one that reports
+_CONNECT_SECONDS = 10.0
 _EXIT_CODE = 1
 
 
-def start_guard() -> None:
-    """Start watching the supervisor that the environment names; without one there is no guard."""
-    named = os.environ.get(environment.SUPERVISOR, "")
-    pid, _, started = named.partition(":")
-    if not (pid.isdigit() and started.isdigit()):
-        return
-    threading.Thread(
-        target=_watch, args=(int(pid), int(started)), name="dslm-guard", daemon=True
-    ).start()
+class Guard:
+    """The rank's end of the control channel; the training notes its progress here."""
+
+    def __init__(self, attempt: Attempt, rank: int) -> None:
+        """Connect and say hello.
+
+        Raises:
+            RuntimeError: the supervisor can't be reached.
+        """
+        self._rank = rank
+        self._host = attempt.host_of(rank)
+        self._channel = _connect(attempt, self._host)
+        self._sending = threading.Lock()
+        self._progress = 0
+        self._phase = ""
+        self._step = 0
+        self._work_seconds: float | None = None
+        self._parent = os.getppid()
+        self._ended = False
+        self._received = b""
+        self.stop_asked = False
+        self._say(
+            "hello",
+            {
+                "token": attempt.control.token,
+                "rank": rank,
+                "host": self._host,
+                "pid": os.getpid(),
+                "start_time": start_time(os.getpid()),
+                "parent_pid": self._parent,
+                "parent_start_time": start_time(self._parent) or 0,
+                "kills_before": cgroup_kills(),  # what is counted later happened to this attempt
+            },
+        )
+        threading.Thread(target=self._watch, name="dslm-guard", daemon=True).start()
+
+    def note(
+        self, *, phase: str | None = None, step: int | None = None, work: float | None = None
+    ) -> None:
+        """Note progress: anything that was done since the last time.
+
+        Args:
+            phase: what is going on from now on.
+            step: the last optimizer step that was finished.
+            work: seconds per step that this rank computed without waiting for others.
+        """
+        self._progress += 1
+        self._phase = self._phase if phase is None else phase
+        self._step = self._step if step is None else step
+        self._work_seconds = self._work_seconds if work is None else work
+
+    def event(self, record: dict[str, Any]) -> None:
+        """Hand an event to the supervisor, from a rank that can't write into the run directory."""
+        self._say("event", record)
+
+    def end(self, exit_code: int, error: str | None) -> None:
+        """The rank's last word."""
+        self._ended = True
+        self._say("end", {"exit_code": exit_code, "error": error, "ended": time.time()})
+
+    def _say(self, word: str, content: Any) -> None:
+        line = json.dumps({word: content}, default=str).encode() + b"\n"
+        with self._sending:
+            try:
+                self._channel.sendall(line)
+            except OSError:
+                return  # the watching thread sees it too, and acts
+
+    def _beat(self) -> None:
+        self._say(
+            "beat",
+            {
+                "progress": self._progress,
+                "phase": self._phase,
+                "step": self._step,
+                "work_seconds": self._work_seconds,
+            },
+        )
+
+    def _watch(self) -> None:
+        while True:
+            readable, _, _ = select.select([self._channel], [], [], _BEAT_SECONDS)
+            if readable and not self._hear():
+                if self._ended:
+                    return  # the rank is about to end by itself
+                self._vanish("the supervisor is gone")
+            if os.getppid() != self._parent and not self._ended:
+                self._say("orphaned", True)
+                self._vanish("the launcher that started this rank is gone")
+            self._beat()
+
+    def _hear(self) -> bool:
+        """Do what the supervisor says; False when it has gone."""
+        try:
+            received = self._channel.recv(4096)
+        except OSError:
+            return False
+        *lines, self._received = (self._received + received).split(b"\n")
+        for line in lines:
+            word = json.loads(line)
+            if "stop" in word:
+                self.stop_asked = True
+            elif "stacks" in word:
+                self._say("stacks", _stacks())
+            elif "end" in word:
+                self._vanish("the supervisor ends this attempt")
+        return bool(received)
+
+    def _vanish(self, why: str) -> None:
+        os.write(2, f"dslm: {why}; this rank ends\n".encode())
+        kill(psutil.Process().children(recursive=True))
+        os._exit(_EXIT_CODE)
 
 
-def _watch(pid: int, started: int) -> None:
-    while start_time(pid) == started:
-        time.sleep(_SECONDS)
-    os.write(2, b"dslm: the supervisor is gone; this rank ends\n")
-    os._exit(_EXIT_CODE)
+def _connect(attempt: Attempt, host: str) -> socket.socket:
+    failures = []
+    for address in attempt.control.addresses:
+        place = (address, attempt.control.port)
+        try:
+            channel = socket.create_connection(place, timeout=_CONNECT_SECONDS)
+        except OSError as failure:
+            failures.append(f"{address}:{attempt.control.port}: {failure}")
+            continue
+        channel.settimeout(_CONNECT_SECONDS)
+        give_up_after(channel, _GONE_SECONDS)
+        return channel
+    raise RuntimeError(
+        f"{host} can't reach the supervisor at {', '.join(failures)}: does a firewall stop it?"
+    )
+
+
+def _stacks() -> str:
+    """What each thread is doing, the main one first, innermost call last."""
+    frames = sys._current_frames()
+    main = threading.main_thread().ident
+    parts = []
+    for ident in sorted(frames, key=lambda one: one != main):
+        name = next((t.name for t in threading.enumerate() if t.ident == ident), str(ident))
+        if name != "dslm-guard":
+            stack = "".join(traceback.format_stack(frames[ident]))
+            parts.append(f"Thread {name}:\n{stack}")
+    return "\n".join(parts)

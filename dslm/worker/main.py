@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dslm.worker.guard import start_guard
-from dslm.worker.ranks import live, this_rank
+import sys
+
+from dslm.worker.ranks import join, live
 
 
 def main() -> None:
     """Train; the imports that take seconds happen with the log open and the guard awake."""
-    rank = this_rank()
-    start_guard()
+    rank = join(sys.argv[1:])
 
     def work() -> None:
         from dslm.worker.train import train

@@ -1,4 +1,4 @@
-"""Who this rank is, and what it leaves behind: its log, its status file.
+"""Who this rank is, and what it leaves behind: its log, its last word to the supervisor.
 
 Imports nothing heavy, so that even a failure to import torch ends in the rank's own log.
 """
@@ -10,18 +10,18 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dslm import environment
 from dslm.errors import DslmError
-from dslm.files import write_json
+from dslm.run.attempt import Attempt, path_of_word, read_attempt
 from dslm.run.directory import RunDirectory
-from dslm.run.kernel import cgroup_kills
+from dslm.run.events import EventName, append_event, event_record
+from dslm.worker.guard import Guard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,52 +32,75 @@ class Rank:
     local_rank: int
     world_size: int
     run: RunDirectory
-    attempt: int
+    attempt: Attempt
+    guard: Guard
+
+    def record(self, event: EventName, /, **fields: Any) -> None:
+        """Record an event of this rank, in the run directory wherever that is."""
+        if self.attempt.host_of(self.rank) in self.attempt.apart:
+            self.guard.event(event_record(event, self.attempt.number, **fields))
+        else:
+            append_event(self.run.events, event, self.attempt.number, **fields)
 
 
-def this_rank() -> Rank:
-    """Read who this process is from the variables of whichever launcher started it."""
+def join(arguments: Sequence[str]) -> Rank:
+    """Become a rank: say hello to the supervisor and take on the attempt's environment.
+
+    Args:
+        arguments: `--run WORD --attempt N`, see `dslm.run.attempt.path_word`.
+
+    Raises:
+        RuntimeError: this process was not started by dslm, or the supervisor can't be reached.
+    """
     names = next(
         (names for names in environment.RANK_VARIABLES if all(n in os.environ for n in names)), None
     )
-    if names is None or environment.RUN not in os.environ:
-        raise RuntimeError("this module is started by `dslm train`, not by hand")
+    match list(arguments):
+        case ["--run", word, "--attempt", number] if names is not None:
+            run = RunDirectory(path_of_word(word))
+        case _:
+            raise RuntimeError("this module is started by `dslm train`, not by hand")
     rank, local_rank, world_size = (int(os.environ[name]) for name in names)
+    try:
+        attempt = read_attempt(run, int(number))
+    except OSError as failure:
+        raise RuntimeError(
+            f"{socket.gethostname()} does not see the run directory {run.path}: {failure.strerror}"
+        ) from failure
+    guard = Guard(attempt, rank)
+    os.environ.update(attempt.environment_of(rank))
+    # so that the ranks of a host don't fight over its cores
+    threads = max(1, len(os.sched_getaffinity(0)) // dict(attempt.hosts)[attempt.host_of(rank)])
+    os.environ.setdefault(environment.THREADS, str(threads))
     # DeepSpeed and torch read the first set of names only
-    for name, value in zip(
-        environment.RANK_VARIABLES[0], (rank, local_rank, world_size), strict=True
-    ):
-        os.environ[name] = str(value)
+    values = (rank, local_rank, world_size)
+    os.environ.update(zip(environment.RANK_VARIABLES[0], map(str, values), strict=True))
+    os.environ["MASTER_ADDR"] = attempt.master_address
+    os.environ["MASTER_PORT"] = str(attempt.master_port)
+    if Path(attempt.folder).is_dir():
+        os.chdir(attempt.folder)
     return Rank(
         rank=rank,
         local_rank=local_rank,
         world_size=world_size,
-        run=RunDirectory(Path(os.environ[environment.RUN])),
-        attempt=int(os.environ[environment.ATTEMPT]),
+        run=run,
+        attempt=attempt,
+        guard=guard,
     )
 
 
 def live(rank: Rank, work: Callable[[], None]) -> None:
-    """Do the work of a rank, and leave the truth about its end in its status file.
+    """Do the work of a rank, and tell the supervisor the truth about its end.
 
     A rank that fails ends at once: a clean end would wait for ranks that wait for it.
     """
-    _redirect(rank.run.rank_log(rank.attempt, rank.rank))
+    _redirect(rank.run.rank_log(rank.attempt.number, rank.rank))
     # a crash in native code leaves its stack there
     faulthandler.enable()
     # `kill -USR1 PID` writes the stacks of all threads into the rank's log
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # the supervisor alone decides what Ctrl-C means; the terminal sends it to every process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    status: dict[str, Any] = {
-        "rank": rank.rank,
-        "pid": os.getpid(),
-        "start_time": start_time(os.getpid()),
-        "host": socket.gethostname(),
-        "kills_before": cgroup_kills(),  # what is counted later happened to this attempt
-    }
-    path = rank.run.rank_status(rank.attempt, rank.rank)
-    write_json(path, status)
     try:
         work()
     except SystemExit as end:
@@ -88,10 +111,10 @@ def live(rank: Rank, work: Callable[[], None]) -> None:
         code, error = 1, _in_a_line(failure)
     else:
         code, error = 0, None
-    write_json(path, {**status, "exit_code": code, "ended": time.time(), "error": error})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    rank.guard.end(code, error)
     if code:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
 
 
@@ -105,15 +128,6 @@ def release_shared_memory(rank: Rank) -> None:
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank.rank}"
     Path("/dev/shm", name).unlink(missing_ok=True)  # noqa: S108 - where shm_open(3) keeps it
-
-
-def start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot (proc(5), field 22 of stat); None: gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
 
 
 def _redirect(log: Path) -> None:

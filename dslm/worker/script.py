@@ -6,21 +6,19 @@ import runpy
 import sys
 from pathlib import Path
 
-from dslm.worker.guard import start_guard
-from dslm.worker.ranks import live, release_shared_memory, this_rank
+from dslm.worker.ranks import join, live, release_shared_memory
 
 
 def main() -> None:
-    """Run the script that the first argument names as `__main__`, with the arguments after it."""
-    rank = this_rank()
-    start_guard()
-    script = sys.argv[1]
+    """Run the attempt's script as `__main__`, with its arguments."""
+    rank = join(sys.argv[1:])
+    script = Path(str(rank.attempt.script))
 
     def work() -> None:
-        sys.argv = sys.argv[1:]
-        sys.path.insert(0, str(Path(script).parent))
+        sys.argv = [str(script), *rank.attempt.arguments]
+        sys.path.insert(0, str(script.parent))
         try:
-            runpy.run_path(script, run_name="__main__")
+            runpy.run_path(str(script), run_name="__main__")
         finally:
             release_shared_memory(rank)
 

@@ -22,7 +22,7 @@ from dslm.recipe.duration import total_steps
 from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
 from dslm.run.directory import RunDirectory
-from dslm.run.events import EventName, append_event
+from dslm.run.events import EventName
 from dslm.run.manifest import read_manifest
 from dslm.run.model_card import model_card
 from dslm.worker.arguments import training_arguments
@@ -50,8 +50,9 @@ def train(rank: Rank) -> None:
     config = json.loads(run.ds_config.read_text(encoding="utf-8"))
 
     def phase(what: str, detail: str = "") -> None:
+        rank.guard.note(phase=what)
         if rank.rank == 0:
-            append_event(run.events, EventName.PHASE, rank.attempt, phase=what, detail=detail)
+            rank.record(EventName.PHASE, phase=what, detail=detail)
 
     on_cpu = not torch.cuda.is_available()
     phase("joining", f"{rank.world_size} ranks")
@@ -83,7 +84,7 @@ def train(rank: Rank) -> None:
         set_seed(recipe.seed)  # the same weights once more
         more["ref_model"] = build_model(recipe, task.auto_class, tokenizer, **settings)
 
-    start = read_manifest(run)["attempts"][rank.attempt - 1]
+    start = read_manifest(run)["attempts"][rank.attempt.number - 1]
     sampler = GlobalBatchSampler(
         count=len(data.train),
         seed=recipe.seed,
@@ -98,6 +99,7 @@ def train(rank: Rank) -> None:
     stage = config["zero_optimization"]["stage"]
     facts = {
         "world_size": rank.world_size,
+        "precision": recipe.precision,
         "parameters": sum(_size(p) for p in model.parameters()),
         "trained_parameters": sum(_size(p) for p in model.parameters() if p.requires_grad),
         "device": "cpu" if on_cpu else torch.cuda.get_device_name(),

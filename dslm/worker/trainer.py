@@ -94,6 +94,7 @@ class RunTrainer:
                 self._metric,
                 micro_batch=self.args.per_device_train_batch_size,
                 device=self.args.device,
+                on_batch=self._events.evaluated_batch,
             )
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
             self.log(metrics)  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ from dslm.cli.app import app
 
 FROZEN = Path(__file__).with_name("cli_options.txt")
 MOST = 14  # arguments and options of one verb, `--json` and `--dry-run` included
+MOST_OF_LAUNCHING = 21  # where and how often it runs is said on the command line, not in a recipe
 
 
 def _options(command: Any, path: str) -> Iterator[str]:
@@ -38,4 +39,5 @@ def test_no_verb_has_too_many_options() -> None:
         " ".join(w for w in line.split() if w.islower() and w[0] != "-") for line in lines
     )
     assert len(counts) > 12
-    assert {verb: count for verb, count in counts.items() if count > MOST} == {}
+    most = {"dslm train": MOST_OF_LAUNCHING, "dslm launch": MOST_OF_LAUNCHING}
+    assert {verb: n for verb, n in counts.items() if n > most.get(verb, MOST)} == {}

@@ -62,6 +62,7 @@ def test_a_dry_run_writes_nothing(dslm: Dslm, script: Path, tmp_path: Path) -> N
     before = sorted(tmp_path.iterdir())
     done = dslm("launch", str(script), "--recipe", "quickstart", "--dry-run", "--json")
     document = json.loads(done.stdout)
-    assert document["command"][-2:] == ["dslm.worker.script", str(script)]
+    assert document["command"][-5:-3] == ["dslm.worker.script", "--run"]
+    assert document["attempt"]["script"] == str(script)
     assert document["ds_config"]["train_batch_size"] == 16
     assert sorted(tmp_path.iterdir()) == before

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dslm.run.attempt import path_word
 from dslm.run.events import read_events
 from tests.conftest import DSLM
 
@@ -69,11 +70,11 @@ class Running:
         return self.process.returncode, said
 
     def alive(self) -> list[int]:
-        """Processes whose environment names this run."""
-        found = []
+        """Processes whose command line names this run."""
+        found, word = [], path_word(self.run)
         for process in psutil.process_iter():
             try:
-                if process.environ().get("DSLM_RUN") == str(self.run):
+                if word in process.cmdline():
                     found.append(process.pid)
             except psutil.Error:
                 continue

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dslm.launch.ports import free_port
+from dslm.network import free_port
 from dslm.presets import shipped_folder
 
 ON_CPU = (

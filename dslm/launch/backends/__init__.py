@@ -1,1 +1,14 @@
 """One module a launcher: LaunchSpec in, LaunchRequest out, pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dslm.launch.backends import local, openmpi, pdsh
+from dslm.launch.spec import LaunchRequest, LaunchSpec
+
+LAUNCHERS: dict[str, Callable[[LaunchSpec], LaunchRequest]] = {
+    "local": local.request,
+    "pdsh": pdsh.request,
+    "openmpi": openmpi.request,
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -21,15 +20,9 @@ def request(spec: LaunchSpec) -> LaunchRequest:
         where = ["--include", f"localhost:{','.join(str(index) for index in host.devices)}"]
     else:
         where = ["--num_gpus", str(host.slots)]
-    settings = {
-        environment.RUN: str(spec.run),
-        environment.ATTEMPT: str(spec.attempt),
-        **spec.environment,
-    }
+    settings = {}
     if spec.cluster.device.kind == "cpu":
-        settings.setdefault(environment.ACCELERATOR, "cpu")
-    if environment.THREADS not in os.environ:
-        settings.setdefault(environment.THREADS, str(threads_per_rank(host.slots)))
+        settings[environment.ACCELERATOR] = "cpu"
     return LaunchRequest(
         argv=(
             sys.executable,
@@ -47,8 +40,3 @@ def request(spec: LaunchSpec) -> LaunchRequest:
         environment=settings,
         removed=frozenset({environment.VISIBLE_DEVICES}) if host.devices else frozenset(),
     )
-
-
-def threads_per_rank(ranks: int) -> int:
-    """CPU threads that each of so many ranks gets, so that they don't fight over cores."""
-    return max(1, len(os.sched_getaffinity(0)) // ranks)

@@ -1,0 +1,66 @@
+"""Processes of a run, wherever they are: how one is, and how they are ended.
+
+On this host they are seen directly, on others a fixed command is run there; what it is given are
+numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from dslm import processes
+from dslm.cluster.remote import Way, run_on
+from dslm.launch.control import RankState
+
+_SECONDS = 5.0  # for a host to answer: an attempt ends within ten
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Elsewhere:
+    """How the hosts of an attempt are reached; `remote` False: all is on this one."""
+
+    remote: bool = False
+    way: Way = Way.SSH
+
+    def state(self, rank: RankState) -> str:
+        """`running`, `stopped` (by a signal), `gone`, or `out of reach`."""
+        if not self.remote:
+            return processes.state(rank.pid, rank.start_time)
+        argv = _argv("state", [(rank.pid, rank.start_time)])
+        answer = run_on(rank.host, argv, seconds=_SECONDS, way=self.way)
+        return answer.stdout.strip() if answer.ok else "out of reach"
+
+    def kill(self, ranks: Iterable[RankState], *, parents: bool) -> None:
+        """End what is left of ranks, and of what started them, on all other hosts at once.
+
+        Args:
+            ranks: all that have come.
+            parents: whether the process that started a rank belongs to the run alone, too.
+        """
+        if not self.remote:
+            return  # the launcher's descendants are ours
+        named: dict[str, set[tuple[int, int]]] = {}
+        for rank in ranks:
+            mine = named.setdefault(rank.host, set())
+            mine.add((rank.pid, rank.start_time))
+            if parents and rank.parent_start_time:
+                mine.add((rank.parent_pid, rank.parent_start_time))
+        if not named:
+            return
+        with ThreadPoolExecutor(min(64, len(named))) as pool:
+            list(
+                pool.map(
+                    lambda host: run_on(
+                        host, _argv("kill", named[host]), seconds=_SECONDS, way=self.way
+                    ),
+                    named,
+                )
+            )
+
+
+def _argv(verb: str, wanted: Iterable[tuple[int, int]]) -> list[str]:
+    words = [f"{pid}:{started}" for pid, started in sorted(wanted)]
+    return [sys.executable, "-m", "dslm.processes", verb, *words]

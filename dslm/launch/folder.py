@@ -1,0 +1,90 @@
+"""Where a run directory is made: whole, or not at all.
+
+Knows paths and what is written into them at the start, nothing of what a run does.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dslm.cluster.hosts import Host
+from dslm.errors import OptionError, Where
+from dslm.files import write_atomic, write_json
+from dslm.run.directory import RunDirectory
+from dslm.run.manifest import new_manifest
+
+
+def make_run(
+    folder: Path, name: str, files: Mapping[str, Any], command: Sequence[str], hosts: Sequence[Host]
+) -> RunDirectory:
+    """Make a run directory with its files, or nothing at all.
+
+    Raises:
+        OptionError: the folder holds something, can't be made, or the disk is full.
+    """
+    run = RunDirectory(folder.absolute())
+    check_output(run.path)
+    named = [{"host": host.name, "slots": host.slots} for host in hosts]
+    manifest = new_manifest(name=name, command=command, hosts=named)
+    made = [p for p in (run.path, *run.path.parents) if not p.exists()]
+    try:
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        # beside its final place, so that it appears whole, with one rename
+        staging = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", dir=run.path.parent))
+        try:
+            staging.chmod(0o755)
+            for file, content in {**files, "manifest.json": manifest}.items():
+                if isinstance(content, str):
+                    write_atomic(staging / file, content)
+                else:
+                    write_json(staging / file, content)
+            staging.replace(run.path)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+    except OSError as failure:
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise OptionError(
+            f"the run directory can't be written: {failure.strerror}",
+            where=Where(file=folder),
+            hint="choose another with `-o DIR`",
+        ) from failure
+    return run
+
+
+def check_output(path: Path) -> None:
+    """Check that a new run may be made in a folder: it is not there, or empty.
+
+    Raises:
+        OptionError: it holds something.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise OptionError("is a file, not a folder", where=Where(file=path))
+    if (path / "manifest.json").is_file():
+        raise OptionError(
+            "holds another run",
+            where=Where(file=path),
+            hint="it is done, or was not made by `dslm train`: choose another with `-o DIR`",
+        )
+    if any(path.iterdir()):
+        raise OptionError(
+            "the folder is not empty", where=Where(file=path), hint="choose another with `-o DIR`"
+        )
+
+
+def default_folder(name: str) -> Path:
+    """`runs/NAME-TIME`, with a number when two start in one second."""
+    base = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = base, 2
+    while folder.exists():
+        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return folder

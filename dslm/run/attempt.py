@@ -1,0 +1,93 @@
+"""One attempt as its ranks read it: who takes part, where they meet, what they need.
+
+Written by the supervisor before the launch, into the run directory, so that the command line on any
+host is nothing but the run directory (in letters that no shell reads) and a number. The launching
+side knows it as the source of every rank's environment; it holds no secret but the attempt's own
+token, which is worth nothing once the attempt has ended.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dslm.files import write_json
+from dslm.run.directory import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControlAddress:
+    """Where the supervisor listens for the ranks: addresses to try in turn, port, token."""
+
+    addresses: tuple[str, ...]
+    port: int
+    token: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One launch within a run."""
+
+    number: int
+    hosts: tuple[tuple[str, int], ...]  # name and ranks of each, in the order of the ranks
+    master_address: str
+    master_port: int
+    control: ControlAddress
+    folder: str  # where dslm was started: relative data paths begin there
+    environment: Mapping[str, str] = field(default_factory=dict)  # of every rank
+    host_environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    apart: tuple[str, ...] = ()  # hosts with a copy of the run directory, not the folder itself
+    script: str | None = None  # of `dslm launch`
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def world_size(self) -> int:
+        """Ranks over all hosts."""
+        return sum(slots for _, slots in self.hosts)
+
+    def host_of(self, rank: int) -> str:
+        """The host, as the hostfile calls it, that a rank runs on."""
+        for name, slots in self.hosts:
+            if rank < slots:
+                return name
+            rank -= slots
+        raise ValueError("there is no such rank")
+
+    def environment_of(self, rank: int) -> dict[str, str]:
+        """The variables that a rank sets for itself."""
+        return {**self.environment, **self.host_environment.get(self.host_of(rank), {})}
+
+    def write(self, run: RunDirectory) -> None:
+        """Write it into the run directory, for nobody else to read."""
+        file = run.attempt(self.number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, asdict(self), mode=0o600)
+
+
+def read_attempt(run: RunDirectory, number: int) -> Attempt:
+    """The attempt that a supervisor wrote."""
+    content: dict[str, Any] = json.loads(run.attempt(number).read_text(encoding="utf-8"))
+    control = content.pop("control")
+    return Attempt(
+        **{
+            **content,
+            "hosts": tuple((name, slots) for name, slots in content["hosts"]),
+            "apart": tuple(content["apart"]),
+            "arguments": tuple(content["arguments"]),
+            "control": ControlAddress(**{**control, "addresses": tuple(control["addresses"])}),
+        }
+    )
+
+
+def path_word(path: Path) -> str:
+    """A path as one word of letters, digits, `-` and `_`: no shell and no launcher changes it."""
+    return base64.urlsafe_b64encode(str(path).encode()).decode().rstrip("=")
+
+
+def path_of_word(word: str) -> Path:
+    """The path that `path_word` made a word of."""
+    return Path(base64.urlsafe_b64decode(word + "=" * (-len(word) % 4)).decode())
