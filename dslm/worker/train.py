@@ -7,6 +7,7 @@ partition it as it is made.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
+from dslm import environment
 from dslm.recipe.duration import total_steps
 from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
@@ -65,6 +67,7 @@ def train(rank: Rank) -> None:
     data = prepare(recipe, encoder, tokenizer, lambda detail: phase("data", detail))
     steps = total_steps(recipe, len(data.train)) or 1
     base, kind = task.trainer() if task.trainer else (Trainer, TrainingArguments)
+    os.environ.setdefault(environment.TENSORBOARD, str(run.path / "tensorboard"))
     arguments = training_arguments(
         recipe,
         config,

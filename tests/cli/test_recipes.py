@@ -41,3 +41,5 @@ def test_the_schema_is_json_schema(dslm: Dslm) -> None:
 def test_version_and_completion(dslm: Dslm) -> None:
     assert dslm("--version").stdout.startswith("dslm ")
     assert "--install-completion" in dslm("--help").stdout
+    words = {"_DSLM_COMPLETE": "complete_bash", "COMP_WORDS": "dslm rec", "COMP_CWORD": "1"}
+    assert dslm(**words).stdout.split() == ["recipes"]

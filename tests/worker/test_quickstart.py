@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("quickstart")
     done = subprocess.run(
-        [str(DSLM), "train", "quickstart", "-o", "run"],
+        [str(DSLM), "train", "quickstart", "-o", "run", "-s", "log.report_to=[tensorboard]"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -74,6 +74,13 @@ def test_step_events_hold_what_the_docs_promise(run: Path) -> None:
     names = {event["event"] for event in read_events(run / "events.jsonl")[0]}
     assert {"start", "step", "eval", "checkpoint", "end"} <= names
     assert _events(run, "end")[-1]["sample"].startswith("def main(")
+
+
+def test_a_tracker_gets_the_losses(run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracked = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [scalar.step for scalar in tracked.Scalars("train/loss")][-1] == 600
 
 
 def test_the_run_directory_holds_what_reproduces_it(run: Path) -> None:
