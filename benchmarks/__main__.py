@@ -1,4 +1,4 @@
-"""`make bench`: run the benchmarks and write docs/benchmarks.md."""
+"""`make bench`: run the benchmarks and write docs/benchmarks.md, a section each."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import checkpoints, data, startup, training
 
+TITLE = "# Benchmarks\n\nBoth sides of each ratio were measured in one run, alternating.\n"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
@@ -32,16 +33,30 @@ def machine() -> str:
     )
 
 
+def section(name: str, report: str) -> str:
+    """One part of the page: its report, with the command, the day and the machine."""
+    command = f"`python -m benchmarks {name}`, {time.strftime('%Y-%m-%d')}, on: {machine()}."
+    return f"<!-- {name} -->\n{report}\n{command}\n<!-- end of {name} -->\n"
+
+
+def page(old: str, sections: dict[str, str]) -> str:
+    """The page with these sections in place of their old ones; new ones come at the end."""
+    text = old or TITLE
+    for name, new in sections.items():
+        before, found, rest = text.partition(f"<!-- {name} -->\n")
+        after = rest.partition(f"<!-- end of {name} -->\n")[2]
+        text = f"{before}{new}{after}" if found else f"{text}\n{new}"
+    return text
+
+
 def main() -> None:
-    """Run everything (or the parts named), print the tables, write the page when all ran."""
+    """Run all parts, or those that are named; print their tables and put them on the page."""
     parts = {"startup": startup, "training": training, "data": data, "checkpoints": checkpoints}
-    wanted = sys.argv[1:] or list(parts)
-    sections = [f"# Benchmarks\n\n`make bench`, {time.strftime('%Y-%m-%d')}, on: {machine()}.\n"]
-    for name in wanted:
-        sections.append(parts[name].report())
-        print(sections[-1], flush=True)
-    if wanted == list(parts):
-        PAGE.write_text("\n".join(sections))
+    for name in sys.argv[1:] or parts:
+        report = parts[name].report()
+        print(report, flush=True)
+        old = PAGE.read_text() if PAGE.is_file() else ""
+        PAGE.write_text(page(old, {name: section(name, report)}))
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def draw_screen(run: Path) -> None:
     events, _ = read_events(run / "events.jsonl")
     steps = [event for event in events if event["event"] == "step"]
     last = steps[2 * len(steps) // 3]
-    console = Console(record=True, width=132, file=io.StringIO(), force_terminal=True)
+    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
     console.print("$ dslm train quickstart", style="bold")
     screen = RunScreen(
         console, name="quickstart", peak_flops=None, live=True, clock=lambda: float(last["time"])
