@@ -32,7 +32,7 @@ TASKS: dict[str, tuple[str, bool, int, dict[str, Any]]] = {
     ),
     "classify": ("loss", False, 32, {"optimizer.lr": 5e-4, **NO_DROPOUT}),
     "vision": ("accuracy", True, 64, {"duration.steps": 80, "evaluation.every": 20}),
-    "sequence": ("ndcg@10", True, 16, {"data.max_documents": 500}),
+    "sequence": ("loss", False, 16, {"data.max_documents": 500}),
 }  # fmt: skip
 Run = Callable[[str, int], Path]
 
