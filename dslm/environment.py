@@ -28,5 +28,7 @@ RANK_VARIABLES = (
     ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
 )
 
+SLURM_RANK = RANK_VARIABLES[2][0]
+"""Set by Slurm in each of its tasks."""
 FORWARDED = ("NCCL_", "GLOO_", "UCX_", "HF_", "TORCH_", "CUDA_", "OMP_")
 """How the variables begin that the ranks of several hosts take over from where dslm was started."""

@@ -46,6 +46,12 @@ Launcher = Annotated[
         help="How hosts are reached; default: pdsh with a hostfile.",
     ),
 ]
+Slurm = Annotated[
+    bool,
+    typer.Option(
+        "--slurm", help="Submit a batch job to Slurm that does it; it carries on when interrupted."
+    ),
+]
 NoPreflight = Annotated[
     bool, typer.Option("--no-preflight", help="Don't check the hosts before launching.")
 ]

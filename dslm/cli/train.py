@@ -14,6 +14,7 @@ from dslm.units import render_seconds
 if TYPE_CHECKING:
     from dslm.cluster.hosts import Cluster
     from dslm.launch.job import Job
+    from dslm.launch.sbatch import Batch
     from dslm.launch.spec import LaunchRequest
     from dslm.launch.supervise import Outcome
     from dslm.recipe.schema import Recipe
@@ -30,6 +31,7 @@ def train(
     include: options.Include = None,
     exclude: options.Exclude = None,
     launcher: options.Launcher = None,
+    slurm: options.Slurm = False,
     no_preflight: options.NoPreflight = False,
     max_restarts: options.MaxRestarts = None,
     min_nodes: options.MinNodes = None,
@@ -50,8 +52,36 @@ def train(
 
         dslm train llama-3.2-1b -H hostfile --max-restarts 5 -o /shared/mine
 
+        dslm train llama-3.1-8b --slurm --num-nodes 4 --num-gpus 8 -o /shared/mine
+
         dslm train mine.yaml --num-gpus 2 --dry-run
     """
+    if slurm:
+        from dslm.launch.sbatch import batch_of
+
+        batch = batch_of(
+            recipe,
+            set_ or (),
+            num_nodes=num_nodes,
+            num_gpus=num_gpus,
+            output=output,
+            others={
+                "--hostfile": hostfile,
+                "--include": include,
+                "--exclude": exclude,
+                "--launcher": launcher if launcher != "slurm" else None,
+            },
+            passed_on={
+                "--max-restarts": max_restarts,
+                "--min-nodes": min_nodes,
+                "--master-port": master_port,
+                "--no-preflight": no_preflight,
+                "--resume": resume,
+                "--force": force,
+            },
+        )
+        show_batch(batch, dry_run=dry_run, json=json)
+        return
     from dslm.launch.fleet import fleet_of
     from dslm.launch.job import check_fit, check_inputs, check_port, decide
     from dslm.recipe.load import load_recipe
@@ -102,6 +132,25 @@ def train(
             on_run=lambda path: screen.note(f"[bold]run[/] {path}"),
         )
     report_end(run, outcome, json=json)
+
+
+def show_batch(batch: Batch, *, dry_run: bool, json: bool) -> None:
+    """Submit a batch job and say which it is; or show its script."""
+    from dslm.launch.sbatch import batch_script, submit
+
+    if dry_run:
+        script = batch_script(batch)
+        if json:
+            terminal.write_json({"script": script, "run": str(batch.run)})
+        else:
+            terminal.write(script)
+        return
+    job, file = submit(batch)
+    if json:
+        terminal.write_json({"job": job, "script": str(file), "run": str(batch.run)})
+        return
+    terminal.say(f"job {job} trains into {shown_path(batch.run)}; its script is {shown_path(file)}")
+    terminal.say(f"next: squeue --jobs {job} · dslm runs watch {shown_path(batch.run)}")
 
 
 def show_dry_run(job: Job | None, request: LaunchRequest, attempt: Attempt, *, json: bool) -> None:

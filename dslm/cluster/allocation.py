@@ -113,6 +113,10 @@ def _slurm(variables: Mapping[str, str]) -> list[Host]:
     accelerators = _slurm_gpus(variables)
     if accelerators:
         return [Host(name, accelerators) for name in names]
+    every = variables.get("SLURM_NTASKS_PER_NODE", "")
+    if every.isdigit() and int(every):
+        # of the job, even where this process is one task of it (SLURM_TASKS_PER_NODE is 1 then)
+        return [Host(name, int(every)) for name in names]
     tasks = variables.get("SLURM_TASKS_PER_NODE", "")
     counts = expand_counts(tasks) if tasks else [1] * len(names)
     if len(counts) != len(names):

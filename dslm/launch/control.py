@@ -101,6 +101,7 @@ class Control:
             on_change: told when a rank has come or has ended.
         """
         self.ranks: dict[int, RankState] = {}
+        self.stop_wanted = False  # a batch system has told a rank that its time is over
         self.on_event = on_event
         self.on_change = on_change
         self._token = secrets.token_urlsafe(24)
@@ -206,6 +207,8 @@ class Control:
             self.on_change(rank)
         elif "orphaned" in word:
             rank.orphaned = True
+        elif "stop" in word:
+            self.stop_wanted = True
         elif "stacks" in word:
             rank.stacks = str(word["stacks"])
         elif "event" in word:

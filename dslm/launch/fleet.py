@@ -127,7 +127,15 @@ def fleet_of(
     )
 
 
-def gather(fleet: Fleet, run: Path, port: int, *, first: bool) -> Meeting:
+def gather(
+    fleet: Fleet,
+    run: Path,
+    port: int,
+    *,
+    first: bool,
+    needs_shared: bool = True,
+    files: tuple[Path, ...] = (),
+) -> Meeting:
     """The hosts of an attempt: all of them at first, later those that are fit.
 
     Args:
@@ -135,6 +143,8 @@ def gather(fleet: Fleet, run: Path, port: int, *, first: bool) -> Meeting:
         run: the run directory.
         port: where the ranks will meet.
         first: whether it is the first attempt, for which every host must be fit.
+        needs_shared: whether every host must see the run directory; else it gets a copy.
+        files: what must be the same on every host.
 
     Raises:
         PreflightError: too few hosts are.
@@ -144,7 +154,14 @@ def gather(fleet: Fleet, run: Path, port: int, *, first: bool) -> Meeting:
         return Meeting(hosts=hosts)
     if not fleet.preflight:
         return Meeting(hosts=hosts, master_address=_resolve(hosts[0]))
-    wants = Wants(run=run, port=port, kind=fleet.cluster.device.kind, way=fleet.way)
+    wants = Wants(
+        run=run,
+        port=port,
+        needs_shared=needs_shared,
+        kind=fleet.cluster.device.kind,
+        files=files,
+        way=fleet.way,
+    )
     left_out: list[CheckResult] = []
     while hosts:
         found = preflight(hosts, wants)

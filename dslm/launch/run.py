@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dslm import environment
+from dslm.cluster.copies import fetch, send
 from dslm.cluster.hosts import Cluster
 from dslm.errors import OptionError, Where
 from dslm.files import write_atomic, write_json
@@ -109,7 +110,8 @@ def launch_training(
     restarts = 0
     while True:
         port = master_port or free_port()
-        meeting = gather(fleet, folder, port, first=restarts == 0)
+        shared = job.recipe.checkpoint.every is not None  # ranks write checkpoints together
+        meeting = gather(fleet, folder, port, first=restarts == 0, needs_shared=shared)
         job = split(fleet, meeting.hosts, partial(decide, like=before))
         check(job)
         point = None
@@ -169,7 +171,8 @@ def launch_script(
     """
     folder = (output or default_folder(script.stem)).absolute()
     port = master_port or free_port()
-    meeting = gather(fleet, folder, port, first=True)
+    files_read = (script.absolute(),)
+    meeting = gather(fleet, folder, port, first=True, needs_shared=False, files=files_read)
     files: dict[str, Any] = {}
     if job is not None:
         files = {"recipe.yaml": dump_recipe(job.recipe), "ds_config.json": job.config.values}
@@ -258,6 +261,8 @@ def _attempt(
             number, cluster, meeting, fleet, work, port, control.address(*addresses)
         )
         attempt.write(run)
+        if meeting.apart:
+            send(meeting.apart, run.path, _copied(run, number), fleet.way)
         spec = _spec(run, attempt, cluster, meeting, work)
         outcome = supervise(
             LAUNCHERS[fleet.launcher](spec),
@@ -269,9 +274,17 @@ def _attempt(
             elsewhere=Elsewhere(remote=fleet.remote, way=fleet.way),
             on_event=on_event,
         )
+    if meeting.apart:
+        fetch(meeting.apart, run.path, str(run.logs(number).relative_to(run.path)), fleet.way)
     if outcome.status == Status.DONE and work.module == SCRIPT_WORKER:
         append_event(run.events, EventName.END, number, status="done")
     return outcome, _close(run, outcome)
+
+
+def _copied(run: RunDirectory, number: int) -> list[str]:
+    """What the ranks read of a run directory, relative to it, as far as there is such a file."""
+    files = (run.recipe, run.ds_config, run.plan, run.manifest, run.attempt(number))
+    return [str(file.relative_to(run.path)) for file in files if file.exists()]
 
 
 def _describe(

@@ -283,7 +283,8 @@ class _Watch:
 
     def _must_kill(self) -> bool:
         """Pass the wish to stop on to the ranks; True when they were given enough time."""
-        if self._stop.asked is None and self._run.stop_request.exists():
+        wanted = self._run.stop_request.exists() or self._control.stop_wanted
+        if self._stop.asked is None and wanted:
             self._stop.asked = time.monotonic()
         if self._stop.asked is None:
             return False

@@ -30,11 +30,28 @@ class CheckpointWriter:
     """Writes the checkpoints of a run, one at a time."""
 
     def __init__(
-        self, folder: Path, settings: Checkpoint, facts: dict[str, Any], on_complete: OnComplete
+        self,
+        folder: Path,
+        settings: Checkpoint,
+        facts: dict[str, Any],
+        on_complete: OnComplete,
+        *,
+        shared: bool = True,
     ) -> None:
+        """A writer.
+
+        Args:
+            folder: of all checkpoints.
+            settings: what the recipe says.
+            facts: what else the manifest says: world size and stage.
+            on_complete: told of each checkpoint that is complete.
+            shared: whether all ranks see the folder; else a checkpoint can't be complete anywhere,
+                and none is written.
+        """
         self._folder = folder
         self._settings = settings
-        self._facts = facts  # what else the manifest says: world size and stage
+        self._facts = facts
+        self._shared = shared
         self._on_complete = on_complete
         self.last_step: int | None = None  # of the last checkpoint begun
         self._finishing: threading.Thread | None = None
@@ -53,6 +70,8 @@ class CheckpointWriter:
         self.finish()
         began = time.monotonic()
         step = self.last_step = trainer.state.global_step
+        if not self._shared:
+            return 0.0
         partial = self._folder / f".step-{step}.partial"
         first = dist.get_rank() == 0
         if first:

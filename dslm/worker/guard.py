@@ -50,6 +50,7 @@ class Guard:
         self._work_seconds: float | None = None
         self._parent = os.getppid()
         self._ended = False
+        self._stop_wanted = False
         self._received = b""
         self.stop_asked = False
         self._say(
@@ -86,6 +87,10 @@ class Guard:
         """Hand an event to the supervisor, from a rank that can't write into the run directory."""
         self._say("event", record)
 
+    def want_stop(self) -> None:
+        """Ask the supervisor to stop the run in order: this host's time is over."""
+        self._stop_wanted = True  # said by the watching thread: this may be a signal's handler
+
     def end(self, exit_code: int, error: str | None) -> None:
         """The rank's last word."""
         self._ended = True
@@ -120,6 +125,9 @@ class Guard:
             if os.getppid() != self._parent and not self._ended:
                 self._say("orphaned", True)
                 self._vanish("the launcher that started this rank is gone")
+            if self._stop_wanted:
+                self._stop_wanted = False
+                self._say("stop", True)
             self._beat()
 
     def _hear(self) -> bool:

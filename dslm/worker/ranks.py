@@ -101,6 +101,9 @@ def live(rank: Rank, work: Callable[[], None]) -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # the supervisor alone decides what Ctrl-C means; the terminal sends it to every process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if environment.SLURM_RANK in os.environ:
+        # srun's tasks are told of a preemption, the supervisor isn't (slurm.conf(5), GraceTime)
+        signal.signal(signal.SIGTERM, lambda number, frame: rank.guard.want_stop())
     try:
         work()
     except SystemExit as end:

@@ -117,6 +117,7 @@ def train(rank: Rank) -> None:
         recipe.checkpoint,
         {"world_size": rank.world_size, "zero_stage": stage},
         events.on_checkpoint,
+        shared=not rank.attempt.apart,
     )
     stop = Stop(rank, save=recipe.checkpoint.on_stop)
     trainer = run_trainer(base)(

@@ -41,6 +41,7 @@ import pytest
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NETWORK = "10.77.0"
+_NETWORK6 = "fd77:"
 _HEAD = f"{_NETWORK}.254"
 _MOST_HOSTS = 200
 _PROGRAMS = ("ip", "unshare", "nsenter", "mount", "sshd", "ssh", "ssh-keygen", "pdsh")
@@ -64,6 +65,11 @@ class Host:
         self._init: psutil.Process | None = None
         self._sshd: subprocess.Popen[bytes] | None = None
         self._names = self._folder / "hosts"
+
+    @property
+    def address6(self) -> str:
+        """Its IPv6 address, which has no name."""
+        return f"{_NETWORK6}:{self.address.rpartition('.')[2]}"
 
     # --- its processes -------------------------------------------------------------------------
 
@@ -332,7 +338,7 @@ class Cluster:
         _make_key(self.folder / "user_key")
         for host in self.hosts:
             host.write_sshd_config()
-        known = "".join(f"{h.name},{h.address} {h.public_key()}\n" for h in self.hosts)
+        known = "".join(f"{h.name},{h.address},{h.address6} {h.public_key()}\n" for h in self.hosts)
         (self.folder / "known_hosts").write_text(known)
         (self.folder / "ssh_config").write_text(
             "Host *\n"
@@ -345,6 +351,7 @@ class Cluster:
         switch = (
             "ip link add switch type bridge forward_delay 0\n"
             f"ip address add {_HEAD}/24 dev switch\n"
+            f"ip address add {self.head.address6}/64 dev switch nodad\n"
             "ip link set switch up"
         )
         self._outer = self._boot(self.head, [], switch)
@@ -367,6 +374,7 @@ class Cluster:
         self.on_switch("ip", "-batch", "-", said="\n".join(lines))
         inside = (
             f"address add {host.address}/24 dev eth0",
+            f"address add {host.address6}/64 dev eth0 nodad",
             "link set eth0 up",
             f"route add default via {_HEAD}",
         )

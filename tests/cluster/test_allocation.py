@@ -12,11 +12,30 @@ from dslm.cluster.allocation import expand_counts, expand_hostlist, read_allocat
 from dslm.cluster.hosts import Host
 from dslm.errors import HostfileError
 
-# As Slurm 22.05 sets them inside `salloc -N2 --ntasks-per-node=2` (recorded on this project's test
-# cluster), and with GPUs as sbatch(1) documents them.
+# The first two are what Slurm 22.05 set inside `salloc -N2 --ntasks-per-node=2`, and inside a step
+# of one task there (recorded on tests/cluster/slurm.py); with GPUs as sbatch(1) documents them.
 SLURM = [
     (
-        {"SLURM_JOB_NODELIST": "w[1-2]", "SLURM_TASKS_PER_NODE": "2(x2)", "SLURM_JOB_ID": "3"},
+        {
+            "SLURM_JOB_NODELIST": "w[1-2]",
+            "SLURM_TASKS_PER_NODE": "2(x2)",
+            "SLURM_NTASKS_PER_NODE": "2",
+            "SLURM_NTASKS": "4",
+            "SLURM_NNODES": "2",
+            "SLURM_JOB_ID": "1",
+        },
+        [("w1", 2), ("w2", 2)],
+    ),
+    (
+        {
+            "SLURM_JOB_NODELIST": "w[1-2]",
+            "SLURM_TASKS_PER_NODE": "1",
+            "SLURM_NTASKS_PER_NODE": "2",
+            "SLURM_NTASKS": "1",
+            "SLURM_NNODES": "1",
+            "SLURM_STEP_NODELIST": "w1",
+            "SLURM_JOB_ID": "1",
+        },
         [("w1", 2), ("w2", 2)],
     ),
     (

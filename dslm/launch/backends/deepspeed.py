@@ -54,8 +54,6 @@ def deepspeed_request(
     Raises:
         OptionError: Python lies in a folder whose name a shell would change.
     """
-    if spec.hostfile is None or spec.master_address is None:
-        raise ValueError("a launch on several hosts needs a hostfile and the master's address")
     if not SAFE_WORD.fullmatch(sys.executable):
         raise OptionError(
             "DeepSpeed can't start this Python on other hosts: a shell would read its path",
