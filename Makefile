@@ -19,6 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/dslm train quickstart
+	@echo "  . $(VENV)/bin/activate puts dslm on the PATH"
 
 test: setup
 	$(BIN)/pytest
