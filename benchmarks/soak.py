@@ -1,11 +1,13 @@
-"""`make soak`: kill a training again and again with -9, anywhere, and look for what was lost.
+"""`make soak`: kill trainings again and again with -9, anywhere, and look for what was lost.
 
     python -m benchmarks.soak [KILLS]
 
-A run is started, a process of it is killed at a random moment (a rank, DeepSpeed's launcher, dslm
-itself), the same command is given again, until the run is done. Its loss curve must then be that of
-a run nobody disturbed, bit for bit; after every kill the newest checkpoint must be sound and no
-older than before, and nothing may be left alive. Two such runs go on beside each other.
+A run on two ranks is started with `dslm train`, and a process of it is killed at a random moment: a
+rank, DeepSpeed's launcher or dslm itself. Then its ranks are started and killed many times more,
+forked from a process that has the libraries loaded, so that a start takes a second instead of
+ten; at last `dslm train` brings the run to its end. Its losses must be those of a run that nobody
+disturbed, bit for bit, and each of its steps must have had the same samples; after every kill the
+newest checkpoint must be sound and no older than before, and nothing may be left alive.
 """
 
 from __future__ import annotations
@@ -17,52 +19,62 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from dslm import environment
+from dslm.launch.ports import free_port
+from dslm.launch.resume import resume_point
 from dslm.run.checkpoints import newest_sound
+from dslm.run.directory import RunDirectory
 from dslm.run.events import read_events
+from dslm.run.manifest import add_attempt
+from dslm.run.samples import samples_of_steps
 
 DSLM = Path(sys.executable).parent / "dslm"
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
-TARGETS = ("a rank", "the launcher", "dslm itself")
+START, END = "<!-- soak: made by make soak -->", "<!-- end of soak -->"
+RANKS = 2
+STEPS = 300
 SETTINGS = {
-    "duration.steps": 120, "checkpoint.every": 5, "log.every": 1, "data.eval": 0,
-    "data.max_documents": 60, "data.sequence_length": 64, "batch.global_size": 4,
+    "duration.steps": STEPS, "checkpoint.every": 5, "log.every": 1, "log.samples": "true",
+    "data.eval": 0, "data.max_documents": 60, "data.sequence_length": 64, "batch.global_size": 4,
     "batch.micro_size": 2, "model.architecture.hidden_size": 64,
     "model.architecture.intermediate_size": 128, "model.architecture.num_hidden_layers": 2,
     "model.architecture.num_attention_heads": 4, "evaluation.sample": "null",
 }  # fmt: skip
+KINDS = ((2, "interleaved"), (3, "hash"), (1, "range"), (0, "interleaved"))  # stage, sharding
+_KILLS_PER_RUN = 25
 _GONE_WITHIN = 10.0  # seconds; DESIGN.md, invariant 4
-_TRAINING = 5.0  # a kill while training comes within so many seconds of the attempt's first step
-_STARTING = 7.0  # any other within so many of the start
+_TRAINING = 2.0  # a kill while training comes within so many seconds of the attempt's first step
+_STARTING = 3.0  # any other within so many of the start
+_BETWEEN = 0.2  # seconds at most between the ends of two ranks
 
 
 @dataclass(slots=True)
 class Tally:
     """What was seen, over all runs."""
 
-    wanted: int
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
     finished: int = 0
+    steps_redone: int = 0
     problems: list[str] = field(default_factory=list)
     slowest_end: float = 0.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def enough(self) -> bool:
-        """Whether as many kills were made as asked for."""
-        return self.kills.total() >= self.wanted
+    def kill(self, who: str, training: bool) -> None:
+        """Note a kill."""
+        self.kills[who, "training" if training else "starting"] += 1
+        print(f"kill {self.kills.total()}: {who}", flush=True)
 
 
-def _argv(run: Path, stage: int) -> list[str]:
-    argv = [str(DSLM), "train", "quickstart", "-o", str(run), "--num-gpus", "1"]
-    for key, value in {**SETTINGS, "parallel.zero_stage": stage}.items():
+def _argv(run: Path, stage: int, sharding: str) -> list[str]:
+    argv = [str(DSLM), "train", "quickstart", "-o", str(run), "--num-gpus", str(RANKS)]
+    given = {**SETTINGS, "parallel.zero_stage": stage, "data.sharding": sharding}
+    for key, value in given.items():
         argv += ["-s", f"{key}={value}"]
     return argv
 
@@ -72,141 +84,185 @@ def _curve(run: Path) -> list[float]:
     return [e["loss"] for _, e in sorted({e["step"]: e for e in steps}.items())]
 
 
-def _attempt_steps(run: Path, since: float) -> bool:
-    if not (run / "events.jsonl").is_file():
-        return False
+def _steps_made(run: Path, since: float) -> int:
+    """Steps of the attempt that began then."""
     events, _ = read_events(run / "events.jsonl")
-    return any(e["event"] == "step" and e["time"] > since for e in events)
+    return sum(e["event"] == "step" and e["time"] > since for e in events)
 
 
-def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    try:
-        root = psutil.Process(process.pid)
-        return [root, *root.children(recursive=True)]
-    except psutil.Error:
-        return []
-
-
-def _target(family: list[psutil.Process], wanted: str) -> psutil.Process | None:
-    """The process to kill: dslm, or the first of its children that is what was wanted."""
-    if wanted == "dslm itself":
-        return family[0] if family else None
-    word = "dslm.worker.main" if wanted == "a rank" else "deepspeed.launcher.launch"
-    for process in family[1:]:
-        try:
-            line = process.cmdline()
-        except psutil.Error:
-            continue
-        # what is run as `-m WORD`; the launcher's command has the ranks' module as an option
-        if word in line and line[line.index(word) - 1] == "-m":
-            return process
-    return None
-
-
-def _disturb(
-    process: subprocess.Popen[bytes], run: Path, dice: random.Random, tally: Tally
-) -> None:
-    """Kill something of one attempt, unless it ends before."""
-    started, training = time.time(), dice.random() < 0.6
-    wanted = dice.choice(TARGETS)
+def _wait_for_the_moment(run: Path, dice: random.Random, alive: object) -> bool:
+    """Sleep until a random moment of an attempt; whether it was training by then."""
+    began, training = time.time(), dice.random() < 0.7
     wait = dice.uniform(0, _TRAINING if training else _STARTING)
-    while training and not _attempt_steps(run, started):
-        if process.poll() is not None:
-            return
-        time.sleep(0.05)
+    while training and alive() and not _steps_made(run, began):  # type: ignore[operator]
+        time.sleep(0.02)
     time.sleep(wait)
-    family = _family(process)
-    target = _target(family, wanted)
-    if process.poll() is not None or target is None:
-        process.wait()
-        return
+    return _steps_made(run, began) > 0
+
+
+def _kill_dslm_train(argv: list[str], run: Path, dice: random.Random, tally: Tally) -> None:
+    """Start `dslm train` and kill something of it."""
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    word = dice.choice(("dslm.worker.main", "deepspeed.launcher.launch", "dslm"))
+    training = _wait_for_the_moment(run, dice, lambda: process.poll() is None)
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    # what is run as `-m WORD`: the launcher's command has the ranks' module as an option
+    target = next(
+        (p for p in family[1:] if f"-m {word} " in " ".join(p.cmdline()) + " "), family[0]
+    )
     target.send_signal(signal.SIGKILL)
     killed = time.monotonic()
     process.wait()
     _, alive = psutil.wait_procs(family, timeout=_GONE_WITHIN)
-    ended = time.monotonic() - killed
-    with tally.lock:
-        tally.kills[wanted, "training" if training else "starting"] += 1
-        tally.slowest_end = max(tally.slowest_end, ended)
-        if alive:
-            tally.problems.append(f"{run}: {len(alive)} processes alive after {ended:.0f} s")
-        if process.returncode == 0:
-            tally.problems.append(f"{run}: exit 0 after {wanted} was killed")
-        print(f"kill {tally.kills.total()}: {wanted}, {ended:.1f} s", flush=True)
+    tally.slowest_end = max(tally.slowest_end, time.monotonic() - killed)
+    if alive:
+        tally.problems.append(f"{run.name}: {len(alive)} processes outlived dslm")
+    if process.returncode == 0:
+        tally.problems.append(f"{run.name}: exit 0 after {word} was killed")
+    who = {"dslm.worker.main": "a rank", "deepspeed.launcher.launch": "the launcher"}
+    tally.kill("dslm itself" if target is family[0] else who[word], training)
 
 
-def _one_run(folder: Path, seed: int, expected: list[float], stage: int, tally: Tally) -> None:
-    """One run, disturbed until it is done or there were enough kills."""
-    dice, run, newest = random.Random(seed), folder / f"run-{seed}", 0
-    while True:
-        process = subprocess.Popen(
-            _argv(run, stage), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        if not tally.enough():
-            _disturb(process, run, dice, tally)
-        _, said = process.communicate()
-        if process.returncode == 0:
+def _fork_rank(run: RunDirectory, attempt: int, rank: int, port: int) -> int:
+    """Start a rank in a copy of this process; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    from dslm.worker import ranks
+    from dslm.worker.train import train
+
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS),
+        "LOCAL_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        environment.RUN: str(run.path), environment.ATTEMPT: str(attempt),
+    }  # fmt: skip
+    this = ranks.this_rank()
+    ranks.live(this, lambda: train(this))
+    os._exit(0)
+
+
+def _kill_ranks(run: RunDirectory, stage: int, dice: random.Random, tally: Tally) -> bool:
+    """Go on with a run and kill its ranks; False when it was done before."""
+    point = resume_point(run, world_size=RANKS, zero_stage=stage, log=run.path / "convert.log")
+    attempt = add_attempt(
+        run,
+        world_size=RANKS,
+        resumed_from=point.path if point else None,
+        step=point.step if point else 0,
+    )
+    port = free_port()
+    pids = [_fork_rank(run, attempt, rank, port) for rank in range(RANKS)]
+    dice.shuffle(pids)
+    left: list[int] = list(pids)
+
+    def alive() -> bool:
+        for pid in list(left):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                left.remove(pid)
+        return len(left) == RANKS
+
+    training = _wait_for_the_moment(run.path, dice, alive)
+    ended = not alive()
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        time.sleep(dice.uniform(0, _BETWEEN))
+    if not ended:
+        tally.kill("the ranks", training)
+    return not ended
+
+
+def _check_checkpoints(run: RunDirectory, newest: int, tally: Tally) -> int:
+    """The newest checkpoint's step; notes what is wrong with it."""
+    found, problems = newest_sound(run.checkpoints)
+    step = found.step if found else 0
+    if problems or step < newest:
+        tally.problems.append(f"{run.path.name}: after step {newest} came {step}, {problems}")
+    return step
+
+
+def _one_run(folder: Path, number: int, kills: int, whole: Path, tally: Tally) -> None:
+    """One run, killed so many times (or until it is done), then brought to its end."""
+    stage, sharding = KINDS[number % len(KINDS)]
+    dice, run = random.Random(number), RunDirectory(folder / f"run-{number}")
+    argv = _argv(run.path, stage, sharding)
+    newest = 0
+    for kill in range(kills):
+        if kill == 0 or not run.ds_config.is_file():
+            _kill_dslm_train(argv, run.path, dice, tally)
+        elif not _kill_ranks(run, stage, dice, tally):
             break
-        if process.returncode == 2:
-            tally.problems.append(f"{run}: {said.decode()}")
-            return
-        if run.is_dir():
-            found, problems = newest_sound(run / "checkpoints")
-            step = found.step if found else 0
-            if problems or step < newest:
-                tally.problems.append(f"{run}: after {newest} came {step}, {problems}")
-            newest = step
-    if _curve(run) != expected:
-        tally.problems.append(f"{run}: another loss curve")
+        newest = _check_checkpoints(run, newest, tally) if run.path.is_dir() else 0
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode:
+        tally.problems.append(f"{run.path.name}: {done.stderr[-500:]}")
+        return
+    if _curve(run.path) != _curve(whole):
+        tally.problems.append(f"{run.path.name}: another loss curve")
+    if samples_of_steps(run) != samples_of_steps(RunDirectory(whole)):
+        tally.problems.append(f"{run.path.name}: other samples")
+    made = sum(e["event"] == "step" for e in read_events(run.events)[0])
+    tally.steps_redone += made - STEPS
     tally.finished += 1
-    shutil.rmtree(run)
+    shutil.rmtree(run.path)
 
 
-def main() -> None:
-    """Soak, print what was seen, write it down."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # two runs at a time: threads of both would wait spinning
-    tally = Tally(wanted=int(sys.argv[1]) if len(sys.argv) > 1 else 200)
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        expected = {}
-        for stage in (2, 3):
-            subprocess.run(_argv(folder / f"whole-{stage}", stage), check=True, capture_output=True)
-            expected[stage] = _curve(folder / f"whole-{stage}")
-
-        def work(stage: int) -> None:
-            seed = stage
-            while not tally.enough():
-                _one_run(folder, seed, expected[stage], stage, tally)
-                seed += 10
-
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(work, (2, 3)))
-    minutes = (time.monotonic() - began) / 60
+def _section(tally: Tally, minutes: float) -> str:
     rows = [f"| {who} | {when} | {count} |" for (who, when), count in sorted(tally.kills.items())]
-    text = "\n".join(
+    verdict = (
+        f"Problems: {len(tally.problems)}: {'; '.join(tally.problems)}"
+        if tally.problems
+        else "After every kill the newest checkpoint was sound and no older than before. Every run "
+        "reached its end with the losses of an undisturbed one, bit for bit, and with the same "
+        "samples in each step."
+    )
+    return "\n".join(
         [
+            START,
             "## Killed anywhere, again and again\n",
             f"`make soak`, {time.strftime('%Y-%m-%d')}: {tally.kills.total()} kills with -9 at "
-            f"random moments over {tally.finished} runs of {SETTINGS['duration.steps']} steps "
-            f"(ZeRO-2 and ZeRO-3, a checkpoint every {SETTINGS['checkpoint.every']} steps), in "
+            f"random moments, over {tally.finished} runs of {STEPS} steps on {RANKS} ranks (ZeRO "
+            f"stages 0 to 3, a checkpoint every {SETTINGS['checkpoint.every']} steps), in "
             f"{minutes:.0f} minutes.\n",
             "| killed | while | times |",
             "|---|---|---|",
             *rows,
-            f"\nThe slowest end of everything after a kill took {tally.slowest_end:.1f} s. "
-            + (
-                f"Problems: {len(tally.problems)}: {'; '.join(tally.problems)}"
-                if tally.problems
-                else "After every kill the newest checkpoint was sound and no older than before; "
-                "every run reached its end with the loss curve of an undisturbed one, bit for bit."
-            ),
-            "",
+            f"\n{tally.steps_redone} steps were made a second time. After something of `dslm "
+            f"train` was killed the last of its processes was gone after {tally.slowest_end:.1f} s "
+            f"at most. {verdict}",
+            END,
         ]
     )
+
+
+def main() -> None:
+    """Soak, print what was seen, write it down."""
+    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    tally, began = Tally(), time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # compiled in a place of its own: others would wait for the locks of those that are killed
+        os.environ |= {
+            "OMP_NUM_THREADS": "1", environment.ACCELERATOR: "cpu",
+            "TORCH_EXTENSIONS_DIR": str(folder / "extensions"),
+        }  # fmt: skip
+        whole = {}
+        for stage, sharding in KINDS:
+            whole[stage] = folder / f"whole-{stage}"
+            subprocess.run(_argv(whole[stage], stage, sharding), check=True, capture_output=True)
+        import dslm.worker.train  # noqa: F401 - the forks have it from here
+
+        number = 0
+        while tally.kills.total() < wanted and not tally.problems:
+            kills = min(_KILLS_PER_RUN, wanted - tally.kills.total())
+            _one_run(folder, number, kills, whole[KINDS[number % len(KINDS)][0]], tally)
+            number += 1
+    text = _section(tally, (time.monotonic() - began) / 60)
     print(text)
-    head = "# Reliability\n\nWhat was done to runs, and what came of it.\n\n"
-    PAGE.write_text(head + text)
+    page = PAGE.read_text() if PAGE.is_file() else "# Reliability\n"
+    before, _, rest = page.partition(START)
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before.rstrip()}\n\n{text}\n{after.lstrip()}".rstrip() + "\n")
     sys.exit(bool(tally.problems))
 
 

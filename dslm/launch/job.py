@@ -19,6 +19,7 @@ from dslm.plan.report import document
 from dslm.plan.search import Plan, choose, smallest_world
 from dslm.plan.shape import ModelShape, shape_of
 from dslm.recipe.data_paths import check_data
+from dslm.recipe.extras import check_extras
 from dslm.recipe.load import load_recipe
 from dslm.recipe.schema import Recipe
 from dslm.run.manifest import SECRET
@@ -129,9 +130,10 @@ def check_inputs(job: Job) -> None:
 
 
 def check_data_named(recipe: Recipe) -> None:
-    """Check that a recipe names its data, and that it is there.
+    """Check that a recipe names its data, that it is there, and with it what reads it.
 
     Raises:
+        RecipeError: a package that the recipe needs is not installed.
         DataError: no data, a missing path, or nothing in it.
     """
     if recipe.data.train is None:
@@ -141,6 +143,7 @@ def check_data_named(recipe: Recipe) -> None:
             hint="add it: `--set data.train=PATH`, a file, a folder, a glob pattern or a Hub name",
         )
     check_data(recipe)
+    check_extras(recipe)
 
 
 def check_fit(job: Job) -> None:

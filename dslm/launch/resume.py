@@ -39,7 +39,6 @@ class ResumePoint:
     step: int
     universal: bool
     seconds: float | None = None  # that a conversion took
-    problems: tuple[str, ...] = ()  # newer checkpoints that could not be used
 
 
 def unfinished_run(output: Path | None) -> RunDirectory | None:
@@ -91,7 +90,7 @@ def resume_point(
     world_size: int,
     zero_stage: int,
     log: Path,
-    on_convert: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    tell: Callable[[str], None] = lambda detail: None,
 ) -> ResumePoint | None:
     """The newest sound checkpoint, converted when it has to be; None: there is none.
 
@@ -100,14 +99,17 @@ def resume_point(
         world_size: ranks there are now.
         zero_stage: stage they use.
         log: what the converter prints goes there.
-        on_convert: told before a conversion starts.
+        tell: told what people should know: checkpoints that can't be used, a conversion.
 
     Raises:
         OptionError: no conversion leads from the checkpoint's stage to this one.
         RunFailed: the conversion failed.
     """
     checkpoint, problems = newest_sound(run.checkpoints)
+    for problem in problems:
+        tell(problem)
     if checkpoint is None:
+        tell("there is no checkpoint to go on from: the run begins again")
         return None
     same = (checkpoint.world_size, checkpoint.zero_stage) == (world_size, zero_stage)
     # without ZeRO every rank holds the whole state: any number of ranks can load it
@@ -115,29 +117,33 @@ def resume_point(
     path, seconds = checkpoint.path, None
     if not (same or plain):
         _check_stages(run, checkpoint.zero_stage, zero_stage)
+        tell(
+            f"converting step {checkpoint.step} from {checkpoint.world_size} ranks, "
+            f"stage {checkpoint.zero_stage}, to {world_size} ranks, stage {zero_stage}"
+        )
         path = run.checkpoints / f".universal-{checkpoint.step}"
-        if not path.is_dir():
-            on_convert(checkpoint)
-            began = time.monotonic()
-            convert(checkpoint, path, log)
-            seconds = time.monotonic() - began
+        began = time.monotonic()
+        convert(checkpoint, path, log)
+        seconds = time.monotonic() - began
     return ResumePoint(
         path=str(path.relative_to(run.path)),
         step=checkpoint.step,
         universal=not (same or plain),
         seconds=seconds,
-        problems=tuple(problems),
     )
 
 
 def convert(checkpoint: Checkpoint, folder: Path, log: Path) -> None:
     """Convert a checkpoint to DeepSpeed's universal format; the folder appears whole.
 
+    It is made anew each time, and goes when the next checkpoint is saved.
+
     Raises:
         RunFailed: DeepSpeed's converter failed.
     """
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for leftover in (partial, folder):
+        shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     tag = f"global_step{checkpoint.step}"
     argv = [

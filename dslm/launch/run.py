@@ -359,7 +359,8 @@ def _write_again(run: RunDirectory, job: Job, point: ResumePoint | None) -> None
     """The files of a run for an attempt that may have other hosts than the last one."""
     values = job.config.values
     if point is not None and point.universal:
-        values = {**values, "checkpoint": {"load_universal": True}}
+        section = {**values.get("checkpoint", {}), "load_universal": True}
+        values = {**values, "checkpoint": section}
     write_atomic(run.recipe, dump_recipe(job.recipe))
     write_json(run.ds_config, values)
     write_json(run.plan, plan_document(job))
@@ -377,17 +378,12 @@ def _resume(run: RunDirectory, job: Job, on_event: OnEvent) -> ResumePoint | Non
         world_size=job.cluster.world_size,
         zero_stage=job.plan.strategy.zero_stage,
         log=run.logs(attempt) / "convert.log",
-        on_convert=lambda checkpoint: tell(
-            f"converting step {checkpoint.step} from {checkpoint.world_size} ranks to "
-            f"{job.cluster.world_size}"
-        ),
+        tell=tell,
     )
     if point is not None and point.seconds is not None:
         append_event(
             run.events, EventName.CONVERT, attempt, step=point.step, seconds=round(point.seconds, 3)
         )
-    for problem in point.problems if point else ():
-        tell(problem)
     return point
 
 

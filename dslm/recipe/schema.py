@@ -230,6 +230,9 @@ class Log(Section):
     """Steps between step events."""
     timers: bool = True
     """Record the time in forward, backward, communication and update from DeepSpeed's timers."""
+    samples: bool = False
+    """Write down which samples each rank is trained on, in `logs/attempt-A/rank-R.samples.jsonl`
+    of the run."""
     report_to: list[str] = []
     """Trackers as transformers' Trainer has them: tensorboard, wandb, mlflow, trackio."""
 

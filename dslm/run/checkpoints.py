@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dslm.files import write_json
 
 MANIFEST = "manifest.json"
 _BLOCK = 2**24
+FileEntry = dict[str, Any]  # `size` in bytes and `blake2b`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,16 +30,31 @@ class Checkpoint:
     world_size: int
     zero_stage: int
     eval_loss: float | None = None
-    files: dict[str, dict[str, Any]]
+    files: dict[str, FileEntry]
 
 
-def write_manifest(folder: Path, **facts: Any) -> None:
-    """List every file of a folder with size and checksum, beside the facts about it."""
-    files = {
+def write_manifest(
+    folder: Path, known: Mapping[str, FileEntry] | None = None, **facts: Any
+) -> None:
+    """List every file of a folder with size and checksum, beside the facts about it.
+
+    Args:
+        folder: the checkpoint's.
+        known: entries that are known already; the other files are read.
+        facts: what else the manifest says.
+    """
+    given = known or {}
+    rest = file_entries(folder, (name for name in _files(folder) if name not in given))
+    write_json(folder / MANIFEST, {**facts, "files": {**given, **rest}})
+
+
+def file_entries(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
+    """Size and checksum of some files of a folder; reads them."""
+    paths = {name: folder / name for name in names}
+    return {
         name: {"size": path.stat().st_size, "blake2b": checksum(path)}
-        for name, path in _files(folder).items()
+        for name, path in paths.items()
     }
-    write_json(folder / MANIFEST, {**facts, "files": files})
 
 
 def complete_checkpoints(folder: Path) -> list[Checkpoint]:

@@ -82,3 +82,7 @@ class RunDirectory:
     def rank_status(self, attempt: int, rank: int) -> Path:
         """JSON: pid, start time, host, and, once the rank has ended by itself, its exit code."""
         return self.logs(attempt) / f"rank-{rank}.json"
+
+    def rank_samples(self, attempt: int, rank: int) -> Path:
+        """The samples that one rank was trained on, if the recipe asks for them."""
+        return self.logs(attempt) / f"rank-{rank}.samples.jsonl"

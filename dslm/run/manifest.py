@@ -35,7 +35,7 @@ def new_manifest(
         "created": round(time.time(), 3),
         "command": [without_secret(argument) for argument in command],
         "folder": str(Path.cwd()),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions()},
         "git": _git_state(),
         "hosts": list(hosts),
         "attempts": [],
@@ -89,7 +89,8 @@ def without_secret(argument: str) -> str:
     return f"{name}=…" if equals and SECRET.search(name) else argument
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions of what a run is made with, as they are installed."""
     found = {}
     for package in _PACKAGES:
         try:

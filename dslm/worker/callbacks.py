@@ -48,6 +48,11 @@ class Events(TrainerCallback):
         self._step = 0
         self._paused = 0.0  # seconds of evaluating and saving since the last step event
 
+    @property
+    def samples(self) -> Path:
+        """Where this rank writes down which samples it was trained on."""
+        return self._rank.run.rank_samples(self._rank.attempt.number, self._rank.rank)
+
     def write(self, event: EventName, /, **fields: Any) -> None:
         """Append an event, on rank 0."""
         if self._rank.rank == 0:

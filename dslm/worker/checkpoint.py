@@ -1,27 +1,42 @@
 """Write checkpoints, whole or not at all; all ranks call, rank 0 moves them to their place.
 
-Training stands still while DeepSpeed writes its tensors. What makes a checkpoint complete (flushing
-to disk, checksums, the manifest, the rename) goes on beside training, on rank 0.
+Training stands still while the state is copied in memory (`dslm.worker.snapshot`). Beside training
+each rank then writes its own files, flushes them to disk and says what their checksums are; when
+all have, rank 0 writes the manifest and renames the folder. Ranks talk through files here, since a
+collective beside those of training could not be ordered.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from transformers.trainer import TRAINER_STATE_NAME
 
+from dslm.files import write_json
 from dslm.recipe.schema import Checkpoint
-from dslm.run.checkpoints import complete_checkpoints, superseded, write_manifest
+from dslm.run.checkpoints import (
+    FileEntry,
+    complete_checkpoints,
+    file_entries,
+    superseded,
+    write_manifest,
+)
+from dslm.run.directory import RunDirectory
+from dslm.worker.snapshot import SnapshotEngine
 
 DESCRIPTION = "model"  # in a checkpoint: what `dslm export` needs beside the tensors
+_WRITTEN = ".rank-{}.json"  # in an unfinished one: the files of a rank, once they are on disk
+_LOOK_SECONDS = 0.05
 # step, folder, seconds that training stood still, seconds until it was complete
 OnComplete = Callable[[int, Path, float, float], None]
 
@@ -31,26 +46,30 @@ class CheckpointWriter:
 
     def __init__(
         self,
-        folder: Path,
+        run: RunDirectory,
         settings: Checkpoint,
         facts: dict[str, Any],
         on_complete: OnComplete,
         *,
+        local_ranks: int,
         shared: bool = True,
     ) -> None:
         """A writer.
 
         Args:
-            folder: of all checkpoints.
+            run: the run.
             settings: what the recipe says.
-            facts: what else the manifest says: world size and stage.
+            facts: what the manifest says beside the files, such as world size and stage.
             on_complete: told of each checkpoint that is complete.
+            local_ranks: ranks of this host.
             shared: whether all ranks see the folder; else a checkpoint can't be complete anywhere,
                 and none is written.
         """
-        self._folder = folder
+        self._run = run
+        self._folder = run.checkpoints
         self._settings = settings
         self._facts = facts
+        self._local_ranks = local_ranks
         self._shared = shared
         self._on_complete = on_complete
         self.last_step: int | None = None  # of the last checkpoint begun
@@ -58,7 +77,7 @@ class CheckpointWriter:
         self._failure: BaseException | None = None
 
     def save(self, trainer: Any, eval_loss: float | None) -> float:
-        """Write the state of a training at the end of a step; seconds that it stood still.
+        """Save the state of a training at the end of a step; seconds that it stood still.
 
         Args:
             trainer: the Trainer.
@@ -67,30 +86,44 @@ class CheckpointWriter:
         Raises:
             OSError: the last checkpoint or this one could not be written; older ones are untouched.
         """
-        self.finish()
         began = time.monotonic()
+        self.finish()
         step = self.last_step = trainer.state.global_step
         if not self._shared:
             return 0.0
         partial = self._folder / f".step-{step}.partial"
-        first = dist.get_rank() == 0
-        if first:
-            for leftover in self._folder.glob(".step-*.partial"):
-                shutil.rmtree(leftover)
+        rank = dist.get_rank()
+        if rank == 0:
+            remove_leftovers(self._folder)
             partial.mkdir(parents=True)
         dist.barrier()
-        trainer._save_optimizer_and_scheduler(str(partial))
-        trainer._save_rng_state(str(partial))
+        engine = self._engine(trainer.model_wrapped)
+        try:
+            trainer._save_optimizer_and_scheduler(str(partial))
+            trainer._save_rng_state(str(partial))
+            if rank == 0:
+                self._describe(trainer, partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # the disk may be full because of it
+            raise
         dist.barrier()
         blocked = time.monotonic() - began
-        if first:
-            _describe(trainer, partial / DESCRIPTION)
-            trainer.state.save_to_json(str(partial / TRAINER_STATE_NAME))
-            facts = {**self._facts, "step": step, "eval_loss": eval_loss}
-            self._finishing = threading.Thread(
-                target=self._complete, args=(step, partial, facts, began, blocked)
-            )
-            self._finishing.start()
+        facts = {**self._facts, "step": step, "eval_loss": eval_loss}
+
+        def work() -> None:
+            try:
+                files = engine.write() if engine is not None else []
+                _report(partial, rank, files)
+                if rank == 0:
+                    self._complete(partial, facts)
+                    final = self._folder / f"step-{step}"
+                    self._on_complete(step, final, blocked, time.monotonic() - began)
+            except OSError as failure:
+                self._failure = failure
+                shutil.rmtree(partial, ignore_errors=True)
+
+        self._finishing = threading.Thread(target=work, name="dslm-checkpoint", daemon=True)
+        self._finishing.start()
         return blocked
 
     def finish(self) -> None:
@@ -110,28 +143,58 @@ class CheckpointWriter:
             failure, self._failure = self._failure, None
             raise failure
 
-    def _complete(
-        self, step: int, partial: Path, facts: dict[str, Any], began: float, blocked: float
-    ) -> None:
-        try:
-            final = self._folder / f"step-{step}"
-            for script in partial.glob("zero_to_*.py"):
-                script.unlink()  # copies of DeepSpeed's own converters
-            for path in partial.rglob("*"):
+    def _engine(self, model: Any) -> SnapshotEngine | None:
+        """The engine that copies, put in place of DeepSpeed's; None: the recipe chose another."""
+        if type(model.checkpoint_engine) is TorchCheckpointEngine:
+            model.checkpoint_engine = SnapshotEngine(model.checkpoint_engine, self._local_ranks)
+        found = model.checkpoint_engine
+        return found if isinstance(found, SnapshotEngine) else None
+
+    def _complete(self, partial: Path, facts: dict[str, Any]) -> None:
+        """Wait for every rank, write the manifest, rename; then remove what is superseded."""
+        known: dict[str, FileEntry] = {}
+        for rank in range(facts["world_size"]):
+            report = partial / _WRITTEN.format(rank)
+            while not report.is_file():
+                time.sleep(_LOOK_SECONDS)
+            known |= json.loads(report.read_text(encoding="utf-8"))
+            report.unlink()
+        for script in partial.glob("zero_to_*.py"):
+            script.unlink()  # copies of DeepSpeed's own converters
+        for path in partial.rglob("*"):
+            if str(path.relative_to(partial)) not in known:
                 _sync(path)
-            write_manifest(partial, **facts)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.replace(final)
-            _sync(self._folder)
-            complete = complete_checkpoints(self._folder)
-            for old in superseded(complete, self._settings.keep, self._settings.keep_best):
-                shutil.rmtree(old.path)
-            self._on_complete(step, final, blocked, time.monotonic() - began)
-        except OSError as failure:
-            self._failure = failure
+        write_manifest(partial, known, **facts)
+        final = self._folder / f"step-{facts['step']}"
+        shutil.rmtree(final, ignore_errors=True)
+        partial.replace(final)
+        _sync(self._folder)
+        complete = complete_checkpoints(self._folder)
+        for old in superseded(complete, self._settings.keep, self._settings.keep_best):
+            shutil.rmtree(old.path)
+
+    def _describe(self, trainer: Any, partial: Path) -> None:
+        """Write what a checkpoint holds beside DeepSpeed's state and the random numbers' ones."""
+        describe_model(trainer, partial / DESCRIPTION)
+        trainer.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+        shutil.copy2(self._run.recipe, partial)
 
 
-def _describe(trainer: Any, folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
+    """Remove what interrupted or no longer wanted work left beside the checkpoints."""
+    for leftover in folder.glob(".*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _report(partial: Path, rank: int, files: Iterable[Path]) -> None:
+    """Flush the files of a rank to disk and say, in a file, what their checksums are."""
+    names = [str(file.relative_to(partial)) for file in files]
+    for name in names:
+        _sync(partial / name)
+    write_json(partial / _WRITTEN.format(rank), file_entries(partial, names))
+
+
+def describe_model(trainer: Any, folder: Path) -> None:
     """What makes a Hugging Face model beside tensors: configs of model and adapters, tokenizer."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     config = copy.deepcopy(model.config)

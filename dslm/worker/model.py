@@ -126,17 +126,9 @@ def liger(recipe: Recipe) -> bool:
 
 
 def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
-    """Freeze the model and put trained adapters on its linear layers.
+    """Freeze the model and put trained adapters on its linear layers."""
+    from peft import LoraConfig, get_peft_model
 
-    Raises:
-        RecipeError: peft is not installed.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as failure:
-        raise RecipeError(
-            "LoRA needs peft", where=Where(key="lora"), hint="pip install 'dslm[lora]'"
-        ) from failure
     lora = recipe.lora
     if lora is None:
         return model

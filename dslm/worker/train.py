@@ -20,18 +20,20 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from dslm import environment
+from dslm.errors import DataError, Where
 from dslm.recipe.duration import total_steps
 from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
+from dslm.run.checkpoints import MANIFEST
 from dslm.run.directory import RunDirectory
 from dslm.run.events import EventName
-from dslm.run.manifest import read_manifest
+from dslm.run.manifest import read_manifest, versions
 from dslm.run.model_card import model_card
 from dslm.worker.arguments import training_arguments
 from dslm.worker.callbacks import Events, Stop
 from dslm.worker.checkpoint import CheckpointWriter
 from dslm.worker.data.order import GlobalBatchSampler
-from dslm.worker.data.prepare import prepare
+from dslm.worker.data.prepare import Prepared, prepare
 from dslm.worker.data.tokenizer import load_tokenizer
 from dslm.worker.model import build_model, label_settings, liger
 from dslm.worker.operators import build_folder, is_built, remove_dead_marks
@@ -40,6 +42,7 @@ from dslm.worker.tasks import task_of
 from dslm.worker.trainer import run_trainer
 
 _JOIN_TIMEOUT = timedelta(minutes=10)  # for all ranks to have imported torch and to meet
+_LONGEST_PREPARATION = timedelta(days=30)
 _SAMPLE_TOKENS = 60
 _CPU_COMMUNICATION = "deepspeed_shm_comm"
 
@@ -65,6 +68,7 @@ def train(rank: Rank) -> None:
     tokenizer = load_tokenizer(recipe, run.path / "tokenizer") if task.tokenizer else None
     encoder = task.encoder(recipe, tokenizer)
     data = prepare(recipe, encoder, tokenizer, lambda detail: phase("data", detail))
+    wait_for_all()
     steps = total_steps(recipe, len(data.train)) or 1
     base, kind = task.trainer() if task.trainer else (Trainer, TrainingArguments)
     os.environ.setdefault(environment.TENSORBOARD, str(run.path / "tensorboard"))
@@ -88,6 +92,8 @@ def train(rank: Rank) -> None:
         more["ref_model"] = build_model(recipe, task.auto_class, tokenizer, **settings)
 
     start = read_manifest(run)["attempts"][rank.attempt.number - 1]
+    if start["resumed_from"]:
+        _check_same_data(run, data, start["step"])
     sampler = GlobalBatchSampler(
         count=len(data.train),
         seed=recipe.seed,
@@ -113,10 +119,17 @@ def train(rank: Rank) -> None:
     }
     events = Events(rank, recipe, facts)
     writer = CheckpointWriter(
-        run.checkpoints,
+        run,
         recipe.checkpoint,
-        {"world_size": rank.world_size, "zero_stage": stage},
+        {
+            "world_size": rank.world_size,
+            "zero_stage": stage,
+            "global_batch": recipe.batch.global_size,
+            "data": data.identity,
+            "versions": versions(),
+        },
         events.on_checkpoint,
+        local_ranks=dict(rank.attempt.hosts)[rank.attempt.host_of(rank.rank)],
         shared=not rank.attempt.apart,
     )
     stop = Stop(rank, save=recipe.checkpoint.on_stop)
@@ -164,6 +177,33 @@ def _join(rank: Rank, phase: Callable[[str, str], None], *, on_cpu: bool) -> Non
     deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_JOIN_TIMEOUT)
     dist.barrier()
     release_shared_memory(rank)
+
+
+def wait_for_all() -> None:
+    """Wait until every rank has prepared its data: hosts may take hours, and not equally many.
+
+    A group of its own, since the timeout of the others is to find out that a rank hangs.
+    """
+    if dist.get_world_size() > 1:
+        group = dist.new_group(backend="gloo", timeout=_LONGEST_PREPARATION)
+        dist.barrier(group)
+        dist.destroy_process_group(group)
+
+
+def _check_same_data(run: RunDirectory, data: Prepared, step: int) -> None:
+    """Check that the samples are still those that the run was trained on until a step.
+
+    Raises:
+        DataError: they aren't, so their order says nothing any more.
+    """
+    manifest = run.checkpoints / f"step-{step}" / MANIFEST
+    before = json.loads(manifest.read_text(encoding="utf-8"))["data"]
+    if before != data.identity:
+        raise DataError(
+            f"the data has changed since step {step}: samples would be seen twice, or never",
+            where=Where(key="data.train"),
+            hint="put it back as it was, or start a new run in another folder (`-o DIR`)",
+        )
 
 
 def _finish(

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dslm.recipe.schema import Recipe
 from dslm.run.events import EventName
+from dslm.run.samples import append_samples
 from dslm.worker.callbacks import Events
 from dslm.worker.checkpoint import CheckpointWriter
 from dslm.worker.data.order import GlobalBatchSampler
@@ -22,6 +23,7 @@ from dslm.worker.metrics import Metric
 from dslm.worker.tasks.base import Collate
 
 # what transformers adds to the metrics of an evaluation, beside the metrics
+_PLACES = "places"  # in a batch, while it is on its way to the training step: what is in it
 _SPEEDS = ("runtime", "samples_per_second", "steps_per_second")
 
 
@@ -59,7 +61,8 @@ class RunTrainer:
         self._events = events
         self._writer = writer
         self._evaluated: tuple[int, float | None] = (-1, None)  # at which step, with which loss
-        events.after_step = writer.check
+        self._places: list[int] = []  # of the samples of the current step, as they were trained on
+        events.after_step = self._after_step
         events.engine = lambda: self.model_wrapped
         super().__init__(data_collator=collate, callbacks=[events], **settings)  # type: ignore[call-arg]
         # TRL's trainers insist on a `datasets.Dataset` when they are made, and read it nowhere else
@@ -70,11 +73,22 @@ class RunTrainer:
         return DataLoader(
             self.train_dataset,
             batch_sampler=self._sampler,
-            collate_fn=self._collate,
+            collate_fn=_WithPlaces(self._collate) if self._recipe.log.samples else self._collate,
             num_workers=self._recipe.data.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self._recipe.data.workers > 0,
         )
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
+        """One forward and backward pass; its samples are noted."""
+        self._places += inputs.pop(_PLACES, [])
+        return super().training_step(model, inputs, *rest)  # type: ignore[misc]
+
+    def _after_step(self) -> None:
+        self._writer.check()
+        if self._places:
+            append_samples(self._events.samples, self.state.global_step, self._places)
+            self._places = []
 
     def evaluate(
         self,
@@ -119,3 +133,13 @@ class RunTrainer:
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.save_now()
+
+
+class _WithPlaces:
+    """A collate function whose batches say which samples they hold."""
+
+    def __init__(self, collate: Collate) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self._collate(samples), _PLACES: [sample["place"] for sample in samples]}

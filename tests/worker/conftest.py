@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from dslm.run.events import read_events
+from dslm.worker.data.tokenizer import train_tokenizer
 from tests.conftest import DSLM
+from tests.worker.preparing import WORDS
 
 # A Llama of two layers on sixty documents: a run takes about twelve seconds, nearly all of it start
 SMALL = {
@@ -48,6 +51,19 @@ def run_dslm(folder: Path, recipe: str, given: dict[str, Any], *options: str) ->
     )
     assert done.returncode == 0, done.stderr
     return run
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for prepared data."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A small one that knows the words of the tests."""
+    return train_tokenizer([" ".join(WORDS)] * 20, 300)
 
 
 @pytest.fixture(scope="session")

@@ -9,61 +9,22 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dslm.errors import DataError, DslmError
-from dslm.recipe.load import load_recipe
-from dslm.recipe.schema import Recipe
 from dslm.worker.data import prepare as prepare_module
 from dslm.worker.data.packing import packed_sample
 from dslm.worker.data.prepare import Prepared, damaged_shards, prepare
-from dslm.worker.data.tokenizer import train_tokenizer
 from dslm.worker.tasks import task_of
+from tests.worker.preparing import documents, prepared, recipe_of, write_lines
 
-WORDS = [
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa",
-    "lambda", "mu", "nu", "xi", "omicron",
-]  # fmt: skip
+pytestmark = pytest.mark.usefixtures("cache")
 
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return train_tokenizer([" ".join(WORDS)] * 20, 300)
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def _recipe(task: str, train: Any, **settings: Any) -> Recipe:
-    preset = "quickstart" if task == "pretrain" else f"quickstart-{task}"
-    given = {"data.train": json.dumps(train), "data.sequence_length": 32, "data.eval": 0}
-    given |= {"data.max_documents": "null"}
-    given |= {key.replace("__", "."): value for key, value in settings.items()}
-    return load_recipe(preset, [f"{key}={value}" for key, value in given.items()]).recipe
-
-
-def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Prepared:
-    task = task_of(recipe)
-    used = tokenizer if task.tokenizer else None
-    return prepare(recipe, task.encoder(recipe, used), used)
-
-
-def _documents(count: int) -> list[str]:
-    """Texts of different lengths, all different."""
-    return [
-        " ".join(WORDS[i % 15] for i in range(n, n + 3 + n % 40)) + f" {n}" for n in range(count)
-    ]
-
-
-def _write(path: Path, records: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 GOOD = {
     "pretrain": {"text": "alpha beta"},
     "sft": {"prompt": "alpha", "completion": "beta"},
@@ -88,6 +49,15 @@ BAD = [
     ("sequence", '{"items": "1 2"}', "has no `items`"),
     ("sequence", '{"items": [4]}', "fewer than two items"),
     ("sequence", '{"items": [4, -1]}', "a negative item"),
+    ("pretrain", r'{"text": "\ud800"}', "half of a UTF-16 pair"),
+    ("pretrain", "[" * 100_000, "is not JSON"),
+    ("pretrain", '{"input_ids": "7"}', "its `input_ids` are not a list of whole numbers"),
+    ("pretrain", '{"input_ids": [1, 99999]}', "are not all from 0 to"),
+    ("sft", '{"messages": "hello"}', "its `messages` are not a list of `{role, content}`"),
+    ("sft", '{"messages": [{"role": "user", "content": "a"}]}', "has no answer to learn"),
+    ("dpo", '{"prompt": [], "chosen": [], "rejected": []}', "the chat template refuses it"),
+    ("dpo", '{"chosen": [{"role": "user", "content": "a"}]}', "holds no answer of the assistant"),
+    ("classify", '{"text": "a", "text_pair": 3, "label": 1}', "its `text_pair` is no text but int"),
 ]  # fmt: skip
 
 
@@ -95,69 +65,63 @@ BAD = [
 def test_a_bad_record_is_counted_and_named_or_fatal(
     task: str, line: str, message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
+    tokenizer.chat_template = CHAT
     file = tmp_path / "data.jsonl"
     file.write_text(f"{json.dumps(GOOD[task])}\n{line}\n")
-    statistics = _prepare(_recipe(task, str(file)), tokenizer).statistics
+    statistics = prepared(recipe_of(task, str(file)), tokenizer).statistics
     assert statistics["bad_records"] == 1
     assert statistics["examples"][0].startswith(f"{file}:2: ")
     assert message in statistics["examples"][0]
     with pytest.raises(DataError) as caught:
-        _prepare(_recipe(task, str(file), data__on_error="fail"), tokenizer)
+        prepared(recipe_of(task, str(file), data__on_error="fail"), tokenizer)
     assert message in caught.value.message
     assert str(caught.value.where) == f"{file}:2"
 
 
-def test_text_that_is_not_utf8_and_a_broken_table(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+GOOD_GZ = gzip.compress(b'{"text": "alpha"}\n' * 9999)
+FILES = [
+    ("latin.txt", "äöü".encode("latin-1"), "latin.txt: can't be read as UTF-8 text"),
+    ("latin.jsonl", '{"text": "ä"}\n'.encode("latin-1"), "latin.jsonl:1: is not JSON"),
+    ("latin.csv", "text\nalpha\nä\n".encode("latin-1"), "latin.csv:3: is not UTF-8"),
+    ("short.csv", b"text,id\nalpha,1\nbeta\n", "short.csv:3: has 1 fields, and the first line"),
+    ("quote.csv", b'text\nalpha\n"a"b\n', "quote.csv:3: is not CSV"),
+    ("cut.jsonl.gz", GOOD_GZ[:-20], "cut.jsonl.gz: can't be read"),
+    ("cut.txt.gz", GOOD_GZ[:-20], "cut.txt.gz: can't be read"),
+    ("no.jsonl.zst", b"this is none", "no.jsonl.zst: can't be read"),
+    ("no.csv.xz", b"this is none", "no.csv.xz: can't be read"),
+    ("no.parquet", b"PAR1 this is none", "no.parquet: can't be read"),
+    ("no.arrow", b"this is none", "no.arrow: can't be read"),
+    ("no.json", b'{"text": ', "no.json: can't be read"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), FILES, ids=[f[0] for f in FILES])
+def test_a_file_that_can_not_be_read_is_named_and_the_others_are_read(
+    name: str, content: bytes, message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    (tmp_path / "good.txt").write_text("alpha")
-    (tmp_path / "latin.txt").write_bytes("äöü".encode("latin-1"))
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 this is none")
-    statistics = _prepare(_recipe("pretrain", str(tmp_path)), tokenizer).statistics
-    assert statistics["bad_records"] == 2
-    assert statistics["train"]["documents"] == 1
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "zz.txt").write_text("omega")
+    (tmp_path / "data" / name).write_bytes(content)
+    found = prepared(recipe_of("pretrain", str(tmp_path / "data")), tokenizer)
+    assert found.statistics["bad_records"] == 1
+    assert message in found.statistics["examples"][0]
+    texts = [tokenizer.decode(found.train[i]["input_ids"]) for i in range(len(found.train))]
+    assert any("omega" in text for text in texts)
 
 
 def test_nothing_good_is_an_error(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text("{}\n")
     with pytest.raises(DataError, match="not one document"):
-        _prepare(_recipe("pretrain", str(file)), tokenizer)
+        prepared(recipe_of("pretrain", str(file)), tokenizer)
 
 
 def test_an_item_beyond_the_model_is_an_error(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    file = _write(tmp_path / "data.jsonl", [{"items": [1, 256]}])
+    file = write_lines(tmp_path / "data.jsonl", [{"items": [1, 256]}])
     with pytest.raises(DslmError, match="item 256 is beyond"):
-        _prepare(_recipe("sequence", str(file)), tokenizer)
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst", "csv", "parquet", "arrow"])
-def test_every_format_gives_the_same_samples(
-    suffix: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    texts = _documents(30)
-    plain = _write(tmp_path / "plain.jsonl", [{"text": text} for text in texts])
-    file = tmp_path / f"data.{suffix}"
-    table = datasets.Dataset.from_dict({"text": texts})
-    if suffix == "csv":
-        table.to_csv(file, index=False)
-    elif suffix == "parquet":
-        table.to_parquet(file)
-    elif suffix == "arrow":
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.data.schema) as out:
-            out.write_table(table.data.table)
-    elif suffix.endswith("gz"):
-        file.write_bytes(gzip.compress(plain.read_bytes()))
-    else:
-        with pa.output_stream(str(file), compression="zstd" if "zst" in suffix else None) as out:
-            out.write(plain.read_bytes())
-    expected = _prepare(_recipe("pretrain", str(plain)), tokenizer).train
-    found = _prepare(_recipe("pretrain", str(file)), tokenizer).train
-    assert len(found) == len(expected)
-    for index in range(len(found)):
-        assert found[index]["input_ids"].tolist() == expected[index]["input_ids"].tolist()
+        prepared(recipe_of("sequence", str(file)), tokenizer)
 
 
 def _texts(prepared: Prepared, tokenizer: PreTrainedTokenizerFast, shard: int) -> set[str]:
@@ -174,24 +138,24 @@ def _texts(prepared: Prepared, tokenizer: PreTrainedTokenizerFast, shard: int) -
 def test_hash_shards_keep_documents_where_they_are_whatever_is_added(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    texts = _documents(60)
+    texts = documents(60)
     settings = {"data__shards": 3, "data__shard_by": "hash", "data__sequence_length": 128}
-    few = _write(tmp_path / "few.jsonl", [{"text": t} for t in texts[:40]])
-    many = _write(tmp_path / "many.jsonl", [{"text": t} for t in reversed(texts)])
-    first = _prepare(_recipe("pretrain", str(few), **settings), tokenizer)
-    second = _prepare(_recipe("pretrain", str(many), **settings), tokenizer)
+    few = write_lines(tmp_path / "few.jsonl", [{"text": t} for t in texts[:40]])
+    many = write_lines(tmp_path / "many.jsonl", [{"text": t} for t in reversed(texts)])
+    first = prepared(recipe_of("pretrain", str(few), **settings), tokenizer)
+    second = prepared(recipe_of("pretrain", str(many), **settings), tokenizer)
     shards = [_texts(first, tokenizer, shard) for shard in range(3)]
     assert sorted(t for shard in shards for t in shard) == sorted(texts[:40])
-    for shard, documents in enumerate(shards):
-        assert documents <= _texts(second, tokenizer, shard)
+    for shard, found in enumerate(shards):
+        assert found <= _texts(second, tokenizer, shard)
 
 
 def test_range_shards_are_contiguous(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    texts = _documents(30)
-    file = _write(tmp_path / "data.jsonl", [{"text": t} for t in texts])
-    recipe = _recipe("pretrain", str(file), data__shards=3, data__sequence_length=128)
-    prepared = _prepare(recipe, tokenizer)
-    assert [_texts(prepared, tokenizer, s) for s in range(3)] == [
+    texts = documents(30)
+    file = write_lines(tmp_path / "data.jsonl", [{"text": t} for t in texts])
+    recipe = recipe_of("pretrain", str(file), data__shards=3, data__sequence_length=128)
+    found = prepared(recipe, tokenizer)
+    assert [_texts(found, tokenizer, s) for s in range(3)] == [
         set(texts[start : start + 10]) for start in (0, 10, 20)
     ]
 
@@ -199,26 +163,41 @@ def test_range_shards_are_contiguous(tmp_path: Path, tokenizer: PreTrainedTokeni
 def test_duplicates_are_counted_and_left_out_when_asked(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    texts = _documents(10)
-    file = _write(tmp_path / "data.jsonl", [{"text": t} for t in [*texts, *texts[:4]]])
-    kept = _prepare(_recipe("pretrain", str(file)), tokenizer).statistics["train"]
-    dropped = _prepare(_recipe("pretrain", str(file), data__deduplicate="true"), tokenizer)
+    texts = documents(10)
+    file = write_lines(tmp_path / "data.jsonl", [{"text": t} for t in [*texts, *texts[:4]]])
+    kept = prepared(recipe_of("pretrain", str(file)), tokenizer).statistics["train"]
+    dropped = prepared(recipe_of("pretrain", str(file), data__deduplicate="true"), tokenizer)
     assert kept["duplicates"] == 4
     assert kept["shards"][0]["documents"] == 14
     assert dropped.statistics["train"]["shards"][0]["documents"] == 10
 
 
+def test_what_identifies_a_record_is_its_key_or_all_of_it(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    records = [
+        {"text": "alpha", "text_pair": pair, "label": "greek", "id": number}
+        for pair, number in (("beta", 1), ("gamma", 2), ("beta", 1), ("delta", 2))
+    ]
+    file = write_lines(tmp_path / "data.jsonl", [*records, {"text": "a", "label": "b"}])
+    whole = prepared(recipe_of("classify", str(file)), tokenizer).statistics
+    assert (whole["train"]["duplicates"], whole["bad_records"]) == (1, 0)
+    by_key = prepared(recipe_of("classify", str(file), data__key_field="id"), tokenizer).statistics
+    assert (by_key["train"]["duplicates"], by_key["bad_records"]) == (2, 1)
+    assert "has no `id` (data.key_field)" in by_key["examples"][0]
+
+
 def test_the_held_out_documents_stay_held_out_whatever_is_added(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    texts = _documents(80)
+    texts = documents(80)
     held = []
     for count in (40, 80):
-        file = _write(tmp_path / f"{count}.jsonl", [{"text": t} for t in texts[:count]])
-        recipe = _recipe("pretrain", str(file), data__eval=0.3, data__packing="false")
-        prepared = _prepare(recipe, tokenizer)
-        assert prepared.eval is not None
-        held.append({tuple(prepared.eval[i]["input_ids"]) for i in range(len(prepared.eval))})
+        file = write_lines(tmp_path / f"{count}.jsonl", [{"text": t} for t in texts[:count]])
+        recipe = recipe_of("pretrain", str(file), data__eval=0.3, data__packing="false")
+        found = prepared(recipe, tokenizer)
+        assert found.eval is not None
+        held.append({tuple(found.eval[i]["input_ids"]) for i in range(len(found.eval))})
     assert held[0] < held[1]
     assert 5 < len(held[0]) < 20
 
@@ -226,17 +205,17 @@ def test_the_held_out_documents_stay_held_out_whatever_is_added(
 def test_weights_say_how_often_an_epoch_shows_a_source(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    texts = _documents(30)
+    texts = documents(30)
     for name, part in (("a", texts[:10]), ("b", texts[10:20]), ("c", texts[20:])):
-        _write(tmp_path / f"{name}.jsonl", [{"text": t} for t in part])
+        write_lines(tmp_path / f"{name}.jsonl", [{"text": t} for t in part])
     train = [
         {"path": str(tmp_path / "a.jsonl"), "weight": 2},
         {"path": str(tmp_path / "b.jsonl"), "weight": 0.5},
         str(tmp_path / "c.jsonl"),
     ]
     settings = {"data__packing": "false", "data__sequence_length": 128}
-    prepared = _prepare(_recipe("pretrain", train, **settings), tokenizer)
-    seen = [tuple(prepared.train[i]["input_ids"]) for i in range(len(prepared.train))]
+    found = prepared(recipe_of("pretrain", train, **settings), tokenizer)
+    seen = [tuple(found.train[i]["input_ids"]) for i in range(len(found.train))]
     assert len(seen) == 2 * 10 + 5 + 10
     counts = sorted(seen.count(sample) for sample in set(seen))
     assert counts == [1] * 15 + [2] * 10
@@ -246,8 +225,8 @@ def test_an_interrupted_preparation_goes_on_where_it_was(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare_module, "_PART", 10)
-    file = _write(tmp_path / "data.jsonl", [{"text": t} for t in _documents(45)])
-    recipe = _recipe("pretrain", str(file))
+    file = write_lines(tmp_path / "data.jsonl", [{"text": t} for t in documents(45)])
+    recipe = recipe_of("pretrain", str(file))
     encoder = task_of(recipe).encoder(recipe, tokenizer)
     encoded: list[int] = []
     original = type(encoder).encode
@@ -262,48 +241,45 @@ def test_an_interrupted_preparation_goes_on_where_it_was(
     monkeypatch.setattr(type(encoder), "encode", encode)
     with pytest.raises(KeyboardInterrupt):
         prepare(recipe, encoder, tokenizer)
-    prepared = prepare(recipe, encoder, tokenizer)
+    found = prepare(recipe, encoder, tokenizer)
     assert encoded == [10, 10, 10, 0, 10, 5]
-    assert prepared.statistics["train"]["documents"] == 45
-    assert not (prepared.folder / "parts").exists()
+    assert found.statistics["train"]["documents"] == 45
+    assert not (found.folder / "parts").exists()
     prepare(recipe, encoder, tokenizer)
     assert len(encoded) == 6
 
 
 def test_damage_is_found(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    file = _write(tmp_path / "data.jsonl", [{"text": t} for t in _documents(30)])
-    recipe = _recipe("pretrain", str(file))
-    prepared = _prepare(recipe, tokenizer)
-    assert damaged_shards(prepared) == []
-    shard = prepared.folder / "train-00000-of-00001.arrow"
+    file = write_lines(tmp_path / "data.jsonl", [{"text": t} for t in documents(30)])
+    recipe = recipe_of("pretrain", str(file))
+    found = prepared(recipe, tokenizer)
+    assert damaged_shards(found) == []
+    shard = found.folder / "train-00000-of-00001.arrow"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    assert damaged_shards(prepared) == [shard.name]
+    assert damaged_shards(found) == [shard.name]
     shard.write_bytes(content[:-8])
     with pytest.raises(DataError, match="is damaged"):
-        _prepare(recipe, tokenizer)
+        prepared(recipe, tokenizer)
 
 
 def test_only_the_answers_of_a_chat_are_learnt(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
+    tokenizer.chat_template = CHAT
     messages = [
         {"role": "user", "content": "alpha"}, {"role": "assistant", "content": "beta"},
         {"role": "user", "content": "gamma"}, {"role": "assistant", "content": "delta"},
     ]  # fmt: skip
-    file = _write(tmp_path / "data.jsonl", [{"messages": messages}])
-    recipe = _recipe("sft", str(file), data__sequence_length=128)
-    sample = packed_sample(_prepare(recipe, tokenizer).train[0], 128, 0)
+    file = write_lines(tmp_path / "data.jsonl", [{"messages": messages}])
+    recipe = recipe_of("sft", str(file), data__sequence_length=128)
+    sample = packed_sample(prepared(recipe, tokenizer).train[0], 128, 0)
     learnt = sample["input_ids"][sample["labels"] != -100]
     assert tokenizer.decode(learnt) == "beta\ndelta\n"
     tokenizer.chat_template = None
     with pytest.raises(DslmError, match="no chat template"):
-        _prepare(recipe, tokenizer)
+        prepared(recipe, tokenizer)
 
 
 def test_a_folder_of_images_has_its_folders_as_labels(
@@ -316,8 +292,8 @@ def test_a_folder_of_images_has_its_folders_as_labels(
         for number in range(3):
             Image.new("L", (9, 7), number).save(tmp_path / "images" / label / f"{number}.png")
     (tmp_path / "images" / "cat" / "broken.png").write_bytes(b"\x89PNG no more")
-    recipe = _recipe("vision", str(tmp_path / "images"))
-    prepared = _prepare(recipe, tokenizer)
-    assert prepared.labels == ["cat", "dog"]
-    assert len(prepared.train) == 6
-    assert "broken.png" in prepared.statistics["examples"][0]
+    recipe = recipe_of("vision", str(tmp_path / "images"))
+    found = prepared(recipe, tokenizer)
+    assert found.labels == ["cat", "dog"]
+    assert len(found.train) == 6
+    assert "broken.png" in found.statistics["examples"][0]

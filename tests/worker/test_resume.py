@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,21 @@ import psutil
 import pytest
 
 from dslm.run.checkpoints import complete_checkpoints, newest_sound
+from dslm.run.directory import RunDirectory
 from dslm.run.events import read_events
+from dslm.run.samples import samples_of_steps
 from tests.conftest import DSLM
 from tests.worker.conftest import SMALL, Train, losses
 
 pytestmark = pytest.mark.slow
-LONG = {"duration.steps": 40, "checkpoint.every": 10, "data.eval": 0}
+STEPS = 40
+LONG = {
+    "duration.steps": STEPS,
+    "checkpoint.every": 10,
+    "data.eval": 0,
+    "log.samples": "true",
+    "data.sharding": "hash",
+}
 SETTINGS: dict[str, Any] = {key.replace(".", "__"): value for key, value in LONG.items()}
 
 
@@ -67,59 +79,171 @@ def _go_on(run: Path, ranks: int, stage: int) -> None:
     assert first > 1, "it began again instead of going on"
 
 
+@pytest.fixture(scope="session")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path]:
+    """A run on so many ranks at a stage that was killed in the middle; made once, so copy it."""
+    known: dict[tuple[int, int], Path] = {}
+
+    def made(ranks: int, stage: int) -> Path:
+        if (ranks, stage) not in known:
+            folder = tmp_path_factory.mktemp("killed")
+            known[ranks, stage] = _killed_run(folder, ranks, stage, at=25)
+        return known[ranks, stage]
+
+    return made
+
+
+Killed = Callable[[int, int], Path]
+
+
+def _copy(run: Path, folder: Path) -> Path:
+    return shutil.copytree(run, folder / "run")
+
+
+def _samples(run: Path) -> dict[int, list[int]]:
+    """The samples of every step; each was seen once an epoch."""
+    found = samples_of_steps(RunDirectory(run))
+    places = [place for step in found.values() for place in step]
+    assert list(found) == list(range(1, STEPS + 1))
+    assert len(places) == len(set(places)) == STEPS * 8
+    return found
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_at_the_same_world_size_the_curve_is_the_same_bit_for_bit(
-    trained: Train, tmp_path: Path, stage: int
+    trained: Train, killed: Killed, tmp_path: Path, stage: int
 ) -> None:
     undisturbed = trained("--num-gpus", "2", parallel__zero_stage=stage, **SETTINGS)
-    run = _killed_run(tmp_path, 2, stage)
+    run = _copy(killed(2, stage), tmp_path)
     _go_on(run, 2, stage)
     assert _whole_curve(run) == losses(undisturbed)
+    assert _samples(run) == _samples(undisturbed)
 
 
 @pytest.mark.parametrize(
-    ("stage", "before", "after"),
-    [(0, 2, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 2, 4), (3, 2, 1), (3, 1, 2), (3, 2, 4)],
+    ("stages", "ranks"),
+    [
+        ((0, 0), (2, 1)),
+        *(((stage, stage), ranks) for stage in (1, 2, 3) for ranks in ((2, 1), (1, 2), (2, 4))),
+        ((1, 2), (2, 2)),
+        ((2, 1), (2, 1)),
+    ],
 )
-def test_at_another_world_size_the_curve_is_the_same(
-    trained: Train, tmp_path: Path, stage: int, before: int, after: int
+def test_at_another_world_size_or_stage_the_curve_is_the_same(
+    trained: Train,
+    killed: Killed,
+    tmp_path: Path,
+    stages: tuple[int, int],
+    ranks: tuple[int, int],
 ) -> None:
-    undisturbed = trained("--num-gpus", "2", parallel__zero_stage=stage, **SETTINGS)
-    run = _killed_run(tmp_path, before, stage)
-    _go_on(run, after, stage)
+    undisturbed = trained("--num-gpus", "2", parallel__zero_stage=stages[0], **SETTINGS)
+    run = _copy(killed(ranks[0], stages[0]), tmp_path)
+    _go_on(run, ranks[1], stages[1])
     assert _whole_curve(run) == pytest.approx(losses(undisturbed), abs=1e-4)
+    assert _samples(run) == _samples(undisturbed)
+    converted = [e for e in read_events(run / "events.jsonl")[0] if e["event"] == "convert"]
+    assert [e["seconds"] > 0 for e in converted] == ([True] if stages[0] else [])
+    assert not list((run / "checkpoints").glob(".*"))
 
 
+def _flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def _cut_off(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+@pytest.mark.parametrize(("damage", "said"), [(_flip_a_bit, "damaged"), (_cut_off, "not complete")])
 def test_a_damaged_checkpoint_is_found_and_the_older_one_taken(
-    trained: Train, tmp_path: Path
+    trained: Train, killed: Killed, tmp_path: Path, damage: Callable[[Path], None], said: str
 ) -> None:
     undisturbed = trained("--num-gpus", "2", parallel__zero_stage=2, **SETTINGS)
-    run = _killed_run(tmp_path, 2, 2, at=25)
+    run = _copy(killed(2, 2), tmp_path)
     newest = complete_checkpoints(run / "checkpoints")[-1]
-    victim = max((newest.path / name for name in newest.files), key=lambda p: p.stat().st_size)
-    with victim.open("r+b") as stream:
-        stream.seek(victim.stat().st_size // 2)
-        byte = stream.read(1)
-        stream.seek(-1, os.SEEK_CUR)
-        stream.write(bytes([byte[0] ^ 1]))
+    damage(max((newest.path / name for name in newest.files), key=lambda p: p.stat().st_size))
     older, problems = newest_sound(run / "checkpoints")
     assert older is not None
     assert older.step < newest.step
-    assert victim.name in problems[0]
+    assert said in problems[0]
     _go_on(run, 2, 2)
-    details = [e["detail"] for e in read_events(run / "events.jsonl")[0] if e["event"] == "phase"]
-    assert any("damaged" in detail for detail in details)
+    phases = [e for e in read_events(run / "events.jsonl")[0] if e["event"] == "phase"]
+    assert any(f"step-{newest.step} is {said}" in phase["detail"] for phase in phases)
     assert _whole_curve(run) == losses(undisturbed)
 
 
-def test_another_recipe_or_stage_is_refused_with_the_difference(tmp_path: Path) -> None:
-    run = _killed_run(tmp_path, 2, 2)
-    for more, said in (
-        ({"optimizer.lr": 0.5}, "optimizer.lr"),
-        ({"parallel.zero_stage": 3}, "stage 2"),
+def test_another_recipe_stage_or_data_is_refused_with_the_difference(
+    killed: Killed, tmp_path: Path
+) -> None:
+    run = _copy(killed(2, 2), tmp_path)
+    for more, code, said in (
+        ({"optimizer.lr": 0.5}, 2, "optimizer.lr"),
+        ({"parallel.zero_stage": 3}, 2, "dslm export"),
+        ({"duration.steps": STEPS + 1, "log.every": 2}, 2, "duration.steps"),
     ):
         argv = _argv(run, 2, 2) + [part for k, v in more.items() for part in ("-s", f"{k}={v}")]
         done = subprocess.run(argv, capture_output=True, text=True)
-        assert done.returncode == 2, done.stderr
+        assert done.returncode == code, done.stderr
         assert said in done.stderr
-    assert len(read_events(run / "events.jsonl")[0]) > 0
+
+
+def test_other_data_is_refused(killed: Killed, tmp_path: Path) -> None:
+    run = _copy(killed(2, 2), tmp_path)
+    for manifest in (run / "checkpoints").glob("step-*/manifest.json"):
+        facts = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({**facts, "data": "of another time"}))
+    done = subprocess.run(_argv(run, 2, 2), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "the data has changed since step 20" in done.stderr
+
+
+def test_a_checkpoint_holds_what_a_run_needs(killed: Killed) -> None:
+    newest = complete_checkpoints(killed(2, 2) / "checkpoints")[-1]
+    facts = json.loads((newest.path / "manifest.json").read_text())
+    assert (facts["step"], facts["world_size"], facts["zero_stage"]) == (newest.step, 2, 2)
+    assert facts["versions"]["deepspeed"]
+    assert facts["data"]
+    for name in ("recipe.yaml", "trainer_state.json", "rng_state_0.pth", "rng_state_1.pth"):
+        assert name in newest.files
+    states = [name for name in newest.files if name.endswith("_states.pt")]
+    assert len(states) == 3  # the model's, and the optimizer's of each rank
+
+
+def test_killed_while_saving_the_older_checkpoint_stays(trained: Train, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(_argv(run, 2, 2), stderr=subprocess.DEVNULL)
+    partial = run / "checkpoints" / ".step-20.partial"
+    while not partial.is_dir():
+        assert process.poll() is None
+        time.sleep(0.0005)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "dslm.worker.main" in child.cmdline():
+            child.kill()
+    assert process.wait(60) == 1
+    found, problems = newest_sound(run / "checkpoints")
+    assert found is not None
+    assert found.step == 10
+    assert problems == []
+    _go_on(run, 2, 2)
+    undisturbed = trained("--num-gpus", "2", parallel__zero_stage=2, **SETTINGS)
+    assert _whole_curve(run) == losses(undisturbed)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_full_disk_leaves_the_older_checkpoint_and_is_said(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    # room for one checkpoint (5.7 MB) and the run directory, not for a second one
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "none", disk], check=True)
+    try:
+        done = subprocess.run(_argv(disk / "run", 2, 2), capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "the disk is full" in done.stderr
+        found, problems = newest_sound(disk / "run" / "checkpoints")
+        assert found is not None
+        assert found.step == 10
+        assert problems == []
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -16,8 +16,6 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from dslm.errors import DataError, Where
-
 _Found = Iterator[tuple[str, dict[str, Any]]]
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _PACKAGES = ("asyncio", "email", "multiprocessing", "unittest", "xml")
@@ -44,20 +42,10 @@ def stdlib_records(task: str, files: tuple[Path, ...]) -> _Found:
 
 
 def digits() -> _Found:
-    """The 1797 images (8 × 8) of handwritten digits that come with scikit-learn, as PNG.
+    """The 1797 images (8 × 8) of handwritten digits that come with scikit-learn, as PNG."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
 
-    Raises:
-        DataError: scikit-learn is not installed.
-    """
-    try:
-        from PIL import Image
-        from sklearn.datasets import load_digits
-    except ImportError as failure:
-        raise DataError(
-            "the digits come with scikit-learn, which is not installed",
-            where=Where(key="data.train"),
-            hint="pip install 'dslm[metrics]'",
-        ) from failure
     bunch = load_digits()
     brightest = 16  # of load_digits' own scale
     for number, (pixels, label) in enumerate(zip(bunch.images, bunch.target, strict=True)):

@@ -1,9 +1,9 @@
 """Tokenise and pack once, then read from disk: what a run trains and evaluates on.
 
-The first rank of a host does the work under a lock, the others wait there (a file lock: no
-collective that could time out). Documents are encoded part by part, and a part that was written is
-not done again after an interruption. The result lies in a cache named by a fingerprint of sources,
-tokenizer and settings; its manifest is written last.
+The first rank of a host does the work under a file lock, and the others wait for that, telling how
+far it is: no collective that could time out. Documents are encoded part by part, and a part that
+was written is not done again after an interruption. The result lies in a cache named by a
+fingerprint of sources, tokenizer and settings; its manifest is written last.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ from dslm.worker.data.store import (
     write_shard,
 )
 
-_FORMAT = 2  # counted up when the files change their meaning
+_FORMAT = 3  # counted up when the files change their meaning
 _PART = 4096  # records encoded at a time
 _TELL = 0.5  # seconds between two words about progress
 
@@ -77,6 +77,14 @@ class Prepared:
         }
 
     @property
+    def identity(self) -> str:
+        """A name for what is trained on: the same samples in the same order have the same."""
+        shards = [
+            (shard["checksum"], shard["weight"]) for shard in self.statistics["train"]["shards"]
+        ]
+        return hashlib.blake2b(json.dumps(shards).encode(), digest_size=12).hexdigest()
+
+    @property
     def labels(self) -> list[str]:
         """The names of the labels, by number."""
         return list(self.statistics["labels"])
@@ -101,13 +109,38 @@ def prepare(
     """
     folder = cache_folder() / fingerprint(recipe, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = folder / "manifest.json"
+    manifest, progress = folder / "manifest.json", folder / "progress"
+
+    def tell(detail: str) -> None:
+        on_phase(detail)
+        progress.write_text(detail)
+
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _wait_for(lock, progress, on_phase)
         if not manifest.is_file():
-            write_json(manifest, _prepare(recipe, encoder, folder, on_phase))
+            write_json(manifest, _prepare(recipe, encoder, folder, tell))
             shutil.rmtree(folder / "parts")
+            progress.unlink(missing_ok=True)
     return open_prepared(folder, recipe)
+
+
+def _wait_for(lock: IO[str], progress: Path, on_phase: OnPhase) -> None:
+    """Take a lock; as long as somebody else has it, tell how far they are."""
+    told = ""
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            try:
+                detail = progress.read_text()
+            except OSError:
+                detail = "another process prepares the data"
+            if detail != told:
+                told = detail
+                on_phase(detail)
+            time.sleep(_TELL)
+        else:
+            return
 
 
 def open_prepared(folder: Path, recipe: Recipe) -> Prepared:
@@ -166,7 +199,8 @@ def source_digest(recipe: Recipe, more: object) -> str:
     """A name for something made of the data: it changes with sources, settings and `more`."""
     digest = hashlib.blake2b(digest_size=12)
     settings = recipe.data.model_dump(mode="json", exclude={"workers", "sharding"})
-    digest.update(json.dumps([recipe.task, settings, more]).encode())
+    known = recipe.model.architecture.get("vocab_size")  # ids beyond it are refused
+    digest.update(json.dumps([recipe.task, settings, known, more]).encode())
     for key in ("train", "eval"):
         for origin in origins(recipe, key):
             for file in origin.files:
@@ -181,8 +215,14 @@ def cache_folder() -> Path:
 
 
 def key_of(recipe: Recipe, values: dict[str, Any]) -> int:
-    """A number that stands for a record, the same on every machine: a hash of its key or of it."""
-    key = values.get(recipe.data.key_field or recipe.data.text_field)
+    """A number that stands for a record, the same on every machine: a hash of its key or of it.
+
+    Where a text is all that is learnt of a record, the text alone identifies it.
+    """
+    field = recipe.data.key_field
+    if field is None and recipe.task in ("pretrain", "mlm"):
+        field = recipe.data.text_field
+    key = values.get(field) if field is not None else None
     if key is None:
         key = json.dumps(values, sort_keys=True, default=_json_bytes)
     digest = hashlib.blake2b(str(key).encode(errors="surrogatepass"), digest_size=8)
@@ -287,9 +327,13 @@ def _write_part(recipe: Recipe, encoder: Encoder, path: Path, records: list[Reco
     columns: dict[str, list[Sequence[int]]] = {}
     problems, keys, sources = [], [], []
     encoded = encoder.encode([record.values for record in records])
+    key_field = recipe.data.key_field
     for record, document in zip(records, encoded, strict=True):
         if isinstance(document, str):
             problems.append((record.place, document))
+            continue
+        if key_field is not None and record.values.get(key_field) is None:
+            problems.append((record.place, f"has no `{key_field}` (data.key_field)"))
             continue
         for name, values in document.items():
             columns.setdefault(name, []).append(values)

@@ -1,14 +1,19 @@
 """From sources to records: one dictionary each, with the place where it stands.
 
-Files are read by Hugging Face `datasets` where it names the broken record, else here. Bad records
-are counted and kept as examples; the recipe's `data.on_error` says if they are fatal.
+Files are read by Hugging Face `datasets`; but text, JSON lines and CSV here, since it gives up at
+the first broken record, and here that one is named and left out. Bad records are counted and kept
+as examples; the recipe's `data.on_error` says if they are fatal.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+import lzma
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +34,8 @@ from dslm.recipe.schema import Recipe
 from dslm.worker.data import everywhere
 
 _EXAMPLES = 5
+# what reading a file raises where it is missing, cut off or packed badly
+_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(slots=True)
@@ -92,8 +99,8 @@ def _of_origin(recipe: Recipe, origin: Origin, problems: Problems) -> _Found:
 
 def _of_file(recipe: Recipe, file: Path, problems: Problems) -> _Found:
     suffix = suffix_of(file)
-    if suffix == ".jsonl":
-        yield from _json_lines(file, problems)
+    if suffix in _OWN:
+        yield from _OWN[suffix](file, problems)
     elif suffix in RECORD_SUFFIXES:
         yield from _table(file, RECORD_SUFFIXES[suffix], problems)
     elif suffix in IMAGE_SUFFIXES:
@@ -104,7 +111,7 @@ def _of_file(recipe: Recipe, file: Path, problems: Problems) -> _Found:
         try:
             with _open(file) as stream:
                 text = stream.read().decode()
-        except (OSError, ValueError) as failure:  # not UTF-8 is a ValueError
+        except (*_UNREADABLE, ValueError) as failure:  # not UTF-8 is a ValueError
             problems.add(str(file), f"can't be read as UTF-8 text: {failure}")
             return
         yield str(file), {recipe.data.text_field: text}
@@ -126,35 +133,58 @@ def _table(file: Path, builder: str, problems: Problems) -> _Found:
         records = load_dataset(builder, data_files=str(file), split="train", streaming=True)
         for number, record in enumerate(records, 1):
             yield f"{file}:{number}", record
-    except (DatasetsError, OSError, ValueError) as failure:  # pyarrow's errors are ValueErrors
-        problems.add(str(file), f"can't be read: {failure}")
+    except (*_UNREADABLE, DatasetsError, ValueError) as failure:  # pyarrow's are ValueErrors
+        problems.add(str(file), f"can't be read: {_in_a_line(failure)}")
+
+
+def _rows(file: Path, problems: Problems) -> _Found:
+    """CSV row by row, for the same reason as JSON lines; every value is text, an empty one None."""
+    csv.field_size_limit(2**31 - 1)  # a document is longer than its default of 128 KiB
+    with _lines(file, problems) as lines:
+        reader = csv.reader(_decoded(lines, file, problems), strict=True)
+        names = next(reader, [])
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as failure:
+                problems.add(f"{file}:{reader.line_num}", f"is not CSV: {failure}")
+                continue
+            if len(row) == len(names):
+                values = {name: value or None for name, value in zip(names, row, strict=True)}
+                yield f"{file}:{reader.line_num}", values
+            elif row:
+                what = f"has {len(row)} fields, and the first line names {len(names)}"
+                problems.add(f"{file}:{reader.line_num}", what)
 
 
 def _json_lines(file: Path, problems: Problems) -> _Found:
     """Line by line, so that a broken one can be named and left out (`datasets` gives up there)."""
-    try:
-        with _open(file) as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                place = f"{file}:{number}"
-                try:
-                    record = json.loads(line)
-                except ValueError as failure:
-                    problems.add(place, f"is not JSON: {failure}")
-                    continue
+    with _lines(file, problems) as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            place = f"{file}:{number}"
+            try:
+                record = json.loads(line)
+                if b"\\u" in line:
+                    json.dumps(record, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                problems.add(place, "holds half of a UTF-16 pair, which is no character")
+            except (ValueError, RecursionError) as failure:
+                problems.add(place, f"is not JSON: {failure}")
+            else:
                 if isinstance(record, dict):
                     yield place, record
                 else:
                     problems.add(place, "is not a JSON object")
-    except OSError as failure:
-        problems.add(str(file), f"can't be read: {failure}")
 
 
 def _integer_lines(file: Path, problems: Problems) -> _Found:
     """A sequence of item ids a line, separated by spaces or commas."""
-    with _open(file) as stream:
-        for number, line in enumerate(stream, 1):
+    with _lines(file, problems) as lines:
+        for number, line in enumerate(lines, 1):
             words = line.replace(b",", b" ").split()
             if not words:
                 continue
@@ -162,6 +192,44 @@ def _integer_lines(file: Path, problems: Problems) -> _Found:
                 yield f"{file}:{number}", {"items": [int(word) for word in words]}
             else:
                 problems.add(f"{file}:{number}", "is not a line of item ids, whole numbers")
+
+
+@contextmanager
+def _lines(file: Path, problems: Problems) -> Iterator[Iterator[bytes]]:
+    """The lines of a file; where it can't be read on, they end there, and the problem is noted."""
+
+    def read(stream: IO[bytes]) -> Iterator[bytes]:
+        try:
+            yield from stream
+        except _UNREADABLE as failure:
+            problems.add(str(file), f"can't be read: {failure}")
+
+    try:
+        stream = _open(file)
+    except _UNREADABLE as failure:
+        problems.add(str(file), f"can't be read: {failure}")
+        yield iter(())
+        return
+    with stream:
+        yield read(stream)
+
+
+def _decoded(lines: Iterator[bytes], file: Path, problems: Problems) -> Iterator[str]:
+    """Lines as text; one that is not UTF-8 is left out, and empty so that the others keep their
+    numbers.
+    """
+    for number, line in enumerate(lines, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except ValueError as failure:
+            problems.add(f"{file}:{number}", f"is not UTF-8: {failure}")
+            yield "\n"
+
+
+def _in_a_line(failure: BaseException) -> str:
+    cause = failure.__cause__ if failure.__cause__ is not None else failure
+    lines = str(cause).strip().splitlines()
+    return lines[0] if lines else type(cause).__name__
 
 
 def _of_hub(origin: Origin) -> _Found:
@@ -177,6 +245,23 @@ def _of_hub(origin: Origin) -> _Found:
     except (DatasetsError, OSError, ValueError) as failure:
         raise DataError(
             f"the Hub data set `{origin.hub_name}` can't be read: {failure}",
-            where=Where(key="data.train"),
-            hint="is there a network, does it exist, and does it need `hf auth login`?",
+            where=Where(key="data"),
+            hint=_hub_hint(failure),
         ) from failure
+
+
+def _hub_hint(failure: Exception) -> str:
+    """What to do about an error of the Hub's."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, and it is not in the cache: unset it, or name local files"
+    if isinstance(failure, DatasetNotFoundError):
+        return "is the name right? A private or gated one needs `hf auth login`"
+    if isinstance(failure, ConnectionError):
+        return "is there a network? Without one, download it elsewhere and name the files"
+    return "its configuration and split are `name` and `split` of a source in the recipe"
+
+
+_OWN = {".jsonl": _json_lines, ".csv": _rows}  # formats whose broken records can be named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dslm.errors import RecipeError, Where
+from dslm.recipe.extras import check_extras
 from dslm.recipe.schema import Recipe
 from dslm.worker.tasks.base import Task
 from dslm.worker.tasks.classify import CLASSIFY
@@ -30,8 +31,9 @@ def task_of(recipe: Recipe) -> Task:
     """The task of a recipe.
 
     Raises:
-        RecipeError: it has none of its own (`script`).
+        RecipeError: it has none of its own (`script`), or a package for it is not installed.
     """
+    check_extras(recipe)
     task = _TASKS.get(recipe.task)
     if task is None:
         raise RecipeError(

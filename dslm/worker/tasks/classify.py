@@ -35,23 +35,36 @@ class LabelledTextEncoder:
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
         """`input_ids`, `token_type_ids` where the tokenizer has them, and `label`."""
-        return [self._of(record) for record in records]
+        found = [self._labelled(record) for record in records]
+        good = [texts for texts in found if not isinstance(texts, str)]
+        if not good:
+            return [what for what in found if isinstance(what, str)]
+        ids = self._tokenizer(
+            [texts for texts, _ in good],
+            truncation=True,
+            max_length=self._data.sequence_length,
+            return_attention_mask=False,
+        )
+        rows = iter(
+            {name: column[n] for name, column in ids.items()} | {"label": [label]}
+            for n, (_, label) in enumerate(good)
+        )
+        return [what if isinstance(what, str) else next(rows) for what in found]
 
-    def _of(self, record: dict[str, Any]) -> dict[str, Sequence[int]] | str:
+    def _labelled(self, record: dict[str, Any]) -> tuple[Any, int] | str:
+        """A text, or a pair of texts, and the number of its label."""
         text, what = text_of(record, self._data.text_field, "data.text_field")
         if what:
             return what
         label = label_of(record, self._data.label_field, self.labels)
         if isinstance(label, str):
             return label
-        texts = (text, record[_PAIR_FIELD]) if record.get(_PAIR_FIELD) else (text,)
-        found = self._tokenizer(
-            *texts,
-            truncation=True,
-            max_length=self._data.sequence_length,
-            return_attention_mask=False,
-        )
-        return {**found, "label": [label]}
+        second = record.get(_PAIR_FIELD)
+        if second is None:
+            return text, label
+        if not isinstance(second, str):
+            return f"its `{_PAIR_FIELD}` is no text but {type(second).__name__}"
+        return (text, second), label
 
 
 def label_of(record: dict[str, Any], field: str, labels: dict[str, int]) -> int | str:

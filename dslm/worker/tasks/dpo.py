@@ -12,9 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dslm.recipe.schema import Recipe
-from dslm.worker.data.tokenizer import token_ids
 from dslm.worker.tasks.base import Collate, Task, Tokenizer, pad_token
-from dslm.worker.tasks.sft import chat_ids, end_token, first_token, prompt_and, trl_missing
+from dslm.worker.tasks.sft import chat_ids, encoded, end_token, first_token
 
 _COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
@@ -31,15 +30,18 @@ class PreferenceEncoder:
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
         """`prompt_ids`, `chosen_ids` and `rejected_ids` of each record."""
-        return [self._checked(self._of(record)) for record in records]
+        texts = encoded(self._tokenizer, records, "prompt", "chosen", "rejected")
+        return [
+            self._checked(
+                self._chats(record) if isinstance(record.get("chosen"), list) else self._of(found)
+            )
+            for record, found in zip(records, texts, strict=True)
+        ]
 
-    def _of(self, record: dict[str, Any]) -> tuple[list[int], ...] | str:
-        if isinstance(record.get("chosen"), list):
-            return self._chats(record)
-        texts = prompt_and(record, "chosen", "rejected")
-        if isinstance(texts, str):
-            return texts
-        prompt, chosen, rejected = token_ids(self._tokenizer, list(texts))
+    def _of(self, found: list[list[int]] | str) -> tuple[list[int], ...] | str:
+        if isinstance(found, str):
+            return found
+        prompt, chosen, rejected = found
         end = end_token(self._tokenizer)
         return [*first_token(self._tokenizer), *prompt], chosen + end, rejected + end
 
@@ -85,10 +87,7 @@ def _collator(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:
 
 
 def _trainer() -> tuple[type, type]:
-    try:
-        from trl import DPOConfig, DPOTrainer
-    except ImportError as failure:
-        raise trl_missing("dpo") from failure
+    from trl import DPOConfig, DPOTrainer
 
     class PreparedDPOTrainer(DPOTrainer):
         """TRL's trainer on data that is tokenised already."""

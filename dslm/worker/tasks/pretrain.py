@@ -26,6 +26,7 @@ class TextEncoder:
         self._tokenizer = tokenizer
         end = tokenizer.eos_token_id
         self._end = [end] if end is not None else []
+        self._known = len(tokenizer)
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
         """`input_ids` of each record."""
@@ -36,11 +37,18 @@ class TextEncoder:
         for record, (_, what) in zip(records, texts, strict=True):
             if not what:
                 found.append({"input_ids": [*next(ids), *self._end]})
-            elif self._field not in record and _are_ids(record.get("input_ids")):
-                found.append({"input_ids": record["input_ids"]})
+            elif self._field not in record and "input_ids" in record:
+                found.append(self._given(record["input_ids"]))
             else:
                 found.append(what)
         return found
+
+    def _given(self, ids: Any) -> dict[str, Sequence[int]] | str:
+        if not isinstance(ids, list) or not ids or not all(type(number) is int for number in ids):
+            return "its `input_ids` are not a list of whole numbers"
+        if min(ids) < 0 or max(ids) >= self._known:
+            return f"its `input_ids` are not all from 0 to {self._known - 1}, the tokenizer's"
+        return {"input_ids": ids}
 
     def _text_of(self, record: dict[str, Any]) -> tuple[str, str]:
         return text_of(record, self._field, "data.text_field")
@@ -57,10 +65,6 @@ def text_of(record: dict[str, Any], field: str, key: str = "") -> tuple[str, str
     if not text.strip():
         return "", f"its `{field}` is empty"
     return text, ""
-
-
-def _are_ids(values: Any) -> bool:
-    return isinstance(values, list) and bool(values) and all(type(v) is int for v in values)
 
 
 def stacking(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:

@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from dslm.recipe.schema import Recipe
 from dslm.worker.data.packing import IGNORED
-from dslm.worker.data.tokenizer import token_ids
 from dslm.worker.tasks.base import (
     Collate,
     Task,
@@ -19,7 +18,7 @@ from dslm.worker.tasks.base import (
     pad_token,
     padded,
 )
-from dslm.worker.tasks.sft import end_token, prompt_and
+from dslm.worker.tasks.sft import encoded, end_token
 
 
 class PairEncoder:
@@ -34,10 +33,8 @@ class PairEncoder:
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
         """`input_ids` and `label_ids` of each record, the end-of-text token last."""
-        pairs = [prompt_and(record, "completion") for record in records]
-        good = [text for pair in pairs if not isinstance(pair, str) for text in pair]
-        ids = iter(token_ids(self._tokenizer, good))
-        return [pair if isinstance(pair, str) else self._of(next(ids), next(ids)) for pair in pairs]
+        pairs = encoded(self._tokenizer, records, "prompt", "completion")
+        return [pair if isinstance(pair, str) else self._of(*pair) for pair in pairs]
 
     def _of(self, source: list[int], target: list[int]) -> dict[str, Sequence[int]]:
         end = end_token(self._tokenizer)

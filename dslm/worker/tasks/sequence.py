@@ -11,6 +11,8 @@ from dslm.worker.metrics import NextItem
 from dslm.worker.tasks.base import Task, Tokenizer
 from dslm.worker.tasks.pretrain import stacking
 
+_LARGEST = 2**31 - 1  # that the files of prepared data hold
+
 
 class ItemEncoder:
     """`items`, a list of item ids, to `input_ids`."""
@@ -42,6 +44,8 @@ class ItemEncoder:
                 where=Where(key="model.architecture.vocab_size"),
                 hint="give the largest item id plus one, or more",
             )
+        if max(items) > _LARGEST:
+            return f"has an item above {_LARGEST}, {max(items)}"
         return {"input_ids": items}
 
 

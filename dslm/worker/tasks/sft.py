@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from dslm.errors import RecipeError, Where
@@ -31,17 +32,21 @@ class AnswerEncoder:
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
         """`input_ids` and `mask` of each record, cut at the sequence length."""
-        return [self._checked(self._of(record)) for record in records]
+        pairs = encoded(self._tokenizer, records, "prompt", "completion")
+        return [
+            self._checked(
+                chat_ids(self._tokenizer, record["messages"])
+                if "messages" in record
+                else self._of(pair)
+            )
+            for record, pair in zip(records, pairs, strict=True)
+        ]
 
-    def _of(self, record: dict[str, Any]) -> tuple[list[int], list[int]] | str:
-        if "messages" in record:
-            return chat_ids(self._tokenizer, record["messages"])
-        pair = prompt_and(record, "completion")
+    def _of(self, pair: list[list[int]] | str) -> tuple[list[int], list[int]] | str:
         if isinstance(pair, str):
             return pair
-        prompt, completion = token_ids(self._tokenizer, list(pair))
-        prompt = [*first_token(self._tokenizer), *prompt]
-        completion = [*completion, *end_token(self._tokenizer)]
+        prompt = [*first_token(self._tokenizer), *pair[0]]
+        completion = [*pair[1], *end_token(self._tokenizer)]
         return prompt + completion, [0] * len(prompt) + [1] * len(completion)
 
     def _checked(self, found: tuple[list[int], list[int]] | str) -> dict[str, Sequence[int]] | str:
@@ -57,15 +62,15 @@ class AnswerEncoder:
         return {"input_ids": ids, "mask": mask}
 
 
-def prompt_and(record: dict[str, Any], *answers: str) -> tuple[str, ...] | str:
-    """`prompt` and its answers in a record, or what is wrong."""
-    found = []
-    for field in ("prompt", *answers):
-        text, what = text_of(record, field)
-        if what:
-            return what
-        found.append(text)
-    return tuple(found)
+def encoded(
+    tokenizer: PreTrainedTokenizerBase, records: list[dict[str, Any]], *fields: str
+) -> list[list[list[int]] | str]:
+    """The tokens of some fields of each record, all encoded together; or what is wrong with it."""
+    found = [[text_of(record, field) for field in fields] for record in records]
+    wrong = [next((what for _, what in texts if what), "") for texts in found]
+    good = [text for texts, what in zip(found, wrong, strict=True) if not what for text, _ in texts]
+    ids = iter(token_ids(tokenizer, good))
+    return [what or [next(ids) for _ in fields] for what in wrong]
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -98,6 +103,15 @@ def chat_ids(
         isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages
     ):
         return "its `messages` are not a list of `{role, content}`"
+    try:
+        return _rendered(tokenizer, messages)
+    except (ValueError, TypeError, TemplateError) as failure:  # what templates say of bad chats
+        return f"the chat template refuses it: {str(failure).splitlines()[0]}"
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]
+) -> tuple[list[int], list[int]] | str:
     if "{% generation" in tokenizer.chat_template.replace("{%-", "{%"):
         found = tokenizer.apply_chat_template(
             messages, return_dict=True, return_assistant_tokens_mask=True
@@ -121,18 +135,9 @@ def chat_ids(
 
 
 def _trainer() -> tuple[type, type]:
-    try:
-        from trl import SFTConfig, SFTTrainer
-    except ImportError as failure:
-        raise trl_missing("sft") from failure
+    from trl import SFTConfig, SFTTrainer
+
     return SFTTrainer, SFTConfig
-
-
-def trl_missing(task: str) -> RecipeError:
-    """The error where TRL is not installed."""
-    return RecipeError(
-        f"the task `{task}` needs TRL", where=Where(key="task"), hint="pip install 'dslm[trl]'"
-    )
 
 
 SFT = Task(

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from dslm.errors import RecipeError, Where
 from dslm.recipe.schema import Recipe
 from dslm.worker.metrics import Classification
 from dslm.worker.tasks.base import Collate, Task, Tokenizer, cross_entropy
@@ -26,25 +25,25 @@ class ImageEncoder:
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         self.labels: dict[str, int] = {}
         self._field = recipe.data.label_field
-        _pillow()
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
         """`image` and `label` of each record."""
         return [self._of(record) for record in records]
 
     def _of(self, record: dict[str, Any]) -> dict[str, Sequence[int]] | str:
-        pillow = _pillow()
+        from PIL import Image
+
         content = record.get("image")
         if isinstance(content, dict):  # as `datasets` keeps an image in a table
             content = content.get("bytes")
-        if isinstance(content, pillow.Image):
+        if isinstance(content, Image.Image):
             stream = io.BytesIO()
             content.save(stream, "png")
             content = stream.getvalue()
         if not isinstance(content, bytes):
             return "has no `image`"
         try:
-            with pillow.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content)) as image:
                 image.verify()
         except (OSError, SyntaxError, ValueError) as failure:  # what Pillow says of broken files
             return f"is not an image that can be read: {failure}"
@@ -52,24 +51,15 @@ class ImageEncoder:
         return label if isinstance(label, str) else {"image": content, "label": [label]}
 
 
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as failure:
-        raise RecipeError(
-            "images need Pillow", where=Where(key="task"), hint="pip install 'dslm[metrics]'"
-        ) from failure
-    return Image
-
-
 def _collator(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:
     """Makes a batch: `pixel_values` (B, channels, size, size) and `labels` (B,)."""
-    pillow = _pillow()
+    from PIL import Image
+
     size = int(config.image_size)
     channels = int(config.num_channels)
 
     def pixels(content: np.ndarray) -> torch.Tensor:
-        with pillow.open(io.BytesIO(content.tobytes())) as image:
+        with Image.open(io.BytesIO(content.tobytes())) as image:
             scaled = image.convert("L" if channels == 1 else "RGB").resize((size, size))
             values = np.asarray(scaled, dtype=np.float32).reshape(size, size, channels) / 255
         return torch.from_numpy((values - _MEAN) / _DEVIATION).permute(2, 0, 1)
