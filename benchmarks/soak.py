@@ -27,8 +27,10 @@ from pathlib import Path
 import psutil
 
 from dslm import environment
-from dslm.launch.ports import free_port
+from dslm.launch.control import Control
 from dslm.launch.resume import resume_point
+from dslm.network import free_port
+from dslm.run.attempt import Attempt, path_word
 from dslm.run.checkpoints import newest_sound
 from dslm.run.directory import RunDirectory
 from dslm.run.events import read_events
@@ -123,7 +125,7 @@ def _kill_dslm_train(argv: list[str], run: Path, dice: random.Random, tally: Tal
     tally.kill("dslm itself" if target is family[0] else who[word], training)
 
 
-def _fork_rank(run: RunDirectory, attempt: int, rank: int, port: int) -> int:
+def _fork_rank(attempt: Attempt, run: RunDirectory, rank: int) -> int:
     """Start a rank in a copy of this process; its pid."""
     pid = os.fork()
     if pid:
@@ -131,27 +133,35 @@ def _fork_rank(run: RunDirectory, attempt: int, rank: int, port: int) -> int:
     from dslm.worker import ranks
     from dslm.worker.train import train
 
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS),
-        "LOCAL_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        environment.RUN: str(run.path), environment.ATTEMPT: str(attempt),
-    }  # fmt: skip
-    this = ranks.this_rank()
+    for name in environment.RANK_VARIABLES[0]:
+        os.environ[name] = str(rank if "RANK" in name else RANKS)
+    this = ranks.join(["--run", path_word(run.path), "--attempt", str(attempt.number)])
     ranks.live(this, lambda: train(this))
     os._exit(0)
 
 
-def _kill_ranks(run: RunDirectory, stage: int, dice: random.Random, tally: Tally) -> bool:
+def _kill_ranks(
+    run: RunDirectory, stage: int, dice: random.Random, control: Control, tally: Tally
+) -> bool:
     """Go on with a run and kill its ranks; False when it was done before."""
     point = resume_point(run, world_size=RANKS, zero_stage=stage, log=run.path / "convert.log")
-    attempt = add_attempt(
+    hosts = (("localhost", RANKS),)
+    number = add_attempt(
         run,
-        world_size=RANKS,
+        hosts=hosts,
         resumed_from=point.path if point else None,
         step=point.step if point else 0,
     )
-    port = free_port()
-    pids = [_fork_rank(run, attempt, rank, port) for rank in range(RANKS)]
+    attempt = Attempt(
+        number=number,
+        hosts=hosts,
+        master_address="127.0.0.1",
+        master_port=free_port(),
+        control=control.address(),
+        folder=str(run.path),
+    )
+    attempt.write(run)
+    pids = [_fork_rank(attempt, run, rank) for rank in range(RANKS)]
     dice.shuffle(pids)
     left: list[int] = list(pids)
 
@@ -185,12 +195,13 @@ def _one_run(folder: Path, number: int, kills: int, whole: Path, tally: Tally) -
     """One run, killed so many times (or until it is done), then brought to its end."""
     stage, sharding = KINDS[number % len(KINDS)]
     dice, run = random.Random(number), RunDirectory(folder / f"run-{number}")
+    control = Control(everywhere=False)  # for the ranks to report to; nobody listens
     argv = _argv(run.path, stage, sharding)
     newest = 0
     for kill in range(kills):
         if kill == 0 or not run.ds_config.is_file():
             _kill_dslm_train(argv, run.path, dice, tally)
-        elif not _kill_ranks(run, stage, dice, tally):
+        elif not _kill_ranks(run, stage, dice, control, tally):
             break
         newest = _check_checkpoints(run, newest, tally) if run.path.is_dir() else 0
     done = subprocess.run(argv, capture_output=True, text=True, check=False)

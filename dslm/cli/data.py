@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -73,7 +74,8 @@ def show(
 ) -> None:
     """Show statistics of a recipe's data and a few samples, with what is learnt of them.
 
-    Bold text is predicted and learnt from; dim text is only read.
+    Bold text is predicted and learnt from, dim text is only read; where there are no such letters
+    (a file, a pipe) what is learnt stands between ⟦ and ⟧.
 
     [dim]Example:[/dim] dslm data show quickstart-sft --samples 1
     """
@@ -85,6 +87,7 @@ def show(
     from rich.text import Text
 
     _say_statistics(found)
+    styled = sys.stdout.isatty()
     for number, segments in enumerate(found["shown"], 1):
         text, document = Text(), 0
         for segment in segments:
@@ -93,7 +96,10 @@ def show(
                 text.append("\n─── next document ───\n", style="cyan")
             if "column" in segment:
                 text.append(f"{segment['column']}: ", style="cyan")
-            text.append(segment["text"], style="bold" if segment["learnt"] else "dim")
+            shown = segment["text"]
+            if segment["learnt"] and not styled:
+                shown = f"⟦{shown}⟧"
+            text.append(shown, style="bold" if segment["learnt"] else "dim")
             if "column" in segment:
                 text.append("\n")
         terminal.show(Panel(text, title=f"sample {number}"))

@@ -111,9 +111,14 @@ def scratch_config(
 
 
 def attention(recipe: Recipe) -> str:
-    """The attention implementation: flash-attn when it is installed on CUDA, else SDPA."""
+    """The attention implementation: flash-attn when it is installed on CUDA, else SDPA.
+
+    Masked models need a mask of which tokens belong together, and flash-attn takes none.
+    """
     if recipe.model.attention != "auto":
         return recipe.model.attention
+    if recipe.task == "mlm":
+        return "sdpa"
     flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
     return "flash_attention_2" if flash and recipe.precision != "fp32" else "sdpa"
 

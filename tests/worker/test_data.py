@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.data.packing import best_fit, packed_sample, pieces_of
@@ -106,13 +106,17 @@ def test_packing_is_dense_for_documents_of_real_lengths() -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_documents_have_the_losses_of_documents_alone(attention: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["llama", "gpt2", "gpt_neox", "qwen3", "gemma3_text", "mistral", "olmo2"]
+)
+def test_packed_documents_have_the_losses_of_documents_alone(kind: str, attention: str) -> None:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, attn_implementation=attention,
+    config = AutoConfig.for_model(
+        kind, vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
+        pad_token_id=0, bos_token_id=1, eos_token_id=1,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     documents = [torch.randint(1, 100, (n,)).tolist() for n in (11, 7, 13, 4, 9)]
 
     def token_losses(samples: list[dict[str, torch.Tensor]]) -> list[float]:

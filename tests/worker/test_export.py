@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from dslm.worker import export as export_module
+from dslm.worker.zero_tensors import StoredTensor
 from tests.conftest import DSLM, Dslm
 from tests.worker.conftest import Train, run_dslm
 
@@ -31,7 +33,7 @@ def _export(run: Path, output: Path, *options: str) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_exported_model_gives_the_logits_of_the_trained_one(
     stage: int, trained: Train, tmp_path: Path
 ) -> None:
@@ -49,7 +51,7 @@ def test_the_exported_model_gives_the_logits_of_the_trained_one(
         assert json.loads(events[-1])["sample"].startswith("def")
 
 
-def test_another_number_format_and_several_files(trained: Train, tmp_path: Path) -> None:
+def test_another_number_format(trained: Train, tmp_path: Path) -> None:
     run = trained(parallel__zero_stage=2, parallel__ranks=2)
     done = _export(run, tmp_path / "model", "--dtype", "bf16")
     assert done.returncode == 0, done.stderr
@@ -94,3 +96,45 @@ def test_what_can_not_be_exported_says_why(dslm: Dslm, trained: Train, tmp_path:
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_an_upload_that_fails_leaves_the_model_and_says_so(
+    dslm: Dslm, trained: Train, tmp_path: Path
+) -> None:
+    run = trained(parallel__zero_stage=2, parallel__ranks=2)
+    output = tmp_path / "model"
+    options = ("-o", str(output), "--push-to-hub", "somebody/something")
+    done = dslm("export", str(run), *options, HF_HUB_OFFLINE="1")
+    assert done.returncode == 1
+    assert "the upload to `somebody/something` failed" in done.stderr
+    assert "hf auth login" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (output / "model.safetensors").is_file()
+
+
+def test_a_large_model_is_several_files_with_an_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = AutoConfig.for_model(
+        "llama", vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    config.save_pretrained(tmp_path)
+    state = {name: t for name, t in model.state_dict().items() if name != "lm_head.weight"}
+    tensors = {
+        # in two pieces, the second with padding, as ZeRO-3 keeps them
+        name: StoredTensor(
+            tensor.shape,
+            tensor.dtype,
+            (tensor.flatten()[:100], torch.cat([tensor.flatten()[100:], torch.ones(3)])),
+        )
+        for name, tensor in state.items()
+    }
+    monkeypatch.setattr(export_module, "_SHARD", "20KB")
+    export_module.write_model(tmp_path, tensors, torch.float32, lambda detail: None)
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    with torch.no_grad():
+        expected = model(input_ids=torch.arange(60)[None]).logits
+    assert torch.equal(_logits(tmp_path), expected)

@@ -31,14 +31,23 @@ class MaskingCollator:
     seed: int
     length: int
     pad: int
+    added_mask: bool  # eager attention adds its mask to the scores; others want true and false
 
     @classmethod
     def of(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config: Any) -> MaskingCollator:
         """The collator of a recipe.
 
         Raises:
-            RecipeError: the tokenizer has no mask token.
+            RecipeError: the tokenizer has no mask token, or the attention can't keep the documents
+                of a sample apart.
         """
+        attention = config._attn_implementation
+        if attention not in ("sdpa", "eager"):
+            raise RecipeError(
+                f"`{attention}` can't keep the documents of a sample apart in a masked model",
+                where=Where(key="model.attention"),
+                hint="use `sdpa`",
+            )
         if tokenizer.mask_token_id is None:
             raise RecipeError(
                 "the tokenizer has no mask token",
@@ -55,6 +64,7 @@ class MaskingCollator:
             seed=recipe.seed,
             length=recipe.data.sequence_length,
             pad=pad_token(tokenizer),
+            added_mask=attention == "eager",
         )
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -69,12 +79,14 @@ class MaskingCollator:
             strict=True,
         )
         documents = (positions == 0).cumsum(1)
-        together = documents[:, :, None] == documents[:, None, :]
+        mask = (documents[:, :, None] == documents[:, None, :])[:, None]
+        if self.added_mask:
+            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
         return {
             "input_ids": torch.stack(masked),
             "labels": torch.stack(labels),
             "position_ids": positions + self.position_offset,
-            "attention_mask": together[:, None],
+            "attention_mask": mask,
             "token_type_ids": torch.zeros_like(positions),
         }
 

@@ -1,0 +1,80 @@
+"""Masked language modelling: masks drawn anew each time, documents apart, BERT and RoBERTa."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
+
+from dslm.worker.tasks.mlm import MaskingCollator
+from tests.worker.preparing import recipe_of
+
+LENGTH = 64
+
+
+def _collator(tokenizer: PreTrainedTokenizerFast, config: Any) -> MaskingCollator:
+    recipe = recipe_of("mlm", "stdlib", data__sequence_length=LENGTH)
+    return MaskingCollator.of(recipe, tokenizer, config)
+
+
+def _config(kind: str) -> Any:
+    return AutoConfig.for_model(
+        kind, vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=LENGTH + 8, pad_token_id=1,
+        attn_implementation="sdpa",
+    )  # fmt: skip
+
+
+def _sample(documents: list[np.ndarray], place: int = 0) -> dict[str, Any]:
+    lengths = np.array([len(document) for document in documents])
+    return {"input_ids": np.concatenate(documents), "lengths": lengths, "place": place}
+
+
+def test_of_the_chosen_tokens_80_percent_are_masked_and_10_are_others(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    collate = _collator(tokenizer, _config("bert"))
+    tokens = np.arange(10, 10 + LENGTH)
+    batch = collate([_sample([tokens], place) for place in range(2000)])
+    chosen = batch["labels"] != -100
+    assert chosen.float().mean().item() == pytest.approx(0.15, abs=0.01)
+    inputs, original = batch["input_ids"][chosen], batch["labels"][chosen]
+    assert (inputs == tokenizer.mask_token_id).float().mean().item() == pytest.approx(0.8, abs=0.02)
+    assert (inputs == original).float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert torch.equal(batch["input_ids"][~chosen], torch.tensor(tokens).repeat(2000, 1)[~chosen])
+
+
+def test_a_sample_is_masked_anew_in_every_epoch_and_alike_when_resumed(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    collate = _collator(tokenizer, _config("bert"))
+    tokens = np.arange(10, 10 + LENGTH)
+    first, again, other = (collate([_sample([tokens], place)]) for place in (3, 3, 1003))
+    assert torch.equal(first["labels"], again["labels"])
+    assert not torch.equal(first["labels"], other["labels"])
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_documents_are_read_as_documents_alone(
+    kind: str, attention: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    torch.manual_seed(0)
+    config = _config(kind)
+    model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention).eval()
+    collate = _collator(tokenizer, config)
+    documents = [np.arange(10, 10 + size) for size in (20, 9, 30)]
+
+    def logits(*parts: np.ndarray) -> torch.Tensor:
+        batch = collate([_sample(list(parts))])
+        batch["input_ids"][0, : sum(map(len, parts))] = torch.tensor(np.concatenate(parts))
+        del batch["labels"]
+        with torch.no_grad():
+            return model(**batch).logits[0, : sum(map(len, parts))]
+
+    together = logits(*documents)
+    alone = torch.cat([logits(document) for document in documents])
+    assert torch.allclose(together, alone, atol=1e-5)
