@@ -7,6 +7,7 @@ partition it as it is made.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -169,122 +170,6 @@ def train(rank: Rank) -> None:
 
 def _join(rank: Rank, phase: Callable[[str, str], None], *, on_cpu: bool) -> None:
     """Meet the other ranks."""
-    phase("joining", f"{rank.world_size} ranks")
-    _join(rank, phase, on_cpu=on_cpu)
-
-    phase("data")
-    task = task_of(recipe)
-    tokenizer = load_tokenizer(recipe, run.path / "tokenizer") if task.tokenizer else None
-    encoder = task.encoder(recipe, tokenizer)
-    data = prepare(recipe, encoder, tokenizer, lambda detail: phase("data", detail))
-    wait_for_all()
-    steps = total_steps(recipe, len(data.train)) or 1
-    base, kind = task.trainer() if task.trainer else (Trainer, TrainingArguments)
-    os.environ.setdefault(environment.TENSORBOARD, str(run.path / "tensorboard"))
-    arguments = training_arguments(
-        recipe,
-        config,
-        run,
-        steps=steps,
-        on_cpu=on_cpu,
-        liger=liger(recipe),
-        kind=kind,
-        extra=task.arguments,
-    )
-    phase("model")
-    set_seed(recipe.seed)
-    settings = label_settings(data.labels)
-    model = build_model(recipe, task.auto_class, tokenizer, **settings)
-    more: dict[str, Any] = {}
-    if task.reference and recipe.lora is None:
-        set_seed(recipe.seed)  # the same weights once more
-        more["ref_model"] = build_model(recipe, task.auto_class, tokenizer, **settings)
-
-    start = read_manifest(run)["attempts"][rank.attempt.number - 1]
-    if start["resumed_from"]:
-        _check_same_data(run, data, start["step"])
-    sampler = GlobalBatchSampler(
-        count=len(data.train),
-        seed=recipe.seed,
-        steps=steps,
-        micro_batch=config["train_micro_batch_size_per_gpu"],
-        accumulation=config["gradient_accumulation_steps"],
-        rank=rank.rank,
-        world_size=rank.world_size,
-        sharding=recipe.data.sharding,
-        start_step=start["step"],
-    )
-    stage = config["zero_optimization"]["stage"]
-    facts = {
-        "world_size": rank.world_size,
-        "precision": recipe.precision,
-        "parameters": sum(_size(p) for p in model.parameters()),
-        "trained_parameters": sum(_size(p) for p in model.parameters() if p.requires_grad),
-        "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
-        "tokens_per_sample": recipe.data.sequence_length if recipe.task != "vision" else 0,
-        "samples": len(data.train),
-        "data": data.summary(),
-        "flops_per_token": _planned(run.plan).get("flops_per_token"),
-    }
-    events = Events(rank, recipe, facts)
-    writer = CheckpointWriter(
-        run,
-        recipe.checkpoint,
-        {
-            "world_size": rank.world_size,
-            "zero_stage": stage,
-            "global_batch": recipe.batch.global_size,
-            "data": data.identity,
-            "versions": versions(),
-        },
-        events.on_checkpoint,
-        local_ranks=dict(rank.attempt.hosts)[rank.attempt.host_of(rank.rank)],
-        shared=not rank.attempt.apart,
-    )
-    stop = Stop(rank, save=recipe.checkpoint.on_stop)
-    trainer = run_trainer(base)(
-        recipe=recipe,
-        sampler=sampler,
-        collate=task.collator(recipe, tokenizer, model.config),
-        metric=task.metric(recipe, len(data.labels)) if task.metric else None,
-        events=events,
-        writer=writer,
-        model=model,
-        args=arguments,
-        train=data.train,
-        evaluation=data.eval,
-        train_dataset=data.train.as_dataset() if task.trainer else data.train,
-        eval_dataset=data.eval.as_dataset() if task.trainer and data.eval else data.eval,
-        **({"compute_loss_func": task.loss} if task.loss else {}),
-        processing_class=tokenizer,
-        **more,
-    )
-    trainer.add_callback(stop)
-    phase("partitioning", f"ZeRO stage {stage}")
-    resumed = start["resumed_from"]
-    trainer.train(resume_from_checkpoint=str(run.path / resumed) if resumed else None)
-    writer.finish()
-    if stop.stopped and trainer.state.global_step < steps:
-        events.write(
-            EventName.END,
-            status="stopped",
-            step=trainer.state.global_step,
-            seconds=round(time.monotonic() - began, 3),
-        )
-        dist.destroy_process_group()
-        return
-    _finish(rank, recipe, trainer, tokenizer, events, writer, began)
-    dist.destroy_process_group()
-
-
-def _join(rank: Rank, phase: Callable[[str, str], None], *, on_cpu: bool) -> None:
-    """Meet the other ranks."""
-    if rank.attempt.apart:
-        raise RunFailed(
-            f"{', '.join(rank.attempt.apart)} can't write checkpoints: not the same run directory",
-            where=Where(file=rank.run.path),
-            hint="choose one on a disk that every host sees with `-o DIR`",
-        )
     operators = build_folder()
     remove_dead_marks(operators)
     if on_cpu and not is_built(_CPU_COMMUNICATION, operators):
