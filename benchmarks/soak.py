@@ -252,11 +252,7 @@ def main() -> None:
     tally, began = Tally(), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # compiled in a place of its own: others would wait for the locks of those that are killed
-        os.environ |= {
-            "OMP_NUM_THREADS": "1", environment.ACCELERATOR: "cpu",
-            "TORCH_EXTENSIONS_DIR": str(folder / "extensions"),
-        }  # fmt: skip
+        os.environ |= {"OMP_NUM_THREADS": "1", environment.ACCELERATOR: "cpu"}
         whole = {}
         for stage, sharding in KINDS:
             whole[stage] = folder / f"whole-{stage}"

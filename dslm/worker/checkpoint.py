@@ -199,7 +199,8 @@ def describe_model(trainer: Any, folder: Path) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     config = copy.deepcopy(model.config)
     config.use_cache = True
-    config.architectures = [type(getattr(model, "base_model", model)).__name__]
+    whole = model.get_base_model() if hasattr(model, "peft_config") else model
+    config.architectures = [type(whole).__name__]
     config.save_pretrained(folder)
     for adapter in getattr(model, "peft_config", {}).values():
         adapter.save_pretrained(folder)

@@ -162,11 +162,19 @@ def _export_adapter(
     tell("merging the adapters into the model")
     import transformers
     from peft import PeftModel
+    from transformers import AutoConfig
 
     from dslm.worker.tasks import task_of
 
     factory = getattr(transformers, task_of(recipe).auto_class)
-    base = factory.from_pretrained(recipe.model.name, revision=recipe.model.revision, dtype=dtype)
+    base = factory.from_pretrained(
+        recipe.model.name,
+        revision=recipe.model.revision,
+        trust_remote_code=recipe.model.trust_remote_code,
+        config=AutoConfig.from_pretrained(folder),  # with the labels of the run
+        ignore_mismatched_sizes=True,  # a head of other labels is among the adapters
+        dtype=dtype,
+    )
     merged = PeftModel.from_pretrained(base, folder).merge_and_unload()
     for file in folder.glob("adapter_*"):
         file.unlink()

@@ -43,6 +43,11 @@ def test_the_exported_model_gives_the_logits_of_the_trained_one(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["step"] == 10
     assert torch.equal(_logits(tmp_path / "model"), _logits(run / "model"))
+    architectures = [
+        json.loads((folder / "config.json").read_text())["architectures"]
+        for folder in (tmp_path / "model", run / "model")
+    ]
+    assert architectures == [["LlamaForCausalLM"]] * 2
     card = (tmp_path / "model" / "README.md").read_text()
     assert "- steps: 10" in card
     assert "transformers" in card
