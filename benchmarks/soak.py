@@ -256,7 +256,10 @@ def main() -> None:
         whole = {}
         for stage, sharding in KINDS:
             whole[stage] = folder / f"whole-{stage}"
-            subprocess.run(_argv(whole[stage], stage, sharding), check=True, capture_output=True)
+            argv = _argv(whole[stage], stage, sharding)
+            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(f"the undisturbed run failed:\n{done.stderr}")
         import dslm.worker.train  # noqa: F401 - the forks have it from here
 
         number = 0

@@ -18,6 +18,11 @@ WORDS = [
     "lambda", "mu", "nu", "xi", "omicron",
 ]  # fmt: skip
 
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
 
 def recipe_of(task: str, train: Any, **settings: Any) -> Recipe:
     preset = "quickstart" if task == "pretrain" else f"quickstart-{task}"

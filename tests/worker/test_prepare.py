@@ -17,14 +17,10 @@ from dslm.worker.data import prepare as prepare_module
 from dslm.worker.data.packing import packed_sample
 from dslm.worker.data.prepare import Prepared, damaged_shards, prepare
 from dslm.worker.tasks import task_of
-from tests.worker.preparing import documents, prepared, recipe_of, write_lines
+from tests.worker.preparing import CHAT, documents, prepared, recipe_of, write_lines
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-CHAT = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 GOOD = {
     "pretrain": {"text": "alpha beta"},
     "sft": {"prompt": "alpha", "completion": "beta"},

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dslm.errors import DataError
 from tests.conftest import Dslm
-from tests.worker.preparing import documents, prepared, recipe_of, write_lines
+from tests.worker.preparing import CHAT, documents, prepared, recipe_of, write_lines
 
 pytestmark = pytest.mark.usefixtures("cache")
 TEXTS = documents(30)
@@ -127,10 +127,7 @@ def test_items_come_from_records_or_from_lines(
 
 
 def test_preferences_are_texts_or_chats(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
+    tokenizer.chat_template = CHAT
     answers = {
         name: [{"role": "assistant", "content": text}]
         for name, text in (("chosen", "beta"), ("rejected", "gamma"))

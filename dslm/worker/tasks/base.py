@@ -37,6 +37,15 @@ class Task:
     reference: bool = False  # the trainer compares with the model as it was at the start
 
 
+class TextsEncoder:
+    """What the encoders of tasks on several texts a record begin with."""
+
+    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.labels: dict[str, int] = {}
+        self._tokenizer = tokenizer
+        self._length = recipe.data.sequence_length
+
+
 def padded(lists: list[Any], padding: int) -> torch.Tensor:
     """Sequences of numbers as one tensor (B, longest), padded at the end."""
     return torch.nn.utils.rnn.pad_sequence(

@@ -9,24 +9,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from dslm.recipe.schema import Recipe
-from dslm.worker.tasks.base import Collate, Task, Tokenizer, pad_token
+from dslm.worker.tasks.base import Collate, Task, TextsEncoder, Tokenizer, pad_token
 from dslm.worker.tasks.sft import chat_ids, encoded, end_token, first_token
 
 _COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-class PreferenceEncoder:
+class PreferenceEncoder(TextsEncoder):
     """`prompt`, `chosen` and `rejected`, texts or messages, to the tokens of each."""
 
     packs = False
-
-    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.labels: dict[str, int] = {}
-        self._tokenizer = tokenizer
-        self._length = recipe.data.sequence_length
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
         """`prompt_ids`, `chosen_ids` and `rejected_ids` of each record."""

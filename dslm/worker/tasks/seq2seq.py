@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from dslm.recipe.schema import Recipe
 from dslm.worker.data.packing import IGNORED
 from dslm.worker.tasks.base import (
     Collate,
     Task,
+    TextsEncoder,
     Tokenizer,
     cross_entropy,
     pad_token,
@@ -21,15 +21,10 @@ from dslm.worker.tasks.base import (
 from dslm.worker.tasks.sft import encoded, end_token
 
 
-class PairEncoder:
+class PairEncoder(TextsEncoder):
     """`prompt` and `completion` to `input_ids` and `label_ids`, each cut at the sequence length."""
 
     packs = False
-
-    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.labels: dict[str, int] = {}
-        self._tokenizer = tokenizer
-        self._length = recipe.data.sequence_length
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
         """`input_ids` and `label_ids` of each record, the end-of-text token last."""

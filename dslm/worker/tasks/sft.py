@@ -13,22 +13,16 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from dslm.errors import RecipeError, Where
-from dslm.recipe.schema import Recipe
 from dslm.worker.data.tokenizer import token_ids
 from dslm.worker.metrics import TokenLoss
-from dslm.worker.tasks.base import Task
+from dslm.worker.tasks.base import Task, TextsEncoder
 from dslm.worker.tasks.pretrain import stacking, text_of
 
 
-class AnswerEncoder:
+class AnswerEncoder(TextsEncoder):
     """`messages`, or `prompt` and `completion`, to `input_ids` and a `mask` of what is learnt."""
 
     packs = True
-
-    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.labels: dict[str, int] = {}
-        self._tokenizer = tokenizer
-        self._length = recipe.data.sequence_length
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
         """`input_ids` and `mask` of each record, cut at the sequence length."""
