@@ -31,11 +31,15 @@ def is_built(name: str, folder: Path) -> bool:
     return any(folder.rglob(f"{name}/{name}.so"))
 
 
-def remove_dead_marks(folder: Path) -> list[Path]:
+def remove_dead_marks(folder: Path, *, alone: bool = True) -> list[Path]:
     """Remove the marks of builds that nobody goes on with; all ranks of a host may call at once.
 
-    A builder holds its mark open. On a network file system it may be one of another host, which
-    can't be seen from here: there a mark must also be half an hour old.
+    A builder holds its mark open. On a network file system, or where several hosts train, it may be
+    one of another host, which can't be seen from here: there a mark must also be half an hour old.
+
+    Args:
+        folder: of all operators.
+        alone: whether the run has this host only; containers may share a folder that looks local.
 
     Returns:
         What was removed.
@@ -46,11 +50,11 @@ def remove_dead_marks(folder: Path) -> list[Path]:
     removed = []
     with (folder / ".dslm").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
-        before = {mark: _identity(mark) for mark in marks if _is_dead(mark)}
+        before = {mark: _identity(mark) for mark in marks if _is_dead(mark, alone)}
         if before:
             time.sleep(_LOOK_AGAIN_SECONDS)
         for mark, identity in before.items():
-            if identity is not None and _identity(mark) == identity and _is_dead(mark):
+            if identity is not None and _identity(mark) == identity and _is_dead(mark, alone):
                 mark.unlink(missing_ok=True)
                 removed.append(mark)
     return removed
@@ -64,11 +68,11 @@ def _identity(mark: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def _is_dead(mark: Path) -> bool:
+def _is_dead(mark: Path, alone: bool) -> bool:
     if _is_open(mark):
         return False
     identity = _identity(mark)
-    if identity is None or not _is_on_network(mark):
+    if identity is None or (alone and not _is_on_network(mark)):
         return identity is not None
     return time.time() - identity[1] / 1e9 > _BUILD_SECONDS
 

@@ -171,7 +171,7 @@ def train(rank: Rank) -> None:
 def _join(rank: Rank, phase: Callable[[str, str], None], *, on_cpu: bool) -> None:
     """Meet the other ranks."""
     operators = build_folder()
-    remove_dead_marks(operators)
+    remove_dead_marks(operators, alone=len(rank.attempt.hosts) == 1)
     if on_cpu and not is_built(_CPU_COMMUNICATION, operators):
         phase("joining", "building an operator of DeepSpeed: once, about a minute")
     deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_JOIN_TIMEOUT)

@@ -92,7 +92,9 @@ def test_a_job_comes_back_after_preemption_and_after_its_time_but_not_when_cance
     first.mkdir()
     job = submit_stand_in(slurm, first)
     wait_for(lambda: (first / "start-1").exists(), 60)
-    other = slurm.run(["sbatch", "--parsable", "-N2", "-p", "high", "--wrap", "sleep 1"])
+    other = slurm.run(
+        ["sbatch", "--parsable", "-N2", "-p", "high", "-o", "/dev/null", "--wrap", "sleep 1"]
+    )
     assert other.returncode == 0, other.stderr
     wait_for(lambda: slurm.state(job) == "COMPLETED", 120)
     assert (first / "start-2").exists()

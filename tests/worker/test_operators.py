@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,11 @@ def test_the_mark_of_a_build_under_way_stays(mark: Path, tmp_path: Path) -> None
 def test_a_folder_that_is_not_there_has_no_marks(tmp_path: Path) -> None:
     assert remove_dead_marks(tmp_path / "none") == []
     assert not is_built("cpu_adam", tmp_path)
+
+
+def test_a_fresh_mark_may_be_another_hosts(mark: Path, tmp_path: Path) -> None:
+    mark.touch()
+    assert remove_dead_marks(tmp_path, alone=False) == []
+    long_ago = time.time() - 3600
+    os.utime(mark, (long_ago, long_ago))
+    assert remove_dead_marks(tmp_path, alone=False) == [mark]
