@@ -29,7 +29,7 @@ def machine() -> str:
     memory = psutil.virtual_memory().total / 2**30
     return (
         f"{model}, {psutil.cpu_count()} cores, {memory:.0f} GiB, "
-        f"Python {platform.python_version()}, {packages}"
+        f"load {psutil.getloadavg()[0]:.1f}, Python {platform.python_version()}, {packages}"
     )
 
 
