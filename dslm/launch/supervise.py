@@ -17,7 +17,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from types import FrameType
@@ -326,7 +326,9 @@ class _Watch:
         return self._failed(kind, rank.lost or "", rank.host, rank.rank)
 
     def _write_status(self, rank: RankState) -> None:
-        write_json(self._run.rank_status(self._attempt.number, rank.rank), rank.document())
+        # a full disk ends the ranks soon enough; it must not end the one who tells of it
+        with suppress(OSError):
+            write_json(self._run.rank_status(self._attempt.number, rank.rank), rank.document())
 
 
 def read_rank_statuses(run: RunDirectory, attempt: int) -> list[dict[str, Any]]:

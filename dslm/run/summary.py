@@ -14,6 +14,8 @@ from dslm.errors import OptionError, Where
 from dslm.run.directory import RunDirectory
 from dslm.run.events import read_events
 
+_RESTART = ("cause", "step", "lost_steps", "lost_seconds", "world_size", "hosts", "left_out")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSummary:
@@ -30,6 +32,8 @@ class RunSummary:
     seconds: float | None
     error: str | None
     failure: dict[str, Any] | None  # the last error event, when the run failed
+    restarts: list[dict[str, Any]]  # attempt, cause, lost steps and seconds of each
+    goodput: float | None  # share of the time that went into steps that were kept
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -88,4 +92,26 @@ def summarize(run: RunDirectory) -> RunSummary:
         seconds=events[-1]["time"] - events[0]["time"] if events else None,
         error=last["error"].get("message") if status == "failed" else None,
         failure=last["error"] if status == "failed" else None,
+        restarts=[
+            {name: event.get(name) for name in ("attempt", *_RESTART)}
+            for event in events
+            if event["event"] == "restart"
+        ],
+        goodput=_goodput(events),
     )
+
+
+def _goodput(events: list[dict[str, Any]]) -> float | None:
+    """Useful time over wall time: of each step only the attempt counts that made it last."""
+    useful: dict[int, float] = {}
+    before: dict[int, int] = {}  # the last step event of an attempt
+    for event in events:
+        if event["event"] == "resume":
+            before[event["attempt"]] = event["step"]
+        if event["event"] != "step":
+            continue
+        first = before.get(event["attempt"], 0) + 1
+        useful |= dict.fromkeys(range(first, event["step"] + 1), event["step_seconds"])
+        before[event["attempt"]] = event["step"]
+    wall = events[-1]["time"] - events[0]["time"] if events else 0.0
+    return round(min(1.0, sum(useful.values()) / wall), 4) if useful and wall > 0 else None
