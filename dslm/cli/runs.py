@@ -76,14 +76,30 @@ def show(run: RunArgument, json: options.Json = False) -> None:
     table.add_column(style="dim")
     table.add_column()
     for name, value in summary.document().items():
-        if value is None or name in ("error", "failure"):
-            continue  # those are in the panel
-        shown = render_seconds(value) if name == "seconds" else str(value)
+        if value is None or name in ("error", "failure", "restarts"):
+            continue  # those have a table and a panel of their own
+        shown = f"{value:.1%}" if name == "goodput" else str(value)
+        shown = render_seconds(value) if name == "seconds" else shown
         table.add_row(name.replace("_", " "), shown)
     if directory.model.is_dir():
         table.add_row("model", str(directory.model))
     table.add_row("logs", str(directory.path / "logs"))
     terminal.show(table)
+    if summary.restarts:
+        story = Table(
+            "attempt", "why", "from step", "ranks", "steps lost", "time lost",
+            box=None, header_style="bold",
+        )  # fmt: skip
+        for again in summary.restarts:
+            story.add_row(
+                str(again["attempt"]),
+                str(again["cause"]),
+                str(again["step"]),
+                str(again["world_size"]),
+                str(again["lost_steps"]),
+                render_seconds(float(again["lost_seconds"])),
+            )
+        terminal.show(story)
     if summary.failure is not None:
         from dslm.cli.failure import panel
 
@@ -109,7 +125,10 @@ def watch(run: RunArgument) -> None:
             events, offset = read_events(directory.events, offset)
             for event in events:
                 screen.event(event)
-            ended = bool(events) and events[-1]["event"] in ("end", "error")
+            last = events[-1] if events else {}
+            ended = last.get("event") == "end" or (
+                last.get("event") == "error" and not last.get("again")
+            )
             time.sleep(0.5)
 
 

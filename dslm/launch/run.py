@@ -126,10 +126,11 @@ def launch_training(
             _write_again(run, job, point)
         if restarts:
             _tell_restart(run, meeting, job, point, on_event)
-        outcome, diagnosis = _attempt(
-            run, job.cluster, meeting, fleet, _work(job.recipe), port, point, on_event
-        )
-        if restarts == fleet.max_restarts or not _worth_retrying(outcome, diagnosis):
+        outcome, again = _attempt(
+            run, job.cluster, meeting, fleet, _work(job.recipe), port, on_event,
+            point=point, restarts_left=fleet.max_restarts - restarts,
+        )  # fmt: skip
+        if not again:
             return run, outcome
         restarts += 1
         before = job.recipe
@@ -179,7 +180,7 @@ def launch_script(
     run = make_run(folder, script.stem, files, command, fleet.cluster.hosts)
     on_run(run.path)
     work = script_work(script, arguments, job, run, pass_config=pass_config)
-    outcome, _ = _attempt(run, fleet.cluster, meeting, fleet, work, port, None, on_event)
+    outcome, _ = _attempt(run, fleet.cluster, meeting, fleet, work, port, on_event)
     return run, outcome
 
 
@@ -244,10 +245,12 @@ def _attempt(
     fleet: Fleet,
     work: Work,
     port: int,
-    point: ResumePoint | None,
     on_event: OnEvent,
-) -> tuple[Outcome, Diagnosis | None]:
-    """One attempt, from its entry in the manifest to its end there."""
+    *,
+    point: ResumePoint | None = None,
+    restarts_left: int = 0,
+) -> tuple[Outcome, bool]:
+    """One attempt, from its entry in the manifest to its end there; whether another follows."""
     number = add_attempt(
         run,
         hosts=[(host.name, host.slots) for host in cluster.hosts],
@@ -278,7 +281,10 @@ def _attempt(
         fetch(meeting.apart, run.path, str(run.logs(number).relative_to(run.path)), fleet.way)
     if outcome.status == Status.DONE and work.module == SCRIPT_WORKER:
         append_event(run.events, EventName.END, number, status="done")
-    return outcome, _close(run, outcome)
+    diagnosis = diagnose(run, outcome) if outcome.status == Status.FAILED else None
+    again = restarts_left > 0 and _worth_retrying(outcome, diagnosis)
+    _close(run, outcome, diagnosis, again=again)
+    return outcome, again
 
 
 def _copied(run: RunDirectory, number: int) -> list[str]:
@@ -427,17 +433,18 @@ def _worth_retrying(outcome: Outcome, diagnosis: Diagnosis | None) -> bool:
     return diagnosis.retry if diagnosis.known else outcome.kind != Kind.RANK
 
 
-def _close(run: RunDirectory, outcome: Outcome) -> Diagnosis | None:
+def _close(
+    run: RunDirectory, outcome: Outcome, diagnosis: Diagnosis | None, *, again: bool
+) -> None:
     """Write down how the attempt ended, and what was found to be wrong, unless the disk is full."""
-    diagnosis = diagnose(run, outcome) if outcome.status == Status.FAILED else None
+    number = outcome.attempt
     try:
         if diagnosis is not None:
-            append_event(run.events, EventName.ERROR, outcome.attempt, **diagnosis.fields())
+            append_event(run.events, EventName.ERROR, number, **diagnosis.fields(), again=again)
         elif outcome.status == Status.KILLED:
-            append_event(run.events, EventName.END, outcome.attempt, status="killed")
+            append_event(run.events, EventName.END, number, status="killed")
         cause = diagnosis.cause if diagnosis else None
-        end_attempt(run, outcome.attempt, status=outcome.status.value, cause=cause)
+        end_attempt(run, number, status=outcome.status.value, cause=cause)
     except OSError as failure:
         if diagnosis is None or failure.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-    return diagnosis

@@ -73,7 +73,7 @@ def summarize(run: RunDirectory) -> RunSummary:
     last: dict[str, dict[str, Any]] = {event["event"]: event for event in events}
     status = "unfinished"
     for event in events:
-        if event["event"] == "start":
+        if event["event"] in ("start", "restart") or event.get("again"):
             status = "unfinished"
         elif event["event"] == "end":
             status = str(event.get("status", "done"))

@@ -1,0 +1,78 @@
+"""When a run stands still, and which rank is not like the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dslm.launch.control import RankState
+from dslm.launch.watchdog import Limits, StepClock, differing, slowest, stalled
+
+IN_COLLECTIVE = (
+    'Thread MainThread:\n  File "a/train.py", line 1, in train\n'
+    '  File "torch/distributed/distributed_c10d.py", line 9, in all_reduce\n'
+)
+IN_DATA = 'Thread MainThread:\n  File "a/train.py", line 1, in train\n  File "b/disk.py", line 7, in read\n'
+
+
+def rank(number: int, **known: Any) -> RankState:
+    given: dict[str, Any] = {
+        "rank": number, "host": f"w{number}", "pid": 1, "start_time": 1, "parent_pid": 1,
+        "parent_start_time": 1, "beat_at": 100.0, "progress": 5, "progress_at": 90.0,
+        "phase": "training", "step": 5, **known,
+    }  # fmt: skip
+    return RankState(**given)
+
+
+def test_a_run_stands_still_when_no_rank_goes_on() -> None:
+    limits = Limits(training=8.0, join=60.0)
+    assert stalled([rank(0), rank(1)], limits, 1.0, now=100.0) is not None
+    assert stalled([rank(0), rank(1, progress_at=99.0)], limits, 1.0, now=100.0) is None
+
+
+def test_the_limit_follows_the_step_time_and_gives_slow_phases_longer() -> None:
+    limits = Limits(training=None, join=60.0)
+    assert limits.of("training", 0.1) == 60.0
+    assert limits.of("training", 10.0) == 300.0
+    assert limits.of("saving", 0.1) == 1800.0
+
+
+def test_a_rank_that_says_nothing_differs() -> None:
+    found = differing([rank(0), rank(1, beat_at=92.0), rank(2)], now=100.0)
+    assert found is not None
+    assert found[0].rank == 1
+
+
+def test_of_two_ranks_the_one_outside_the_collective_differs() -> None:
+    found = differing([rank(0, stacks=IN_COLLECTIVE), rank(1, stacks=IN_DATA)], now=100.0)
+    assert found is not None
+    assert found[0].rank == 1
+    assert "read (disk.py:7)" in found[1]
+
+
+def test_the_rank_with_the_rarest_stack_differs() -> None:
+    ranks = [rank(0, stacks=IN_COLLECTIVE), rank(1, stacks=IN_COLLECTIVE), rank(2, stacks=IN_DATA)]
+    found = differing(ranks, now=100.0)
+    assert found is not None
+    assert found[0].rank == 2
+
+
+def test_ranks_that_are_all_alike_are_not_blamed() -> None:
+    assert differing([rank(n, stacks=IN_COLLECTIVE) for n in range(3)], now=100.0) is None
+
+
+def test_a_slow_rank_is_named_and_noise_is_not() -> None:
+    quick = [rank(0, work_seconds=1.0), rank(1, work_seconds=1.1)]
+    assert slowest(quick, 2.0) is None
+    slow = slowest([*quick, rank(2, work_seconds=3.0)], 4.0)
+    assert slow is not None
+    assert (slow.rank, slow.host) == (2, "w2")
+    assert slow.ratio > 2.5
+    tiny = [rank(0, work_seconds=0.001), rank(1, work_seconds=0.002)]
+    assert slowest(tiny, 1.0) is None  # a thousandth of a step
+
+
+def test_the_step_clock_measures_what_all_ranks_have_finished() -> None:
+    clock = StepClock()
+    clock.note([rank(0, step=1), rank(1, step=1)], now=10.0)
+    clock.note([rank(0, step=3), rank(1, step=3)], now=14.0)
+    assert clock.seconds == 2.0
