@@ -110,7 +110,7 @@ def test_nothing_is_left_on_any_host_after_a_killed_supervisor(started: Any) -> 
 def test_a_stopped_rank_is_named_and_the_stacks_of_the_others_are_kept(
     cluster: Cluster, started: Any
 ) -> None:
-    run = started("--max-restarts", "0", watchdog__timeout=6)
+    run = started("--max-restarts", "0", watchdog__timeout=12)
     run.wait_for_step(2)
     cluster["w2"].stop_rank(1)
     assert run.end(60) == 1

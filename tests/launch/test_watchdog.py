@@ -11,7 +11,13 @@ IN_COLLECTIVE = (
     'Thread MainThread:\n  File "a/train.py", line 1, in train\n'
     '  File "torch/distributed/distributed_c10d.py", line 9, in all_reduce\n'
 )
-IN_DATA = 'Thread MainThread:\n  File "a/train.py", line 1, in train\n  File "b/disk.py", line 7, in read\n'
+IN_DATA = "\n".join(
+    (
+        "Thread MainThread:",
+        '  File "a/train.py", line 1, in train',
+        '  File "b/disk.py", line 7, in read',
+    )
+)
 
 
 def rank(number: int, **known: Any) -> RankState:
