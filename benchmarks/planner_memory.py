@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
@@ -77,53 +76,16 @@ def overrides(configuration: dict[str, Any]) -> list[str]:
     ]
 
 
-def live_bytes() -> Any:
-    """A dispatch mode that knows how many bytes of tensors are alive, and the most since asked."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    class Live(TorchDispatchMode):
-        def __init__(self) -> None:
-            super().__init__()
-            self.now = self.peak = 0
-            self._known: dict[int, int] = {}
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            result = func(*args, **(kwargs or {}))
-            for leaf in tree_leaves(result):
-                if hasattr(leaf, "untyped_storage"):
-                    self.add(leaf)
-            return result
-
-        def add(self, tensor: Any) -> None:
-            if tensor.device.type == "meta":
-                return
-            storage = tensor.untyped_storage()
-            key = storage._cdata
-            if key in self._known:
-                return
-            size = storage.nbytes()
-            self._known[key] = size
-            weakref.finalize(storage, self._gone, key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-
-        def _gone(self, key: int) -> None:
-            self.now -= self._known.pop(key, 0)
-
-        def start_phase(self) -> None:
-            self.peak = self.now
-
-    return Live()
-
-
-def measure(configuration: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
-    """Peaks of the phases of the second step, on this rank; and the plan's."""
+def measure(
+    configuration: dict[str, Any], *, explain: bool = False
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Peaks of each phase of the first steps, on this rank; and the plan's."""
     import gc
 
     import deepspeed
     import torch
 
+    from benchmarks.live import Live
     from dslm.run.directory import RunDirectory
     from dslm.worker.arguments import training_arguments
     from dslm.worker.model import build_model
@@ -134,8 +96,17 @@ def measure(configuration: dict[str, Any]) -> tuple[dict[str, int], dict[str, An
     if memory is None:
         sys.exit("the planner doesn't know this architecture")
     recipe = job.recipe
-    live = live_bytes()
-    peaks: dict[str, int] = {}
+    live = Live(explain=explain)
+    peaks = dict.fromkeys(PHASES, 0)
+
+    def end(phase: str) -> None:
+        peaks[phase] = max(peaks[phase], live.peak)
+        gc.collect()
+        if explain and phase != "init":
+            print(f"{phase} {live.peak / 2**20:.2f}\n{live.report()}", flush=True)
+        following = {"forward": "backward", "backward": "step", "step": "forward"}.get(phase)
+        live.start_phase(peaks[following] if following else None)
+
     gc.collect()
     with live:
         arguments = training_arguments(
@@ -148,26 +119,31 @@ def measure(configuration: dict[str, Any]) -> tuple[dict[str, int], dict[str, An
             model=model, model_parameters=model.parameters(), config=config
         )
         model.train()
+        end("init")
         shape = (configuration["micro"], LENGTH)
-        ids = torch.randint(1, 4096, shape)
-        for _ in range(3):
-            gc.collect()
-            peaks["init"] = live.now
-            live.start_phase()
-            loss = engine(input_ids=ids, labels=ids).loss
-            peaks["forward"] = live.peak
-            live.start_phase()
+        for _ in range(3 if explain else 2):
+            ids = torch.randint(1, 2048, shape)
+            batch = {"input_ids": ids, "labels": ids.clone()}
+            if configuration.get("packing"):
+                # two documents a sample: none sees the other
+                half = torch.arange(LENGTH // 2)
+                batch["position_ids"] = torch.cat([half, half]).expand(shape).clone()
+            loss = engine(**batch).loss
+            end("forward")
             engine.backward(loss)
-            peaks["backward"] = live.peak
-            live.start_phase()
+            end("backward")
             del loss
             engine.step()
-            peaks["step"] = live.peak
+            end("step")
+            del ids, batch
     engine.destroy()
     del engine, model, arguments
     gc.collect()
     document = {
-        "phases": {name: memory.phases[name] - memory.context for name in PHASES},
+        # on a CPU, what is offloaded lies in the same memory
+        "phases": {
+            name: memory.phases[name] - memory.context + memory.host for name in PHASES
+        },
         "items": {
             name: getattr(memory, name)
             for name in ("parameters", "gradients", "optimizer", "activations", "logits", "buffers")
