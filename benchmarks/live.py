@@ -66,7 +66,9 @@ class Live(TorchDispatchMode):
 
     def report(self, rows: int = 30) -> str:
         """What was alive at the watched peak, the largest first."""
-        return "\n".join(f"{n / 2**20:9.3f} MiB  {what}" for what, n in self._seen.most_common(rows))
+        return "\n".join(
+            f"{n / 2**20:9.3f} MiB  {what}" for what, n in self._seen.most_common(rows)
+        )
 
 
 def _site() -> str:

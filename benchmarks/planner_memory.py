@@ -69,7 +69,7 @@ def overrides(configuration: dict[str, Any]) -> list[str]:
         f"model.activation_checkpointing={str(configuration['activation_checkpointing']).lower()}",
         f"data.sequence_length={LENGTH}",
         f"batch.micro_size={configuration['micro']}",
-        f"batch.global_size={configuration['micro'] * 2}",
+        f"batch.global_size={configuration['micro'] * 2 * configuration.get('accumulation', 1)}",
         f"parallel.zero_stage={configuration['zero_stage']}",
         f"parallel.offload={configuration['offload']}",
         f"precision={configuration['precision']}",
@@ -120,37 +120,42 @@ def measure(
         )
         model.train()
         end("init")
-        shape = (configuration["micro"], LENGTH)
-        for _ in range(3 if explain else 2):
-            ids = torch.randint(1, 2048, shape)
-            batch = {"input_ids": ids, "labels": ids.clone()}
-            if configuration.get("packing"):
-                # two documents a sample: none sees the other
-                half = torch.arange(LENGTH // 2)
-                batch["position_ids"] = torch.cat([half, half]).expand(shape).clone()
+        steps = configuration.get("accumulation", 1)
+        for number in range((3 if explain else 2) * steps):
+            batch = _batch(configuration["micro"])
             loss = engine(**batch).loss
             end("forward")
             engine.backward(loss)
             end("backward")
-            del loss
+            del loss, batch
             engine.step()
-            end("step")
-            del ids, batch
+            if (number + 1) % steps == 0:
+                end("step")
     engine.destroy()
     del engine, model, arguments
     gc.collect()
     document = {
         # on a CPU, what is offloaded lies in the same memory
         "phases": {
-            name: memory.phases[name] - memory.context + memory.host for name in PHASES
+            name: memory.phases[name] - memory.context + memory.host_states for name in PHASES
         },
         "items": {
             name: getattr(memory, name)
             for name in ("parameters", "gradients", "optimizer", "activations", "logits", "buffers")
         },
-        "host": memory.host,
+        "host": memory.host_states,
     }
     return peaks, document
+
+
+def _batch(micro: int) -> dict[str, Any]:
+    """A batch as the task makes it: two documents in a sample, none sees the other."""
+    import torch
+
+    ids = torch.randint(1, 2048, (micro, LENGTH))
+    half = torch.arange(LENGTH // 2)
+    positions = torch.cat([half, half]).repeat(micro, 1)
+    return {"input_ids": ids, "position_ids": positions, "labels": ids.clone()}
 
 
 def worker(source: Path, target: Path) -> None:

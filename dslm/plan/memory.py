@@ -1,29 +1,30 @@
 """Memory of one rank, itemised, and of one host: from a shape and a strategy to bytes.
 
-Plain numbers; nothing is measured here and nothing is chosen. Model states follow what DeepSpeed
-0.19 keeps (engine.get_data_types, stage_1_and_2.py, stage3.py, bf16_optimizer.py); activations
-follow what autograd saves of transformers' layers.
-
-Legend: Ψ parameters, N data-parallel ranks, e bytes of an element of the compute format, b micro
-batch, s sequence length, H hidden size, I intermediate size, A heads × head size, K key-value
-heads × head size, V vocabulary.
+Plain numbers; nothing is measured here and nothing is chosen. Model states and DeepSpeed's buffers
+come from `states`, what autograd keeps from `activations`; here they are put together, phase by
+phase. docs/planner-accuracy.md holds the sums against DeepSpeed itself.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from dslm.plan.activations import Activations, Pass, activations
 from dslm.plan.shape import ModelShape
+from dslm.plan.states import FP32, REUSE, SUB_GROUP, Held, Setting, held
 from dslm.plan.strategy import Strategy
 from dslm.recipe.schema import Recipe
 
-FP32 = 4
-# Bytes of optimizer state per trained parameter beside the fp32 copy: two moments, or fewer.
-STATE_BYTES = {"adamw": 8, "adam": 8, "sgd": 0, "adafactor": 0, "lion": 4, "muon": 4}
-# A CUDA context with cuBLAS and NCCL's buffers: 0.5 to 0.9 GiB as nvidia-smi shows it.
-CONTEXT_BYTES = {"cuda": int(0.8 * 2**30), "rocm": int(0.8 * 2**30), "cpu": int(0.5 * 2**30)}
+# A CUDA context with cuBLAS and NCCL's buffers: 0.5 to 0.9 GiB as nvidia-smi shows it; on a CPU
+# the process itself: Python, torch, DeepSpeed, transformers and gloo.
+CONTEXT_BYTES = {"cuda": int(0.8 * 2**30), "rocm": int(0.8 * 2**30), "cpu": int(0.6 * 2**30)}
+# The process of a rank on its host, beside an accelerator: the same libraries, and CUDA's own.
+PROCESS_BYTES = 2 * 2**30
 # What a plan leaves free: the allocator's fragmentation, and what no formula knows.
 MARGIN = 0.06
+# The same for a host, whose other processes and page cache need room.
+HOST_MARGIN = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +39,9 @@ class Memory:
     buffers: int
     context: int
     phases: dict[str, int]
-    host: int
+    host: int  # the most, over the phases of the run
+    host_items: dict[str, int]  # pinned, pageable, process, loading, export; of all its ranks
+    host_states: int  # pinned and pageable, of one rank
 
     @property
     def total(self) -> int:
@@ -51,96 +54,12 @@ class Memory:
         return max(self.phases, key=lambda phase: self.phases[phase])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class States:
-    """Bytes of model states on a device and, offloaded, on the host; of one rank."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    host_parameters: int = 0
-    host_optimizer: int = 0
-
-
-def model_states(
-    trained: int,
-    *,
-    frozen: int = 0,
-    precision: str = "bf16",
-    optimizer: str = "adamw",
-    stage: int = 0,
-    ranks: int = 1,
-    offload: str = "none",
-) -> States:
-    """Parameters, gradients and optimizer state of one rank.
-
-    Source: ZeRO (arXiv 1910.02054), section 3 and table 1, for mixed precision: 2Ψ + 2Ψ + KΨ with
-    K = 12 for Adam; in fp32, DeepSpeed's stages 1 and 2 keep a second copy of their partition.
-    """
-    element = FP32 if precision == "fp32" else 2
-    all_ = trained + frozen
-    share = -(-trained // ranks)  # every rank holds the same, rounded up
-    parameters = element * (-(-all_ // ranks) if stage == 3 else all_)
-    # without ZeRO, DeepSpeed accumulates bf16 gradients in fp32 (engine.get_data_types)
-    gradient = FP32 if stage == 0 and precision == "bf16" else element
-    gradients = gradient * (share if stage >= 2 else trained)
-    copies = 0 if stage == 0 and precision == "fp32" else FP32
-    state = (STATE_BYTES[optimizer] + copies) * (share if stage >= 1 else trained)
-    host_parameters = host_optimizer = 0
-    if offload != "none":
-        host_optimizer = state + FP32 * share  # and the gradients that the host's step reads
-        state = 0
-    if offload in ("all", "nvme"):
-        host_parameters, parameters = parameters, 0
-        gradients = 0
-    if offload == "nvme":
-        host_parameters = host_optimizer = 0
-    return States(
-        parameters=parameters,
-        gradients=gradients,
-        optimizer=state,
-        host_parameters=host_parameters,
-        host_optimizer=host_optimizer,
-    )
-
-
 def lora_parameters(shape: ModelShape, rank: int) -> int:
     """Trained parameters with adapters on every linear layer of the decoder."""
     h, i, a, k = shape.hidden_size, shape.intermediate_size, shape.attention_width, shape.kv_width
     attention = (h + a) * 2 + (h + k) * 2
     mlp = (h + i) * (3 if shape.gated_mlp else 2)
     return rank * (attention + mlp) * (shape.layers + shape.encoder_layers)
-
-
-def layer_activations(shape: ModelShape, *, element: int, tokens: int) -> int:
-    """Bytes that autograd keeps of one layer for so many tokens (b × s), with fused attention.
-
-    Source: the tensors that the backward pass of each operation reads, as in Korthikanti et al.
-    (arXiv 2205.05198), section 4.1, for the layers of transformers 5: RMSNorm computes in fp32,
-    and fused attention keeps its output and a number per head and token instead of s × s scores.
-    """
-    h, i = shape.hidden_size, shape.intermediate_size
-    a, k = shape.attention_width, shape.kv_width
-    if shape.gated_mlp:
-        # each norm: its input in fp32, the normalised input, and what it gives to the linear layers
-        norms = shape.norms_per_layer * h * (3 * FP32 if element == FP32 else FP32 + 2 * element)
-        mlp = 4 * i * element  # gate, its activation, up, their product
-    else:
-        norms = shape.norms_per_layer * h * 2 * element  # input and output
-        mlp = 2 * i * element
-    if shape.qk_norm:
-        norms += (a + k) * (FP32 + element)
-    attention = (2 * a + 2 * k) * element + FP32 * shape.heads
-    dropout = 2 * h if shape.dropout else 0  # two masks of a byte
-    return tokens * (norms + attention + mlp + dropout)
-
-
-def logits_bytes(shape: ModelShape, *, element: int, tokens: int) -> int:
-    """Bytes at the peak of the loss: the logits, their fp32 copy, the log-probabilities.
-
-    Source: transformers' loss_utils.ForCausalLMLoss, which computes in fp32.
-    """
-    return tokens * shape.vocab_size * ((0 if element == FP32 else element) + 2 * FP32)
 
 
 def estimate(
@@ -162,67 +81,184 @@ def estimate(
         ranks_per_host: how many ranks share a host's memory.
         buckets: elements in each of DeepSpeed's communication buckets.
     """
-    element = FP32 if recipe.precision == "fp32" else 2
-    total = shape.parameters // strategy.tensor_parallel
-    trained, frozen = total, 0
-    if recipe.lora is not None:
-        trained, frozen = lora_parameters(shape, recipe.lora.rank), total
-    states = model_states(
-        trained,
-        frozen=frozen,
-        precision=recipe.precision,
-        optimizer=recipe.optimizer.name,
-        stage=strategy.zero_stage,
-        ranks=strategy.data_parallel_size * strategy.sequence_parallel,
-        offload=strategy.offload,
+    on_cpu = device_kind == "cpu"
+    setting = _setting(
+        recipe, shape, strategy, on_cpu=on_cpu, ranks_per_host=ranks_per_host, buckets=buckets
     )
-    length = 1 if recipe.task == "vision" else recipe.data.sequence_length
-    tokens = strategy.micro_batch_size * length // strategy.sequence_parallel
-    layers = shape.layers + shape.encoder_layers
-    one_layer = layer_activations(shape, element=element, tokens=tokens)
-    boundary = tokens * shape.hidden_size * element
-    if strategy.activation_checkpointing:
-        activations = layers * boundary + one_layer
-    else:
-        activations = layers * one_layer
-    logits = logits_bytes(shape, element=element, tokens=tokens)
-    buffers = _buffers(shape, strategy, element=element, trained=trained, buckets=buckets)
+    states = held(setting)
+    one = pass_of(recipe, shape, strategy, on_cpu=on_cpu)
+    seen = activations(shape, one)
     context = CONTEXT_BYTES[device_kind]
-    resident = states.parameters + states.optimizer + context
-    share = -(-trained // strategy.data_parallel_size) if strategy.zero_stage else trained
-    # the optimizer's step reads gradients in fp32: a copy of the partition in mixed precision,
-    # but for bf16 without ZeRO, whose gradients are in fp32 already
-    has_copy = element != FP32 and not (strategy.zero_stage == 0 and recipe.precision == "bf16")
-    step = FP32 * share if strategy.offload == "none" and has_copy else 0
-    phases = {
-        "init": resident,
-        "forward": resident + states.gradients + activations + logits + buffers,
-        "backward": resident + states.gradients + activations + logits + buffers,
-        "step": resident + states.gradients + step,
-    }
-    host = ranks_per_host * (states.host_parameters + states.host_optimizer)
+    phases = _phases(recipe, setting, states, seen, one, context, on_cpu=on_cpu)
+    items = _host(recipe, setting, states, phases, ranks=ranks_per_host, on_cpu=on_cpu)
     return Memory(
         parameters=states.parameters,
         gradients=states.gradients,
         optimizer=states.optimizer,
-        activations=activations,
-        logits=logits,
-        buffers=buffers,
+        activations=seen.kept,
+        logits=seen.logits,
+        buffers=states.buffers,
         context=context,
         phases=phases,
-        host=host,
+        host=items["process"]
+        + max(items["pinned"] + items["pageable"] + items["export"], items["loading"]),
+        host_items=items,
+        host_states=states.host,
     )
 
 
-def _buffers(
-    shape: ModelShape, strategy: Strategy, *, element: int, trained: int, buckets: int
-) -> int:
-    """DeepSpeed's communication buffers: two reduce buckets, and at stage 3 the gathered layers."""
-    reduce = min(buckets, trained) * element
-    if strategy.zero_stage == 0:
-        return reduce
-    if strategy.zero_stage < 3:
-        return 2 * reduce
-    head = shape.vocab_size * shape.hidden_size
-    gathered = max(head, 2 * shape.layer_parameters) + shape.layer_parameters
-    return 2 * reduce + element * gathered
+def pass_of(recipe: Recipe, shape: ModelShape, strategy: Strategy, *, on_cpu: bool) -> Pass:
+    """The forward and backward pass of one micro batch."""
+    length = recipe.data.sequence_length
+    if recipe.task == "vision":
+        length = shape.patches + 1
+    attention = recipe.model.attention
+    return Pass(
+        sequences=strategy.micro_batch_size,
+        length=max(1, length // strategy.sequence_parallel),
+        keys=length,
+        element=FP32 if recipe.precision == "fp32" else 2,
+        attention="sdpa" if attention == "auto" else attention,
+        masked=masked(recipe),
+        on_cpu=on_cpu,
+        checkpointing=strategy.activation_checkpointing,
+        liger=recipe.model.liger is True,
+        tensor_parallel=strategy.tensor_parallel,
+        causal=recipe.task not in ("mlm", "seq2seq", "vision", "classify"),
+        lora_rank=recipe.lora.rank if recipe.lora else 0,
+    )
+
+
+def masked(recipe: Recipe) -> bool:
+    """Whether attention gets an explicit mask: documents that share a sample, or padding."""
+    return recipe.task != "vision"
+
+
+def _zero(recipe: Recipe, key: str, default: int) -> int:
+    """A size of the recipe's own `deepspeed.zero_optimization`."""
+    section: Any = recipe.deepspeed.get("zero_optimization", {})
+    value = section.get(key) if isinstance(section, dict) else None
+    return int(value) if isinstance(value, int | float) and value > 0 else default
+
+
+def _setting(
+    recipe: Recipe,
+    shape: ModelShape,
+    strategy: Strategy,
+    *,
+    on_cpu: bool,
+    ranks_per_host: int,
+    buckets: int,
+) -> Setting:
+    tensor = strategy.tensor_parallel
+    # AutoTP shares the layers; embeddings and head are on every rank
+    layers = (shape.layers + shape.encoder_layers) * shape.layer_parameters
+    total = shape.parameters - layers + -(-layers // tensor) if tensor > 1 else shape.parameters
+    trained, frozen = total, 0
+    if recipe.lora is not None:
+        trained, frozen = lora_parameters(shape, recipe.lora.rank) // tensor, total
+    ranks = strategy.data_parallel_size * strategy.sequence_parallel
+    overlaps = not on_cpu and strategy.zero_stage > 0
+    embedding = shape.vocab_size * shape.hidden_size
+    return Setting(
+        trained=trained,
+        frozen=frozen,
+        largest=max(embedding, shape.hidden_size * shape.intermediate_size),
+        layer=shape.layer_parameters,
+        element=FP32 if recipe.precision == "fp32" else 2,
+        optimizer=recipe.optimizer.name,
+        stage=strategy.zero_stage,
+        ranks=min(ranks, _zero(recipe, "mics_shard_size", ranks)),
+        offload=strategy.offload,
+        accumulates=strategy.gradient_accumulation_steps > 1,
+        on_cpu=on_cpu,
+        bucket=_zero(recipe, "reduce_bucket_size", buckets),
+        overlaps=overlaps,
+        reuse=min(
+            _zero(recipe, "stage3_max_reuse_distance", REUSE),
+            _zero(recipe, "stage3_max_live_parameters", REUSE),
+        ),
+        sub_group=_zero(recipe, "sub_group_size", SUB_GROUP),
+        secondary=min(ranks_per_host, ranks) if recipe.parallel.zeropp else 0,
+        pinned=not on_cpu,
+    )
+
+
+def _phases(
+    recipe: Recipe,
+    setting: Setting,
+    states: Held,
+    seen: Activations,
+    one: Pass,
+    context: int,
+    *,
+    on_cpu: bool,
+) -> dict[str, int]:
+    """The most of each phase.
+
+    In the backward pass activations go as gradients come, so its peak is at the loss, in the last
+    layer, or at the end.
+    """
+    resident = context + states.resident
+    through = resident + states.carried + states.gathered
+    again = seen.layer if one.checkpointing else 0  # the layer that is computed once more
+    backward = max(
+        through + seen.kept + seen.loss_backward,
+        through + seen.kept + again + seen.temporary + states.arriving,
+        resident + states.carried + states.backward_end,
+    )
+    init = context + states.init
+    if on_cpu and recipe.model.init == "scratch" and setting.stage < 3:
+        # the model is drawn in fp32 before the engine casts it
+        init = max(init, context + FP32 * (setting.trained + setting.frozen + setting.largest))
+    step = resident + states.step
+    return {
+        "init": init,
+        "forward": through + seen.kept + seen.loss_forward,
+        "backward": backward,
+        "step": step,
+        "evaluation": resident + states.gathered + seen.layer + seen.loss_forward,
+        # a checkpoint is written from where its tensors are; stage 3 gathers one at a time to export
+        "checkpoint": resident,
+        "export": resident + (setting.element * setting.largest if setting.stage == 3 else 0),
+    }
+
+
+def _host(
+    recipe: Recipe,
+    setting: Setting,
+    states: Held,
+    phases: dict[str, int],
+    *,
+    ranks: int,
+    on_cpu: bool,
+) -> dict[str, int]:
+    """Bytes on one host, of all its ranks together.
+
+    Source: every rank of stages 0 to 2 makes or loads the whole model before it goes to its device
+    (transformers' from_pretrained; in fp32 when made from nothing), under stage 3 each reads the
+    checkpoint whole and keeps its part (integrations/deepspeed.py, _load_state_dict_into_zero3_model);
+    at the export rank 0 gathers the model (engine._zero3_consolidated_16bit_state_dict).
+    """
+    whole = setting.trained + setting.frozen
+    scratch = recipe.model.init == "scratch"
+    if setting.stage == 3:
+        loaded = 0 if scratch else setting.element * whole
+    else:
+        loaded = (FP32 if scratch else setting.element) * whole
+    if on_cpu:
+        # device and host are one: a rank's phases are what it takes
+        return {
+            "pinned": 0,
+            "pageable": ranks * (max(phases.values()) + states.host),
+            "process": 0,
+            "loading": ranks * loaded,
+            "export": setting.element * whole,
+        }
+    return {
+        "pinned": ranks * states.host_pinned,
+        "pageable": ranks * states.host_pageable,
+        "process": ranks * PROCESS_BYTES,
+        "loading": ranks * loaded,
+        "export": setting.element * whole,
+    }

@@ -9,9 +9,10 @@ from typing import Any
 from dslm.cluster.devices import Device
 from dslm.cluster.hosts import Cluster, Host
 from dslm.errors import RecipeError
-from dslm.plan.memory import MARGIN, Memory, model_states
+from dslm.plan.memory import MARGIN, Memory
 from dslm.plan.search import Candidate, Plan, choose, smallest_world
 from dslm.plan.shape import ModelShape
+from dslm.plan.states import model_states
 from dslm.plan.time import StepTime, flops_per_token
 from dslm.recipe.duration import total_steps
 from dslm.recipe.schema import Recipe

@@ -40,6 +40,7 @@ class ModelShape:
     sliding_window: int | None = None
     dropout: bool = False
     encoder_layers: int = 0  # of an encoder-decoder, beside `layers`
+    patches: int = 0  # of an image
     exact: bool = True  # False: an unknown model_type, counted as a Llama would be
 
     @property
@@ -84,6 +85,10 @@ class _Config:
                 hint="give the sizes as the model's config.json has them",
             )
         return default
+
+    def drops(self, *keys: str) -> bool:
+        """Whether any of these rates of dropout is set; the families' defaults are a tenth."""
+        return any(self._values.get(key, 0.1) for key in keys)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._values.get(key)
@@ -183,7 +188,7 @@ def _gpt(model_type: str, config: _Config) -> ModelShape:
         gated_mlp=False,
         tied_head=tied,
         norms_per_layer=2,
-        dropout=learned,
+        dropout=learned and config.drops("resid_pdrop", "embd_pdrop", "attn_pdrop"),
     )
 
 
@@ -215,7 +220,7 @@ def _bert(model_type: str, config: _Config) -> ModelShape:
         gated_mlp=False,
         tied_head=not config.classifies,
         norms_per_layer=2,
-        dropout=True,
+        dropout=config.drops("hidden_dropout_prob", "attention_probs_dropout_prob"),
     )
 
 
@@ -251,7 +256,7 @@ def _t5(model_type: str, config: _Config) -> ModelShape:
         gated_mlp=False,
         tied_head=tied,
         norms_per_layer=3,
-        dropout=True,
+        dropout=config.drops("dropout_rate"),
         encoder_layers=layers,
     )
 
@@ -277,6 +282,7 @@ def _vit(model_type: str, config: _Config) -> ModelShape:
         kv_heads=heads,
         head_dim=hidden // heads,
         vocab_size=labels,
+        patches=patches,
         max_positions=None,
         gated_mlp=False,
         tied_head=False,
