@@ -83,7 +83,6 @@ def measure(
     import gc
 
     import deepspeed
-    import torch
 
     from benchmarks.live import Live
     from dslm.run.directory import RunDirectory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,9 +99,10 @@ def _cluster(
     gpus: int | None, hosts: int | None, device: str | None, hostfile: Path | None
 ) -> Cluster:
     from dslm.cluster.detect import local_cluster, this_machine
-    from dslm.cluster.devices import device_named
+    from dslm.cluster.devices import cpu_device, device_named
     from dslm.cluster.hostfile import load_hostfile
     from dslm.cluster.hosts import Cluster
+    from dslm.cluster.measured import with_measured
     from dslm.errors import OptionError, Where
     from dslm.plan.report import cluster_of
 
@@ -111,10 +113,20 @@ def _cluster(
         )
     if device is None and gpus is None and hosts is None and hostfile is None:
         return local_cluster()
-    here = this_machine().accelerators
-    kind = device_named(device) if device else here[0] if here else device_named("h100-80gb")
+    machine = this_machine()
+    if device == "cpu":  # one like this one: its memory is shared by the ranks of a host
+        ranks = max(1, (gpus or 1) // (hosts or 1))
+        kind = cpu_device(machine.memory_bytes // ranks)
+    elif device:
+        kind = device_named(device)
+    else:
+        kind = machine.accelerators[0] if machine.accelerators else device_named("h100-80gb")
+    kind = with_measured(kind)
     if hostfile is not None:
         return Cluster(hosts=load_hostfile(hostfile), device=kind)
+    if device == "cpu":
+        made = cluster_of(kind, gpus or 1, hosts or 1)
+        return replace(made, host_memory_bytes=machine.memory_bytes)
     return cluster_of(kind, gpus or 8 * (hosts or 1), hosts)
 
 
@@ -179,8 +191,7 @@ def _show(found: dict[str, Any]) -> None:
             render_bytes(device["total"]),
         )
         terminal.show(table)
-        if memory["host"]["total"]:
-            terminal.show(f"[bold]host[/]    {render_bytes(memory['host']['total'])} on each host")
+        terminal.show(f"[bold]host[/]    {_host_line(memory['host'])}")
     time = found["time"]
     if time is not None:
         whole = ""
@@ -202,6 +213,25 @@ def _show(found: dict[str, Any]) -> None:
     smallest = found["smallest_world_size"]
     if smallest:
         terminal.show(f"[dim]at least {smallest} such device{'s' if smallest > 1 else ''}[/]")
+
+
+def _host_line(host: dict[str, Any]) -> str:
+    from dslm.units import render_bytes
+
+    parts = ", ".join(
+        f"{name} {render_bytes(host[name])}"
+        for name in ("pinned", "pageable", "process", "loading", "export")
+        if host[name]
+    )
+    line = f"{render_bytes(host['total'])} on each host ({parts})"
+    if host["capacity"] is None:
+        return line
+    if host["fits"]:
+        return f"{line}, of {render_bytes(host['capacity'])}"
+    return (
+        f"{line}: [bold red]more than its {render_bytes(host['capacity'])}, "
+        "so the kernel would end a rank (exit -9)[/]"
+    )
 
 
 def _show_sweep(rows: list[dict[str, Any]]) -> None:

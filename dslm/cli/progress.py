@@ -135,6 +135,21 @@ class RunScreen:
         if not self._live_wanted:
             self.note("  " + "  ".join(f"{k} {v}" for k, v in self._cells()))
 
+    def _on_accuracy(self, event: dict[str, Any]) -> None:
+        if event.get("difference") is None:
+            return
+        parts = [
+            f"memory {render_bytes(event['predicted_bytes'])} planned, "
+            f"{render_bytes(event['measured_bytes'])} measured ({event['difference']:+.1%})"
+        ]
+        if event.get("step_difference") is not None:
+            parts.append(
+                f"step {render_seconds(event['predicted_step_seconds'])} planned, "
+                f"{render_seconds(event['measured_step_seconds'])} measured "
+                f"({event['step_difference']:+.1%})"
+            )
+        self.note(f"[bold]plan[/] {'; '.join(parts)}")
+
     def _on_eval(self, event: dict[str, Any]) -> None:
         parts = [
             f"{name.replace('_', ' ')} {value:.4g}"

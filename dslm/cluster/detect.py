@@ -84,9 +84,17 @@ def local_cluster(
     count = asked if asked is not None else default
     if not machine.accelerators:
         device = with_measured(cpu_device(machine.memory_bytes // count))
-        return Cluster(hosts=(Host(LOCALHOST, count),), device=device)
+        return Cluster(
+            hosts=(Host(LOCALHOST, count),),
+            device=device,
+            host_memory_bytes=machine.memory_bytes,
+        )
     host = Host(LOCALHOST, count, devices=tuple(chosen[:count]))
-    return Cluster(hosts=(host,), device=with_measured(machine.accelerators[chosen[0]]))
+    return Cluster(
+        hosts=(host,),
+        device=with_measured(machine.accelerators[chosen[0]]),
+        host_memory_bytes=machine.memory_bytes,
+    )
 
 
 def _cuda_devices() -> tuple[Device, ...]:

@@ -24,6 +24,7 @@ class Device:
     link_bandwidth: float  # between devices of one host, per device and direction
     network_bandwidth: float  # between hosts, per device and direction
     source: str
+    efficiency: float = 0.5  # of the peak, that a transformer's kernels reach when nothing waits
 
     def supports(self, precision: str) -> bool:
         """Whether it computes in that format (an empty table of peaks: not known, so yes)."""
@@ -44,6 +45,7 @@ def _gpu(
     source: str,
     kind: str = "cuda",
     bf16: bool = True,
+    efficiency: float = 0.5,
 ) -> Device:
     """A row: memory in GiB, peaks in TFLOP/s, memory bandwidth and links in GB/s."""
     peaks = {"fp16": half * 1e12, "fp32": fp32 * 1e12} | ({"bf16": half * 1e12} if bf16 else {})
@@ -56,21 +58,38 @@ def _gpu(
         link_bandwidth=link * 1e9,
         network_bandwidth=network * 1e9,
         source=source,
+        efficiency=efficiency,
     )
 
 
 # Peaks: tensor cores with fp32 accumulation, dense; fp32 without TF32, which is PyTorch's default.
 # Links: NVLink or PCIe per direction. Network: the usual fabric of a host with eight such devices
 # (HDR 200 Gb/s per A100, NDR 400 Gb/s per H100, 100 Gb/s per host with smaller cards).
+# Efficiency: what published runs reach, recomputation counted (llm-foundry, scripts/train/
+# benchmarking: 0.60 to 0.79 on an A100, 0.40 to 0.59 on an H100, whose tensor cores are harder to
+# feed); a half for devices of which no such tables are known. docs/planner-accuracy.md compares.
 _A100 = "NVIDIA A100 datasheet, 2021"
 _H100 = "NVIDIA H100 datasheet, 2023"
 _TABLE = (
-    _gpu("a100-40gb", 40, half=312, fp32=19.5, memory=1555, link=300, network=25, source=_A100),
-    _gpu("a100-80gb", 80, half=312, fp32=19.5, memory=2039, link=300, network=25, source=_A100),
-    _gpu("h100-80gb", 80, half=989.4, fp32=66.9, memory=3350, link=450, network=50, source=_H100),
-    _gpu("h100-pcie", 80, half=756, fp32=51.2, memory=2000, link=64, network=25, source=_H100),
+    _gpu(
+        "a100-40gb", 40, half=312, fp32=19.5, memory=1555, link=300, network=25, efficiency=0.7,
+        source=_A100,
+    ),
+    _gpu(
+        "a100-80gb", 80, half=312, fp32=19.5, memory=2039, link=300, network=25, efficiency=0.7,
+        source=_A100,
+    ),
+    _gpu(
+        "h100-80gb", 80, half=989.4, fp32=66.9, memory=3350, link=450, network=50, efficiency=0.5,
+        source=_H100,
+    ),
+    _gpu(
+        "h100-pcie", 80, half=756, fp32=51.2, memory=2000, link=64, network=25, efficiency=0.5,
+        source=_H100,
+    ),
     _gpu(
         "h200", 141e9 / GIB, half=989.4, fp32=66.9, memory=4800, link=450, network=50,
+        efficiency=0.5,
         source="NVIDIA H200 datasheet, 2023",
     ),
     _gpu(
@@ -181,6 +200,7 @@ def device_reported(product: str, memory_bytes: int) -> Device:
         link_bandwidth=best.link_bandwidth,
         network_bandwidth=best.network_bandwidth,
         source=best.source,
+        efficiency=best.efficiency,
     )
 
 

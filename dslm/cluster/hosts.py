@@ -27,6 +27,7 @@ class Cluster:
 
     hosts: tuple[Host, ...]
     device: Device
+    host_memory_bytes: int | None = None  # of each host; None: not known
 
     @property
     def world_size(self) -> int:

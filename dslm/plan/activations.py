@@ -74,6 +74,8 @@ def activations(shape: ModelShape, one: Pass) -> Activations:
     if one.checkpointing:
         # of each layer only its input is kept; one layer at a time is computed again
         kept = layers * one.tokens * shape.hidden_size * one.element + outside
+        if one.masked and one.attention == "sdpa":
+            kept += one.tokens * one.seen  # the mask, which every layer is given again
     else:
         kept = layers * layer + outside
     loss_kept, forward, backward = _loss(shape, one)
@@ -156,7 +158,7 @@ def _bert(shape: ModelShape, one: Pass) -> int:
 
 
 def _t5(shape: ModelShape, one: Pass) -> int:
-    """The mean of encoder and decoder layers; positions are a bias on the scores, so never flash."""
+    """The mean of encoder and decoder layers; a bias on the scores, so never flash attention."""
     t, e, h = one.tokens, one.element, shape.hidden_size
     layers = shape.layers + shape.encoder_layers
     attentions = (2 * shape.layers + shape.encoder_layers) / layers
@@ -199,7 +201,8 @@ def _attention(shape: ModelShape, one: Pass, *, packed: bool = False) -> int:
         soft = FP32 + (e if e != FP32 else 0) if shape.gated_mlp or not packed else e
         return output + own + scores * soft
     masked = one.masked and one.attention == "sdpa"
-    repeated = width if masked else keys  # with a mask, keys and values are repeated for each head
+    # with a mask, keys and values are repeated for each head; a single one needs no copy
+    repeated = width if masked and shape.kv_heads > 1 else keys
     kept = t * (width + 2 * repeated) * e + output + t * heads * FP32
     if masked:
         kept += t * one.seen * e  # the mask, in the format of the scores

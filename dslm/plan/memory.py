@@ -90,7 +90,7 @@ def estimate(
     seen = activations(shape, one)
     context = CONTEXT_BYTES[device_kind]
     phases = _phases(recipe, setting, states, seen, one, context, on_cpu=on_cpu)
-    items = _host(recipe, setting, states, phases, ranks=ranks_per_host, on_cpu=on_cpu)
+    total, items = _host(recipe, setting, states, phases, ranks=ranks_per_host, on_cpu=on_cpu)
     return Memory(
         parameters=states.parameters,
         gradients=states.gradients,
@@ -100,8 +100,7 @@ def estimate(
         buffers=states.buffers,
         context=context,
         phases=phases,
-        host=items["process"]
-        + max(items["pinned"] + items["pageable"] + items["export"], items["loading"]),
+        host=total,
         host_items=items,
         host_states=states.host,
     )
@@ -165,6 +164,8 @@ def _setting(
         frozen=frozen,
         largest=max(embedding, shape.hidden_size * shape.intermediate_size),
         layer=shape.layer_parameters,
+        embedding=embedding,
+        tied=shape.tied_head,
         element=FP32 if recipe.precision == "fp32" else 2,
         optimizer=recipe.optimizer.name,
         stage=strategy.zero_stage,
@@ -218,7 +219,7 @@ def _phases(
         "backward": backward,
         "step": step,
         "evaluation": resident + states.gathered + seen.layer + seen.loss_forward,
-        # a checkpoint is written from where its tensors are; stage 3 gathers one at a time to export
+        # written from where the tensors are; stage 3 gathers one at a time to export
         "checkpoint": resident,
         "export": resident + (setting.element * setting.largest if setting.stage == 3 else 0),
     }
@@ -232,33 +233,30 @@ def _host(
     *,
     ranks: int,
     on_cpu: bool,
-) -> dict[str, int]:
-    """Bytes on one host, of all its ranks together.
+) -> tuple[int, dict[str, int]]:
+    """Bytes on one host, of all its ranks together: the most at a time, and the parts.
 
     Source: every rank of stages 0 to 2 makes or loads the whole model before it goes to its device
-    (transformers' from_pretrained; in fp32 when made from nothing), under stage 3 each reads the
-    checkpoint whole and keeps its part (integrations/deepspeed.py, _load_state_dict_into_zero3_model);
-    at the export rank 0 gathers the model (engine._zero3_consolidated_16bit_state_dict).
+    (transformers' from_pretrained; in fp32 when made from nothing); under stage 3 only rank 0 reads
+    the weights (modeling_utils.py, _load_pretrained_model); at the export rank 0 gathers the model
+    (engine._zero3_consolidated_16bit_state_dict).
     """
     whole = setting.trained + setting.frozen
     scratch = recipe.model.init == "scratch"
     if setting.stage == 3:
-        loaded = 0 if scratch else setting.element * whole
+        loading = 0 if scratch else setting.element * whole
     else:
-        loaded = (FP32 if scratch else setting.element) * whole
+        loading = ranks * (FP32 if scratch else setting.element) * whole
+    export = setting.element * whole
     if on_cpu:
         # device and host are one: a rank's phases are what it takes
-        return {
-            "pinned": 0,
-            "pageable": ranks * (max(phases.values()) + states.host),
-            "process": 0,
-            "loading": ranks * loaded,
-            "export": setting.element * whole,
-        }
-    return {
-        "pinned": ranks * states.host_pinned,
-        "pageable": ranks * states.host_pageable,
-        "process": ranks * PROCESS_BYTES,
-        "loading": ranks * loaded,
-        "export": setting.element * whole,
-    }
+        peak = ranks * (max(phases.values()) + states.host)
+        at_export = ranks * (phases["export"] + states.host) + export
+        parts = {"pinned": 0, "pageable": peak, "process": 0}
+        total = max(peak, at_export, loading)
+    else:
+        pinned, pageable = ranks * states.host_pinned, ranks * states.host_pageable
+        process = ranks * PROCESS_BYTES
+        parts = {"pinned": pinned, "pageable": pageable, "process": process}
+        total = process + max(pinned + pageable + export, loading)
+    return total, {**parts, "loading": loading, "export": export}

@@ -9,7 +9,7 @@ from typing import Any
 from dslm.cluster.devices import Device
 from dslm.cluster.hosts import Cluster, Host
 from dslm.errors import RecipeError
-from dslm.plan.memory import MARGIN, Memory
+from dslm.plan.memory import MARGIN
 from dslm.plan.search import Candidate, Plan, choose, smallest_world
 from dslm.plan.shape import ModelShape
 from dslm.plan.states import model_states
@@ -64,7 +64,7 @@ def document(
             "world_size": cluster.world_size,
         },
         "choice": {name: getattr(choice.strategy, name) for name in _CHOICE},
-        "memory": memory_document(choice.memory, choice.capacity),
+        "memory": memory_document(choice),
         "fits": choice.fits,
         "time": time_document(choice.time, recipe, cluster),
         "runners_up": [
@@ -78,18 +78,27 @@ def document(
     }
 
 
-def memory_document(memory: Memory | None, capacity: int | None) -> dict[str, Any]:
+def memory_document(choice: Candidate) -> dict[str, Any]:
     """Memory as `--json` has it."""
-    if memory is None:
-        return {"device": None, "host": None, "capacity": capacity, "margin": MARGIN}
-    items = asdict(memory)
-    host = items.pop("host")
-    return {
-        "device": {**items, "total": memory.total, "peak_phase": memory.peak_phase},
-        "host": {"total": host},
-        "capacity": capacity,
+    memory = choice.memory
+    found: dict[str, Any] = {
+        "device": None,
+        "host": {"total": None, "capacity": choice.host_capacity},
+        "capacity": choice.capacity,
         "margin": MARGIN,
     }
+    if memory is not None:
+        items = asdict(memory)
+        host = {
+            "total": items.pop("host"),
+            **items.pop("host_items"),
+            "capacity": choice.host_capacity,
+            "fits": choice.fits_host,
+        }
+        items.pop("host_states")
+        found["device"] = {**items, "total": memory.total, "peak_phase": memory.peak_phase}
+        found["host"] = host
+    return found
 
 
 def time_document(time: StepTime | None, recipe: Recipe, cluster: Cluster) -> dict[str, Any] | None:
@@ -107,8 +116,10 @@ def time_document(time: StepTime | None, recipe: Recipe, cluster: Cluster) -> di
 
 def why_lost(other: Candidate, choice: Candidate) -> str:
     """Why a candidate wasn't chosen, in a few words."""
-    if not other.fits and other.memory is not None:
+    if not other.fits_device and other.memory is not None:
         return f"does not fit: {other.memory.total / 2**30:.1f} GiB"
+    if not other.fits_host and other.memory is not None:
+        return f"the host has no room: {other.memory.host / 2**30:.1f} GiB"
     if other.time and choice.time and other.time.step_seconds > 1.005 * choice.time.step_seconds:
         return f"slower: {other.time.step_seconds / choice.time.step_seconds:.2f}×"
     return "as fast, less simple"
@@ -168,7 +179,7 @@ def params_document(
                 "phases": None,
                 "total": total,
             },
-            "host": None,
+            "host": {"total": None},
             "capacity": capacity,
         },
         "fits": total <= capacity * (1 - MARGIN) if capacity else None,

@@ -1,4 +1,4 @@
-"""Choose what the recipe leaves open: stage, offload, micro batch, activation checkpointing.
+"""Choose what the recipe leaves open: stage, offload, micro batch, recomputation, parallel sizes.
 
 Every combination that the recipe allows is estimated; the fastest that fits with the margin wins,
 the simplest of equals. The global batch is never touched: only how it is split.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from dslm.cluster.hosts import Cluster
 from dslm.errors import RecipeError, Where
-from dslm.plan.memory import MARGIN, Memory, estimate
+from dslm.plan.memory import HOST_MARGIN, MARGIN, Memory, estimate
 from dslm.plan.shape import ModelShape
 from dslm.plan.strategy import Strategy
 from dslm.plan.time import StepTime, predict
@@ -30,11 +30,24 @@ class Candidate:
     memory: Memory | None  # None: the model's shape isn't known
     time: StepTime | None  # None: the device's speed isn't known
     capacity: int
+    host_capacity: int | None = None  # None: the host's memory isn't known
 
     @property
     def fits(self) -> bool:
         """Whether the peak leaves the margin free; what can't be known is taken to fit."""
+        return self.fits_device and self.fits_host
+
+    @property
+    def fits_device(self) -> bool:
+        """Whether each device has room."""
         return self.memory is None or self.memory.total <= self.capacity * (1 - MARGIN)
+
+    @property
+    def fits_host(self) -> bool:
+        """Whether each host has room: where it hasn't, the kernel ends a rank (exit -9)."""
+        if self.memory is None or self.host_capacity is None:
+            return True
+        return self.memory.host <= self.host_capacity * (1 - HOST_MARGIN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,10 +76,18 @@ def choose(recipe: Recipe, cluster: Cluster, shape: ModelShape | None) -> Plan:
             that precision, or no strategy is left.
     """
     check_precision(recipe, cluster)
-    data_parallel = data_parallel_size(recipe, cluster)
+    groups = parallel_sizes(recipe, cluster, shape)
     candidates = [
         _candidate(recipe, cluster, shape, strategy)
-        for strategy in _strategies(recipe, cluster, data_parallel, known=shape is not None)
+        for tensor, sequence, data_parallel in groups
+        for strategy in _strategies(
+            recipe,
+            cluster,
+            data_parallel,
+            tensor=tensor,
+            sequence=sequence,
+            known=shape is not None,
+        )
     ]
     if not candidates:
         raise RecipeError(
@@ -95,13 +116,58 @@ def check_precision(recipe: Recipe, cluster: Cluster) -> None:
     )
 
 
-def data_parallel_size(recipe: Recipe, cluster: Cluster) -> int:
+def parallel_sizes(
+    recipe: Recipe, cluster: Cluster, shape: ModelShape | None
+) -> list[tuple[int, int, int]]:
+    """Tensor-, sequence- and data-parallel sizes that are possible, the recipe's own or all.
+
+    Raises:
+        RecipeError: none is; says which sizes would be.
+    """
+    found: list[tuple[int, int, int]] = []
+    first: RecipeError | None = None
+    for tensor, sequence in itertools.product(
+        _sizes(recipe.parallel.tensor, cluster, shape),
+        _sizes(recipe.parallel.sequence, cluster, shape),
+    ):
+        if tensor > 1 and sequence > 1 and "auto" in (
+            recipe.parallel.tensor, recipe.parallel.sequence,
+        ):  # fmt: skip
+            continue  # DeepSpeed has no preset for both
+        try:
+            size = data_parallel_size(recipe, cluster, tensor=tensor, sequence=sequence)
+        except RecipeError as failure:
+            first = first or failure
+            continue
+        found.append((tensor, sequence, size))
+    if not found and first is not None:
+        raise first
+    return found
+
+
+def _sizes(asked: int | str, cluster: Cluster, shape: ModelShape | None) -> list[int]:
+    """The sizes to try: `auto` stays inside a host and shares heads evenly."""
+    if isinstance(asked, int):
+        return [asked]
+    if shape is None or cluster.device.kind == "cpu":
+        return [1]
+    whole = [2**power for power in range(4)]
+    return [
+        size
+        for size in whole
+        if size <= cluster.slots_per_host and shape.heads % size == 0 and shape.kv_heads % size == 0
+    ]
+
+
+def data_parallel_size(
+    recipe: Recipe, cluster: Cluster, *, tensor: int = 1, sequence: int = 1
+) -> int:
     """Data-parallel ranks: the world over tensor and sequence parallelism.
 
     Raises:
         RecipeError: the sizes don't divide; says which would.
     """
-    inner = recipe.parallel.tensor * recipe.parallel.sequence
+    inner = tensor * sequence
     if cluster.world_size % inner:
         raise RecipeError(
             f"{cluster.world_size} ranks can't be grouped by tensor × sequence = {inner}",
@@ -139,7 +205,9 @@ def smallest_world(recipe: Recipe, cluster: Cluster, shape: ModelShape) -> int |
 
     for exponent in range(0, 15):
         world = 1 << exponent
-        per_host = min(world, max(8, cluster.slots_per_host))
+        # hosts like these; of those that nobody knows, eight slots each
+        known = cluster.slots_per_host if cluster.host_memory_bytes else 8
+        per_host = min(world, max(known, cluster.slots_per_host))
         hosts = tuple(Host(f"host-{n}", per_host) for n in range(world // per_host))
         try:
             if choose(recipe, replace(cluster, hosts=hosts), shape).fits:
@@ -150,15 +218,21 @@ def smallest_world(recipe: Recipe, cluster: Cluster, shape: ModelShape) -> int |
 
 
 def _strategies(
-    recipe: Recipe, cluster: Cluster, data_parallel: int, *, known: bool
+    recipe: Recipe,
+    cluster: Cluster,
+    data_parallel: int,
+    *,
+    tensor: int,
+    sequence: int,
+    known: bool,
 ) -> Iterator[Strategy]:
     parallel, model = recipe.parallel, recipe.model
     stages: tuple[int, ...]
     stages = (0, 1, 2, 3) if parallel.zero_stage == "auto" else (parallel.zero_stage,)
-    if parallel.zero_stage == "auto" and (data_parallel == 1 or not known):
+    if parallel.zero_stage == "auto" and (data_parallel * sequence == 1 or not known):
         # one rank has nothing to partition; of an unknown model, stage 2 is what mostly works
         stages = (0, 3) if known else (2,)
-    if parallel.tensor > 1:
+    if tensor > 1:
         # AutoTP shares layers itself: it does not go with stage 3 (DeepSpeed's autotp docs)
         stages = tuple(stage for stage in stages if stage < 3) or (1,)
     if parallel.zeropp:
@@ -192,8 +266,8 @@ def _strategies(
             micro_batch_size=size,
             gradient_accumulation_steps=per_rank // size,
             activation_checkpointing=recompute,
-            tensor_parallel=parallel.tensor,
-            sequence_parallel=parallel.sequence,
+            tensor_parallel=tensor,
+            sequence_parallel=sequence,
             data_parallel_size=data_parallel,
         )
 
@@ -203,7 +277,13 @@ def _candidate(
 ) -> Candidate:
     capacity = cluster.device.memory_bytes
     if shape is None:
-        return Candidate(strategy=strategy, memory=None, time=None, capacity=capacity)
+        return Candidate(
+            strategy=strategy,
+            memory=None,
+            time=None,
+            capacity=capacity,
+            host_capacity=cluster.host_memory_bytes,
+        )
     memory = estimate(
         recipe,
         shape,
@@ -217,6 +297,7 @@ def _candidate(
         memory=memory,
         time=predict(recipe, shape, strategy, cluster),
         capacity=capacity,
+        host_capacity=cluster.host_memory_bytes,
     )
 
 
@@ -231,6 +312,7 @@ def _worth(candidate: Candidate) -> tuple[float, ...]:
         0.0 if fits or memory is None else memory.total,
         float(f"{seconds:.2g}"),
         _OFFLOADS.index(strategy.offload) if strategy.offload in _OFFLOADS else 3,
+        strategy.tensor_parallel * strategy.sequence_parallel,
         strategy.activation_checkpointing,
         strategy.zero_stage,
         -strategy.micro_batch_size,

@@ -1,4 +1,4 @@
-"""What DeepSpeed keeps for a rank: parameters, gradients, optimizer state, buffers; and on its host.
+"""What DeepSpeed keeps for a rank and its host: parameters, gradients, optimizer state, buffers.
 
 Plain numbers from sizes; nothing is known here of activations. It follows DeepSpeed 0.19's
 runtime: engine.py, zero/stage_1_and_2.py, zero/stage3.py, fp16/fused_optimizer.py (an accelerator
@@ -18,7 +18,7 @@ FP32 = 4
 STATE_BYTES = {"adamw": 8, "adam": 8, "sgd": 0, "adafactor": 0, "lion": 4, "muon": 4}
 SUB_GROUP = 10**9  # elements that stage 3 updates at a time: zero/config.py, sub_group_size
 REUSE = 10**9  # stage3_max_reuse_distance and stage3_max_live_parameters, as the presets have them
-SWAP_BUFFERS = 5 * 10**8  # elements: offload_param's buffer_count × buffer_size
+SWAP_BUFFERS = 5 * 10**8  # elements: offload_param's buffer_count times buffer_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +40,8 @@ class Setting:
     frozen: int
     largest: int  # elements of the largest parameter
     layer: int  # parameters of one layer
+    embedding: int  # elements of the table of tokens
+    tied: bool  # the head multiplies with that table
     element: int
     optimizer: str
     stage: int
@@ -158,11 +160,23 @@ def _scratch(setting: Setting, elements: int) -> int:
     return 2 * FP32 * elements if setting.on_cpu and setting.optimizer in ("adam", "adamw") else 0
 
 
+def _reduced(setting: Setting) -> int:
+    """Gradients on their way: a bucket, or a parameter too large for one, and its flat copy.
+
+    The gradient of a tied table waits for the second half, and is added to it.
+    """
+    largest = min(setting.largest, setting.trained)
+    table = 3 * min(setting.embedding, setting.trained) if setting.tied else 0
+    flat = 2 * largest if largest > setting.bucket else setting.bucket
+    return setting.element * max(table, flat)
+
+
 def _without_zero(setting: Setting) -> Held:
     states = _states(setting)
     trained, e = setting.trained, setting.element
     resident = states.parameters + states.optimizer
     scratch = _scratch(setting, setting.largest)
+    head = min(setting.embedding, trained)
     if not setting.half:
         step, init = scratch, states.parameters + FP32 * setting.largest
     elif setting.on_cpu:
@@ -184,8 +198,10 @@ def _without_zero(setting: Setting) -> Held:
         init=init,
         carried=states.gradients if setting.accumulates else 0,
         gathered=0,
-        arriving=0 if setting.accumulates else e * min(setting.largest, trained),
-        backward_end=(0 if setting.accumulates else states.gradients) + flat,
+        arriving=e * head,
+        # a tied table gets two gradients, which are added; or all are copied to be reduced
+        backward_end=(0 if setting.accumulates else states.gradients)
+        + max(flat, 2 * e * head * setting.tied),
         step=step + (0 if setting.accumulates else states.gradients),
         host_pinned=0,
         host_pageable=0,
@@ -200,7 +216,7 @@ def _stages_1_and_2(setting: Setting) -> Held:
     # setup_buckets: as large as asked for, whatever the model is; two where reductions overlap
     buckets = setting.bucket * e * (2 if setting.overlaps else 1)
     # a bucket, or a parameter too large for one, is flattened to be reduced
-    reduced = 2 * largest * e if largest > setting.bucket else setting.bucket * e
+    reduced = _reduced(setting)
     partition = 0 if offloads else e * share
     carried, gradients = 0, partition
     if setting.stage == 1 and (setting.accumulates or not setting.overlaps):
@@ -259,7 +275,7 @@ def _stage_3(setting: Setting) -> Held:
     gathered = e * live
     bucket = setting.bucket * e
     largest = min(setting.largest, setting.trained)
-    reduced = 2 * largest * e if largest > setting.bucket else setting.bucket * e
+    reduced = _reduced(setting)
     secondary = e * -(-whole // setting.secondary) if setting.secondary else 0
     own = states.parameters + states.gradients + states.optimizer + secondary
     group = min(share, setting.sub_group)
@@ -294,7 +310,7 @@ def _stage_3(setting: Setting) -> Held:
         carried=0,
         gathered=gathered,
         arriving=reduced,
-        backward_end=reduced + largest * e,
+        backward_end=reduced + largest * e,  # gathered still, and its gradient
         step=step,
         host_pinned=pinned,
         host_pageable=on_host - pinned,

@@ -14,9 +14,6 @@ from dslm.plan.shape import ModelShape
 from dslm.plan.strategy import Strategy
 from dslm.recipe.schema import Recipe
 
-# Share of the peak that a transformer's kernels reach when nothing waits: matrix products come to
-# about 75 %, norms, attention and the loss take the rest. docs/planner-accuracy.md compares.
-COMPUTE_EFFICIENCY = 0.55
 # Share of a link's rated bandwidth that ring collectives reach (nccl-tests, bus bandwidth).
 LINK_EFFICIENCY = 0.75
 # Share of communication that ZeRO hides behind the backward pass when buckets are in flight.
@@ -71,13 +68,13 @@ def predict(
     """The time of a step; None where the device's speed in this precision isn't known."""
     device = cluster.device
     peak = device.peak_flops.get(recipe.precision)
-    if not peak or recipe.task == "vision":
+    if not peak or recipe.task == "vision" or not device.memory_bandwidth:
         return None
     length = recipe.data.sequence_length
     tokens = strategy.global_batch_size * length
     needed = flops_per_token(shape, length, lora=recipe.lora is not None)
     recomputed = 4 / 3 if strategy.activation_checkpointing else 1.0
-    compute = tokens * needed * recomputed / (cluster.world_size * peak * COMPUTE_EFFICIENCY)
+    compute = tokens * needed * recomputed / (cluster.world_size * peak * device.efficiency)
     element = 4 if recipe.precision == "fp32" else 2
     trained = shape.parameters if recipe.lora is None else lora_parameters(shape, recipe.lora.rank)
     volume = communication_volume(
@@ -90,8 +87,10 @@ def predict(
     # stage 3 gathers parameters in every accumulation step, stage 2 reduces in every one
     repeats = strategy.gradient_accumulation_steps if strategy.zero_stage >= 2 else 1
     bandwidth = device.link_bandwidth if len(cluster.hosts) == 1 else device.network_bandwidth
-    wire = volume * repeats / (bandwidth * LINK_EFFICIENCY)
-    exposed = max(wire * (1 - OVERLAP), wire - compute * OVERLAP)
+    wire = volume * repeats / (bandwidth * LINK_EFFICIENCY) if volume else 0.0
+    exposed = max(wire * (1 - OVERLAP), wire - compute * OVERLAP) + _between_layers(
+        recipe, shape, strategy, device.link_bandwidth
+    )
     optimizer = _optimizer_seconds(trained, strategy, device.memory_bandwidth, cluster)
     step = compute + exposed + optimizer
     parts = {"compute": compute, "communication": exposed, "optimizer": optimizer}
@@ -104,6 +103,23 @@ def predict(
         mfu=tokens * needed / step / (cluster.world_size * peak),
         bound_by=max(parts, key=lambda part: parts[part]),
     )
+
+
+def _between_layers(
+    recipe: Recipe, shape: ModelShape, strategy: Strategy, bandwidth: float
+) -> float:
+    """Seconds of a step that ranks wait for each other's activations.
+
+    Source: Megatron-LM (arXiv 1909.08053), section 3: four all-reduces of hidden states a layer;
+    DeepSpeed Ulysses (arXiv 2309.14509), section 3.2: eight all-to-alls, each of a rank's share.
+    """
+    element = 4 if recipe.precision == "fp32" else 2
+    tensor, sequence = strategy.tensor_parallel, strategy.sequence_parallel
+    tokens = strategy.micro_batch_size * recipe.data.sequence_length / sequence
+    states = tokens * shape.hidden_size * element
+    layers = (shape.layers + shape.encoder_layers) * strategy.gradient_accumulation_steps
+    volume = 4 * 2 * (tensor - 1) / tensor + 8 * (sequence - 1) / sequence
+    return layers * volume * states / (bandwidth * LINK_EFFICIENCY) if volume else 0.0
 
 
 def _optimizer_seconds(

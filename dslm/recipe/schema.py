@@ -141,10 +141,10 @@ class Parallel(Section):
     """Folder on a local NVMe disk, for `offload: nvme`."""
     zeropp: bool = False
     """ZeRO++: quantized weights and gradients, secondary partition inside a host (stage 3)."""
-    tensor: PositiveInt = 1
-    """Ranks that share each layer's matrices (DeepSpeed AutoTP)."""
-    sequence: PositiveInt = 1
-    """Ranks that share each sequence (DeepSpeed Ulysses)."""
+    tensor: PositiveInt | Auto = 1
+    """Ranks that share each layer's matrices (DeepSpeed AutoTP); auto: what is fastest."""
+    sequence: PositiveInt | Auto = 1
+    """Ranks that share each sequence (DeepSpeed Ulysses); auto: what is fastest."""
     ranks: PositiveInt | Auto = "auto"
     """Ranks per host; auto: every accelerator, or one on a CPU."""
 

@@ -5,7 +5,6 @@ Rank 0 writes; all ranks take part in the decision to stop, so that they save th
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dslm.recipe.schema import Recipe
 from dslm.run.events import EventName
+from dslm.worker.peaks import Measure
 from dslm.worker.ranks import Rank
 
 _TIMERS = {
@@ -38,12 +38,13 @@ _OWN = ("loss", "grad_norm", "learning_rate", "epoch")  # of the Trainer's logs:
 class Events(TrainerCallback):
     """Writes start and step events; `facts` are the fields of the start event that others know."""
 
-    def __init__(self, rank: Rank, recipe: Recipe, facts: dict[str, Any]) -> None:
+    def __init__(self, rank: Rank, recipe: Recipe, facts: dict[str, Any], measure: Measure) -> None:
         self._rank = rank
         self._recipe = recipe
         self._facts = facts
         self.after_step: Callable[[], None] = lambda: None
         self.engine: Callable[[], Any] = lambda: None  # the trainer's, once it has one
+        self.measure = measure
         self._since = 0.0
         self._step = 0
         self._paused = 0.0  # seconds of evaluating and saving since the last step event
@@ -136,7 +137,7 @@ class Events(TrainerCallback):
             "samples_per_second": round(samples / seconds, 3),
             "tokens_per_second": round(samples * tokens_per_sample / seconds, 3),
             "tokens": state.global_step * self._recipe.batch.global_size * tokens_per_sample,
-            "memory_peak_bytes": memory_peak(),
+            "memory_peak_bytes": self.measure.peaks.overall(),
             "epoch": round(
                 state.global_step * self._recipe.batch.global_size / self._facts["samples"], 5
             ),
@@ -182,13 +183,6 @@ class Stop(TrainerCallback):
             self.stopped = True
             control.should_training_stop = True
             control.should_save = control.should_save or self._save
-
-
-def memory_peak() -> int:
-    """Highest memory of this rank so far, bytes: the device's; on a CPU the process's."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def _finite(value: Any) -> float | None:

@@ -68,6 +68,16 @@ class RunTrainer:
         # TRL's trainers insist on a `datasets.Dataset` when they are made, and read it nowhere else
         self.train_dataset, self.eval_dataset = train, evaluation
 
+    def compute_loss(self, *args: Any, **settings: Any) -> Any:
+        """The forward pass, whose memory ends here."""
+        measure = self._events.measure
+        if not measure.peaks.measures:
+            return super().compute_loss(*args, **settings)  # type: ignore[misc]
+        measure.before_forward(self.model_wrapped)
+        found = super().compute_loss(*args, **settings)  # type: ignore[misc]
+        measure.peaks.end("forward")
+        return found
+
     def get_train_dataloader(self) -> DataLoader:
         """The batches of this rank; accelerate must not share them out a second time."""
         return DataLoader(

@@ -1,0 +1,159 @@
+"""The real peaks of memory by phase, and the real time of a step, beside what the plan says.
+
+Measured in the first steps of an attempt; afterwards only the highest of all is kept, so that a
+long training pays nothing. On an accelerator the allocator counts (it needs no synchronisation),
+on a CPU the kernel does: the highest resident memory of the process since it was last asked.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import deque
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+MEASURED_STEPS = 5
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # proc(5): sets the peak of resident memory to what is resident now
+
+
+class Peaks:
+    """The highest memory of each phase, bytes; `end` closes a phase and begins the next."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, int] = {}
+        self.highest = 0
+        self._open = _reset()
+
+    @property
+    def measures(self) -> bool:
+        """Whether phases are still told apart."""
+        return self._open
+
+    def end(self, phase: str) -> None:
+        """A phase is over."""
+        if not self._open:
+            return
+        peak = _peak()
+        self.phases[phase] = max(self.phases.get(phase, 0), peak)
+        self.highest = max(self.highest, peak)
+        self._open = _reset()
+
+    def stop(self) -> None:
+        """From now on only the highest counts."""
+        self._open = False
+
+    def overall(self) -> int:
+        """The highest so far."""
+        return max(self.highest, _peak())
+
+
+class Measure(TrainerCallback):
+    """Closes the phases of the first steps and takes the time of all."""
+
+    def __init__(self, peaks: Peaks) -> None:
+        self.peaks = peaks
+        self._seconds: deque[float] = deque(maxlen=1000)
+        self._before: float | None = None
+        self._steps = 0
+        self._hooked: Any = None
+        self._forwarded = False  # in this step
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The usual time of a step; None before there are two."""
+        return median(self._seconds) if self._seconds else None
+
+    def before_forward(self, engine: Any) -> None:
+        """A forward pass begins: what was before it is the backward pass of another micro batch.
+
+        The first time, ask the optimizer to tell when it starts: there the backward pass ends.
+        """
+        self.peaks.end("backward" if self._forwarded else "between")
+        self._forwarded = True
+        optimizer: Any = getattr(engine, "basic_optimizer", None)
+        if self._hooked is None and hasattr(optimizer, "register_step_pre_hook"):
+            self._hooked = optimizer.register_step_pre_hook(
+                lambda *_: self.peaks.end("backward") if self.peaks.measures else None
+            )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.peaks.end("init")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.peaks.end("step")
+        self._forwarded = False
+        self._steps += 1
+        if self._steps == MEASURED_STEPS:
+            self.peaks.stop()
+            if self._hooked is not None:
+                self._hooked.remove()
+        now = time.monotonic()
+        if self._before is not None:
+            self._seconds.append(now - self._before)
+        self._before = now
+
+
+def accuracy(planned: dict[str, Any], measure: Measure) -> dict[str, Any]:
+    """Predicted, measured, difference: the fields of the accuracy event.
+
+    Args:
+        planned: plan.json.
+        measure: what was measured.
+    """
+    device = (planned.get("memory") or {}).get("device") or {}
+    seconds = (planned.get("time") or {}).get("step_seconds")
+    peak = measure.peaks.overall()
+    phases = {
+        name: {"predicted": predicted, "measured": measure.peaks.phases[name]}
+        for name, predicted in (device.get("phases") or {}).items()
+        if name in measure.peaks.phases
+    }
+    return {
+        "predicted_bytes": device.get("total"),
+        "measured_bytes": peak,
+        "difference": _difference(device.get("total"), peak),
+        "phases": phases,
+        "predicted_step_seconds": seconds,
+        "measured_step_seconds": measure.step_seconds,
+        "step_difference": _difference(seconds, measure.step_seconds),
+    }
+
+
+def _difference(predicted: float | None, measured: float | None) -> float | None:
+    """How far the prediction is off, relative to what was measured."""
+    return round(predicted / measured - 1, 4) if predicted and measured else None
+
+
+def _peak() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        for line in _STATUS.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def _reset() -> bool:
+    """Begin a new peak; False where that can't be done."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    try:
+        _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
+    except OSError:
+        return False  # some containers forbid it: only the overall peak is known
+    return True
