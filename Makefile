@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 EXTRAS := lora,trl,metrics,tensorboard,test,lint
 
-.PHONY: setup demo test check format docs bench soak clean
+.PHONY: setup demo test check format docs bench bench-planner bench-gpu soak clean
 
 setup: $(VENV)/.installed
 
@@ -40,6 +40,12 @@ docs: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+bench-planner: setup
+	$(BIN)/python -W ignore -m benchmarks.planner
+
+bench-gpu: setup
+	$(BIN)/python -m benchmarks.planner_gpu
 
 soak: setup
 	$(BIN)/python -m benchmarks.soak

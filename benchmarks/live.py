@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -59,6 +60,11 @@ class Live(TorchDispatchMode):
     def _gone(self, key: int) -> None:
         self.now -= self._known.pop(key, 0)
         self._made.pop(key, None)
+
+    def leave_out(self, tensors: Iterable[Any]) -> None:
+        """Don't count these, which live all the time."""
+        for tensor in tensors:
+            self._known[tensor.untyped_storage()._cdata] = 0
 
     def start_phase(self, watched: int | None = None) -> None:
         """Forget the peak so far; remember what is alive when `watched` bytes are, for `report`."""

@@ -171,6 +171,17 @@ def _reduced(setting: Setting) -> int:
     return setting.element * max(table, flat)
 
 
+def _head_gradient(setting: Setting) -> int:
+    """The gradient of the head while the last layer's come: of a tied one it waits for the end.
+
+    Another is reduced as soon as the next gradient comes; a large one is copied for that.
+    """
+    head = min(setting.embedding, setting.trained) * setting.element
+    if setting.tied or (setting.stage == 1 and not setting.overlaps):
+        return head
+    return 2 * head if setting.embedding > setting.bucket else 0
+
+
 def _without_zero(setting: Setting) -> Held:
     states = _states(setting)
     trained, e = setting.trained, setting.element
@@ -225,6 +236,9 @@ def _stages_1_and_2(setting: Setting) -> Held:
     elif setting.accumulates:
         carried = partition  # all_grad_tensors: the sum so far, and what is added to it
         gradients = 2 * partition
+    # where all is reduced at the end, each gradient is let go as its part is kept
+    late = setting.stage == 1 and not setting.overlaps
+    last = max(0, reduced - partition) if late else reduced
     temporary = largest * e if offloads else 0  # temp_grad_buffer_for_gpu_offload
     resident = states.parameters + states.optimizer + temporary
     flattened = states.parameters + e * trained
@@ -235,9 +249,6 @@ def _stages_1_and_2(setting: Setting) -> Held:
         if setting.accumulates:
             on_host += e * share  # accumulated_grads_in_cpu
         init = max(flattened, states.parameters + temporary)
-        on_host_init = (2 * FP32 + e) * share + largest * e
-        if setting.on_cpu:
-            init = max(init, states.parameters + temporary + on_host_init - on_host)
     else:
         on_host = 0
         # step: averaged gradients, flattened, in fp32; later those in fp32 and the update's own
@@ -255,8 +266,8 @@ def _stages_1_and_2(setting: Setting) -> Held:
         init=init,
         carried=carried,
         gathered=0,
-        arriving=buckets + reduced + (partition if setting.stage == 2 or setting.overlaps else 0),
-        backward_end=gradients - carried + buckets + reduced,
+        arriving=buckets + _head_gradient(setting),
+        backward_end=gradients - carried + buckets + last,
         step=step + carried * (setting.stage == 1),
         host_pinned=pinned,
         host_pageable=on_host - pinned,
@@ -309,7 +320,7 @@ def _stage_3(setting: Setting) -> Held:
         init=init + secondary,
         carried=0,
         gathered=gathered,
-        arriving=reduced,
+        arriving=_head_gradient(setting),
         backward_end=reduced + largest * e,  # gathered still, and its gradient
         step=step,
         host_pinned=pinned,

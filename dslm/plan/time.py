@@ -86,7 +86,11 @@ def predict(
     )
     # stage 3 gathers parameters in every accumulation step, stage 2 reduces in every one
     repeats = strategy.gradient_accumulation_steps if strategy.zero_stage >= 2 else 1
-    bandwidth = device.link_bandwidth if len(cluster.hosts) == 1 else device.network_bandwidth
+    bandwidth = device.link_bandwidth
+    if len(cluster.hosts) > 1:
+        # a ring enters each host once, and all its network cards carry it together: the bus
+        # bandwidth of nccl-tests on hosts with a card for each device comes near their sum
+        bandwidth = min(bandwidth, device.network_bandwidth * cluster.slots_per_host)
     wire = volume * repeats / (bandwidth * LINK_EFFICIENCY) if volume else 0.0
     exposed = max(wire * (1 - OVERLAP), wire - compute * OVERLAP) + _between_layers(
         recipe, shape, strategy, device.link_bandwidth

@@ -97,8 +97,12 @@ def test_the_document_has_what_other_programs_rely_on(dslm: Dslm) -> None:
         "total",
     ):  # fmt: skip
         assert isinstance(plan["memory"]["device"][key], int)
-    assert set(plan["memory"]["device"]["phases"]) == {"init", "forward", "backward", "step"}
+    phases = plan["memory"]["device"]["phases"]
+    assert {"init", "forward", "backward", "step", "checkpoint", "export"} <= set(phases)
+    assert plan["memory"]["device"]["peak_phase"] in phases
+    assert plan["memory"]["device"]["total"] == max(phases.values())
     assert isinstance(plan["memory"]["host"]["total"], int)
+    assert plan["memory"]["capacity"] == 80 * 2**30
     assert plan["fits"] is True
     for key in ("step_seconds", "tokens_per_second", "mfu", "bound_by"):
         assert plan["time"][key]
@@ -116,7 +120,69 @@ def test_a_model_folder_or_config_can_be_planned(dslm: Dslm, tmp_path: Path) -> 
         assert plan["model"]["parameters"] > 100_000
 
 
+def test_sizes_are_understood_as_people_write_them(dslm: Dslm) -> None:
+    for text, parameters in (("7.5B", 7_500_000_000), ("128b", 128 * 10**9), ("1e12", 10**12)):
+        found = json.loads(dslm("plan", "--params", text, "--zero", "3", "--json").stdout)
+        assert found["model"]["parameters"] == parameters
+
+
+def test_a_sweep_compares_stages_and_cluster_sizes(dslm: Dslm) -> None:
+    done = dslm("plan", "llama-3.1-8b", "--device", "a100-80gb", "--sweep", "--json")
+    rows = json.loads(done.stdout)
+    assert {row["zero_stage"] for row in rows} == {0, 1, 2, 3}
+    assert {row["gpus"] for row in rows} >= {1, 8, 64}
+    assert not next(r for r in rows if r["gpus"] == 1 and r["zero_stage"] == 0)["fits"]
+    assert next(r for r in rows if r["gpus"] == 64 and r["zero_stage"] == 3)["fits"]
+
+
+def test_a_hostfile_says_how_many_devices_there_are(dslm: Dslm, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("alpha slots=4\nbeta slots=4\n")
+    argv = ["plan", "llama-3.2-1b", "-H", "hosts", "--device", "l40s", "--json"]
+    found = json.loads(dslm(*argv).stdout)
+    assert found["cluster"] == {"device": "l40s", "hosts": 2, "world_size": 8}
+
+
+def test_the_screen_shows_bars_the_peak_and_why_others_lost(dslm: Dslm) -> None:
+    done = dslm("plan", "llama-3.1-8b", "--gpus", "16", "--device", "h100-80gb")
+    for words in ("activations", "█", "peak", "in backward", "fits", "slower", "at least", "host"):
+        assert words in done.stdout
+
+
+def test_auto_finds_parallel_sizes_when_nothing_else_fits() -> None:
+    cluster = cluster_of(device_named("a100-40gb"), 8)
+    data = RECIPE.data.model_copy(update={"sequence_length": 65536})
+    batch = RECIPE.batch.model_copy(update={"global_size": 8, "micro_size": 1})
+    alone = RECIPE.model_copy(update={"data": data, "batch": batch})
+    shared = alone.model_copy(
+        update={"parallel": RECIPE.parallel.model_copy(update={"sequence": "auto"})}
+    )
+    assert not choose(alone, cluster, SHAPE).fits
+    plan = choose(shared, cluster, SHAPE)
+    assert plan.fits
+    assert plan.strategy.sequence_parallel > 1
+    assert plan.strategy.global_batch_size == 8
+
+
+def test_a_host_without_room_is_foreseen() -> None:
+    parallel = RECIPE.parallel.model_copy(update={"zero_stage": 3, "offload": "all"})
+    recipe = RECIPE.model_copy(update={"parallel": parallel})
+    cluster = cluster_of(device_named("a100-80gb"), 8)
+    memory = choose(recipe, cluster, SHAPE).choice.memory
+    assert memory is not None
+    # master copy, moments, gradients in fp32 and bf16, parameters: 20 bytes each, over all ranks
+    assert memory.host_items["pinned"] == pytest.approx(20 * SHAPE.parameters, rel=1e-3)
+    for room, fits in ((memory.host // 2, False), (memory.host * 2, True)):
+        choice = choose(recipe, replace(cluster, host_memory_bytes=room), SHAPE).choice
+        assert choice.fits_host is fits
+        assert choice.fits is fits
+
+
 BAD = [
+    (["plan", "llama-3.1-8b", "--device", "h100-80g"], "h100-80gb"),
+    (["plan", "--params", "7.5X"], "7.5X"),
+    (["plan", "--params", "nan"], "nan"),
+    (["plan", "--params", "0"], "0"),
+    (["plan", "llama-3.1-8b", "-H", "nowhere"], "nowhere"),
     (["plan", "llama-3.1-8b", "--device", "h1000"], "h1000"),
     (["plan", "--params", "lots"], "lots"),
     (["plan", "--params", "-3B"], "-3B"),
@@ -140,3 +206,19 @@ def test_train_refuses_what_cannot_fit(dslm: Dslm, tmp_path: Path) -> None:
     assert "GiB" in done.stderr
     assert "--force" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_refusal_names_the_three_nearest_ways_that_fit() -> None:
+    from dslm.launch.job import decide, ways_out
+
+    cluster = cluster_of(device_named("a100-80gb"), 8)
+    fixed = ["parallel.zero_stage=1", "batch.micro_size=4", "model.activation_checkpointing=false"]
+    job = decide("llama-3.1-8b", fixed, cluster=cluster)
+    assert not job.plan.fits
+    ways = ways_out(job)
+    assert len(ways) == 3
+    for way in ways:
+        if way.startswith("`--set") and " with " not in way:
+            change = way.removeprefix("`--set ").removesuffix("`")
+            changed = [given for given in fixed if given.split("=")[0] != change.split("=")[0]]
+            assert decide("llama-3.1-8b", [*changed, change], cluster=cluster).plan.fits

@@ -115,3 +115,18 @@ def test_the_model_loads_and_gives_the_reported_loss(run: Path) -> None:
             total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             count += int((labels != -100).sum())
     assert total / count == pytest.approx(reported, abs=1e-4)
+
+
+def test_the_run_ends_with_what_was_planned_beside_what_was_measured(run: Path) -> None:
+    (found,) = _events(run, "accuracy")
+    plan = json.loads((run / "plan.json").read_text())
+    assert found["predicted_bytes"] == plan["memory"]["device"]["total"]
+    assert found["measured_bytes"] > 100 * 2**20
+    assert found["difference"] == pytest.approx(
+        found["predicted_bytes"] / found["measured_bytes"] - 1, abs=1e-3
+    )
+    assert found["measured_step_seconds"] > 0
+    assert {"init", "forward", "backward", "step"} <= set(found["phases"])
+    for phase in found["phases"].values():
+        assert 0 < phase["measured"] <= found["measured_bytes"]
+    assert "planned" in (run.parent / "screen.txt").read_text()

@@ -1,0 +1,160 @@
+"""The planner's activations against transformers itself, for models too large to be here.
+
+One forward and one backward pass of a preset under FakeTensorMode: every operation runs on shapes
+alone, and the storages that would live are counted. What the optimizer and DeepSpeed keep is not
+part of it. Attention sees an explicit mask, as with packed samples.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from dslm.plan.activations import Pass, activations
+from dslm.plan.shape import ModelShape, shape_of
+from dslm.recipe.load import load_recipe
+
+ELEMENT = 2  # bf16
+# preset, sequences; every one of 1B to 8B that is in the catalogue
+MODELS = (
+    ("llama-3.2-1b", 4), ("llama-3.2-3b", 2), ("llama-3.1-8b", 1), ("gpt2-1.5b", 2),
+    ("pythia-1.4b", 4), ("smollm2-1.7b", 4), ("qwen3-1.7b", 2), ("qwen3-4b", 1), ("qwen3-8b", 1),
+    ("gemma-3-1b", 2), ("gemma-3-4b", 1), ("mistral-7b", 1), ("olmo2-7b", 1),
+)  # fmt: skip
+LENGTH = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Bytes measured and predicted: after forward, and the peaks of forward and backward."""
+
+    name: str
+    sequences: int
+    length: int
+    checkpointing: bool
+    measured: dict[str, int]
+    predicted: dict[str, int]
+
+    @property
+    def off(self) -> dict[str, float]:
+        """Relative errors."""
+        return {name: self.predicted[name] / self.measured[name] - 1 for name in self.measured}
+
+
+def compare(name: str, sequences: int, *, checkpointing: bool, length: int = LENGTH) -> Row:
+    """Measure a preset and predict it."""
+    architecture = dict(load_recipe(name).recipe.model.architecture)
+    if architecture["model_type"] == "gpt2":
+        # on a CPU dropout in attention takes another way than on an accelerator
+        architecture |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    shape = shape_of(architecture)
+    length = min(length, shape.max_positions or length)
+    one = Pass(
+        sequences=sequences,
+        length=length,
+        element=ELEMENT,
+        masked=True,
+        on_cpu=True,
+        checkpointing=checkpointing,
+    )
+    return Row(
+        name=name,
+        sequences=sequences,
+        length=length,
+        checkpointing=checkpointing,
+        measured=measure(architecture, one),
+        predicted=predict(shape, one),
+    )
+
+
+def predict(shape: ModelShape, one: Pass) -> dict[str, int]:
+    """What the planner says of a pass with one rank, gradients included."""
+    found = activations(shape, one)
+    table = shape.vocab_size * shape.hidden_size * one.element
+    again = found.layer if one.checkpointing else 0
+    return {
+        "kept": found.kept + found.loss_kept,
+        "forward": found.kept + found.loss_forward,
+        "backward": max(
+            found.kept + found.loss_backward,
+            found.kept + again + found.temporary + table,
+            # all gradients, and of a tied table the second one and the sum
+            one.element * shape.parameters + (2 * table if shape.tied_head else 0),
+        ),
+    }
+
+
+def measure(architecture: dict[str, Any], one: Pass) -> dict[str, int]:
+    """Bytes alive after a forward pass, and the peaks of forward and backward."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from benchmarks.live import Live
+
+    sizes = {key: value for key, value in architecture.items() if key != "model_type"}
+    config = AutoConfig.for_model(architecture["model_type"], **sizes)
+    config.dtype = torch.bfloat16
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+            model.train()
+            model.config.use_cache = False
+            if one.checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            ids = torch.randint(1, 100, (one.sequences, one.length))
+            positions = torch.arange(one.length).repeat(one.sequences, 1)
+            live = Live()
+            live.leave_out([*model.parameters(), *model.buffers()])
+            found = {}
+            with live:
+                loss = model(input_ids=ids, position_ids=positions, labels=ids.clone()).loss
+                gc.collect()
+                found["kept"], found["forward"] = live.now, live.peak
+                live.start_phase()
+                loss.backward()
+                found["backward"] = live.peak
+    finally:
+        torch.set_default_dtype(before)
+    return found
+
+
+def rows() -> list[Row]:
+    """Every model, with and without recomputation."""
+    return [
+        compare(name, sequences, checkpointing=again)
+        for name, sequences in MODELS
+        for again in (False, True)
+    ]
+
+
+def errors(found: list[Row]) -> list[float]:
+    """The absolute errors of every number of every row."""
+    return [abs(off) for row in found for off in row.off.values()]
+
+
+def table(found: list[Row]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| model | micro batch | recomputes | kept by autograd | off | forward | off | backward "
+        "| off |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        cells = " | ".join(
+            f"{row.measured[name] / 2**30:.2f} GiB | {row.off[name]:+.2%}" for name in row.measured
+        )
+        lines.append(
+            f"| {row.name} | {row.sequences} × {row.length} "
+            f"| {'yes' if row.checkpointing else 'no'} | {cells} |"
+        )
+    off = errors(found)
+    lines.append(
+        f"\n{len(found)} passes, {len(off)} numbers: off by {mean(off):.2%} on average, by "
+        f"{max(off):.2%} at worst."
+    )
+    return "\n".join(lines) + "\n"

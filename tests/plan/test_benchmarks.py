@@ -1,0 +1,48 @@
+"""The planner's benchmarks that need no training: published runs, and the GPU's without a GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+import pytest
+import torch
+
+from benchmarks import planner_gpu, planner_published
+from dslm.cluster.devices import device_named
+from dslm.launch.job import decide
+from dslm.plan.report import cluster_of
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def _run(*argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.planner_gpu", *argv]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: make bench-gpu measures")
+def test_without_a_gpu_its_benchmark_says_so_and_fails() -> None:
+    done = _run()
+    assert done.returncode != 0
+    assert "no CUDA device" in done.stderr
+
+
+def test_its_configurations_can_be_listed_and_planned() -> None:
+    lines = _run("--list").stdout.splitlines()
+    assert len(lines) == len(planner_gpu.CONFIGURATIONS) >= 12
+    cluster = cluster_of(device_named("h100-80gb"), 1)
+    for configuration in planner_gpu.CONFIGURATIONS:
+        job = decide(configuration.preset, configuration.overrides(), cluster=cluster)
+        assert job.plan.fits, planner_gpu.title(configuration)
+        assert job.plan.strategy.zero_stage == configuration.zero_stage
+
+
+def test_the_time_model_is_in_the_range_of_published_runs() -> None:
+    assert len(planner_published.RUNS) >= 8
+    assert all(run.source.startswith("https://") for run in planner_published.RUNS)
+    found = [abs(error) for error in planner_published.errors()]
+    assert mean(found) < 0.2
+    assert max(found) < 0.6
