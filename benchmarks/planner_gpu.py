@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dslm.launch.job import Job, decide
-from dslm.launch.ports import free_port
+from dslm.network import free_port
 
 STEPS = 8  # the first half isn't timed
 NO_DEVICE = "there is no CUDA device here: `make bench-gpu` needs one; `--list` shows what it runs"
