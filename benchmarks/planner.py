@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -54,6 +55,32 @@ and the accuracy event of a short run.
 """
 
 
+_SPEED = """
+## How long a plan takes
+
+`dslm plan llama-3.1-8b --json` from the shell, the best of {count}: {lines}.
+"""
+_COUNT = 7
+
+
+def speed() -> str:
+    """Seconds of planning for few and for many devices, start-up included."""
+    program = Path(sys.executable).parent / "dslm"
+    parts = []
+    for gpus in (8, 16384):
+        argv = [
+            str(program), "plan", "llama-3.1-8b", "--gpus", str(gpus), "--device", "h100-80gb",
+            "--set", "batch.global_size=16384", "--json",
+        ]  # fmt: skip
+        seconds = []
+        for _ in range(_COUNT):
+            began = time.perf_counter()
+            subprocess.run(argv, check=True, capture_output=True)
+            seconds.append(time.perf_counter() - began)
+        parts.append(f"{min(seconds):.2f} s for {gpus} GPUs")
+    return _SPEED.format(count=_COUNT, lines=", ".join(parts))
+
+
 def main() -> int:
     """Measure everything and write the page; fail where the bounds aren't kept."""
     from dslm.plan.memory import MARGIN
@@ -82,6 +109,7 @@ def main() -> int:
         planner_large.table(large),
         _PUBLISHED,
         planner_published.table(),
+        speed(),
     ])  # fmt: skip
     PAGE.write_text(text, encoding="utf-8")
     print(text)

@@ -161,7 +161,10 @@ def _show(found: dict[str, Any]) -> None:
 
     choice, memory, cluster = found["choice"], found["memory"], found["cluster"]
     parameters = found["model"]["parameters"]
-    guess = "" if found["model"]["exact"] in (True, None) else " (a guess: an unknown model type)"
+    guessed = found["model"]["guessed"]
+    guess = (
+        f" (an unknown type, counted as a Llama; a guess: {', '.join(guessed)})" if guessed else ""
+    )
     terminal.show(
         f"{render_count(parameters) if parameters else '?'} parameters{guess} on "
         f"{cluster['world_size']} × {cluster['device']}, {cluster['hosts']} host"

@@ -34,6 +34,7 @@ class Pass:
     liger: bool = False
     tensor_parallel: int = 1
     causal: bool = True  # the loss is computed in fp32, over every token
+    classifies: bool = False  # a head over some classes, a row a sequence: next to nothing
     keys: int = 0  # length of the sequence that attention sees; 0: `length`
     lora_rank: int = 0  # of adapters on every linear layer; 0: all parameters are trained
 
@@ -249,12 +250,12 @@ def _loss(shape: ModelShape, one: Pass) -> tuple[int, int, int]:
     ops/fused_linear_cross_entropy.py): as many chunks as V / H.
     """
     v = shape.vocab_size
-    if one.liger:
+    if one.liger and not one.classifies:
         chunk = -(-one.tokens * shape.hidden_size // v)
         hidden = one.tokens * shape.hidden_size * one.element
         weight = v * shape.hidden_size * one.element
         return hidden, hidden + weight + chunk * v * (one.element + FP32), hidden + weight
-    cells = one.tokens * v
+    cells = 0 if one.classifies else one.tokens * v
     if not one.causal:
         e = one.element
         return cells * e, 2 * cells * e, 3 * cells * e

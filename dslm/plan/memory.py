@@ -113,7 +113,8 @@ def pass_of(recipe: Recipe, shape: ModelShape, strategy: Strategy, *, on_cpu: bo
         length = shape.patches + 1
     attention = recipe.model.attention
     return Pass(
-        sequences=strategy.micro_batch_size,
+        # a preference is two sequences: what was chosen and what was rejected
+        sequences=strategy.micro_batch_size * (2 if recipe.task == "dpo" else 1),
         length=max(1, length // strategy.sequence_parallel),
         keys=length,
         element=FP32 if recipe.precision == "fp32" else 2,
@@ -124,6 +125,7 @@ def pass_of(recipe: Recipe, shape: ModelShape, strategy: Strategy, *, on_cpu: bo
         liger=recipe.model.liger is True,
         tensor_parallel=strategy.tensor_parallel,
         causal=recipe.task not in ("mlm", "seq2seq", "vision", "classify"),
+        classifies=recipe.task in ("classify", "vision"),
         lora_rank=recipe.lora.rank if recipe.lora else 0,
     )
 
@@ -156,6 +158,8 @@ def _setting(
     trained, frozen = total, 0
     if recipe.lora is not None:
         trained, frozen = lora_parameters(shape, recipe.lora.rank) // tensor, total
+    elif recipe.task == "dpo":
+        frozen = total  # the model as it was at the start, which the loss compares with
     ranks = strategy.data_parallel_size * strategy.sequence_parallel
     overlaps = not on_cpu and strategy.zero_stage > 0
     embedding = shape.vocab_size * shape.hidden_size

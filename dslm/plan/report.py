@@ -52,6 +52,7 @@ def document(
         "model": {
             "parameters": shape.parameters if shape else None,
             "exact": shape.exact if shape else None,
+            "guessed": list(shape.guessed) if shape else None,
             "flops_per_token": flops_per_token(
                 shape, recipe.data.sequence_length, lora=recipe.lora is not None
             )

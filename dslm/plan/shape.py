@@ -42,6 +42,7 @@ class ModelShape:
     encoder_layers: int = 0  # of an encoder-decoder, beside `layers`
     patches: int = 0  # of an image
     exact: bool = True  # False: an unknown model_type, counted as a Llama would be
+    guessed: tuple[str, ...] = ()  # what was assumed of it
 
     @property
     def attention_width(self) -> int:
@@ -85,6 +86,26 @@ class _Config:
                 hint="give the sizes as the model's config.json has them",
             )
         return default
+
+    def has(self, key: str) -> bool:
+        """Whether the size is given."""
+        return isinstance(self._values.get(self._aliases.get(key, key)), int | float)
+
+    def renamed(self, names: Mapping[str, tuple[str, ...]]) -> _Config:
+        """With the sizes that go by other names under their usual ones."""
+        found = dict(self._values)
+        for key, others in names.items():
+            given = next((self._values[name] for name in others if self._values.get(name)), None)
+            if found.get(key) is None and given is not None:
+                found[key] = given
+        return self._with(found, {})
+
+    def completed(self, values: Mapping[str, int]) -> _Config:
+        """With further sizes."""
+        return self._with({**self._values, **values}, self._aliases)
+
+    def _with(self, values: Mapping[str, Any], aliases: Mapping[str, str]) -> _Config:
+        return _Config(values, aliases, "classify" if self.classifies else "")
 
     def drops(self, *keys: str) -> bool:
         """Whether any of these rates of dropout is set; the families' defaults are a tenth."""
@@ -291,9 +312,19 @@ def _vit(model_type: str, config: _Config) -> ModelShape:
 
 
 def _unknown(model_type: str, config: _Config) -> ModelShape:
+    """A type that isn't known: counted as a Llama, by whatever names its sizes go."""
     from dataclasses import replace
 
-    return replace(_llama(model_type, config), exact=False)
+    known = config.renamed(_OTHER_NAMES)
+    hidden = known.number("hidden_size")
+    guesses = {
+        "intermediate_size": 4 * hidden,
+        "num_attention_heads": max(1, hidden // 64),
+        "vocab_size": 32000,
+    }
+    missing = tuple(name for name in guesses if not known.has(name))
+    shape = _llama(model_type, known.completed({name: guesses[name] for name in missing}))
+    return replace(shape, exact=False, guessed=("model_type", *missing))
 
 
 def _head(config: _Config, matrix: int, hidden: int, *, tied: bool) -> tuple[int, bool]:
@@ -322,6 +353,16 @@ _T5 = {
     "num_hidden_layers": "num_layers",
     "num_attention_heads": "num_heads",
     "intermediate_size": "d_ff",
+}
+# the same sizes as other families name them
+_OTHER_NAMES = {
+    "hidden_size": ("n_embd", "d_model", "dim", "hidden_dim", "model_dim"),
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers", "depth"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads"),
+    "num_key_value_heads": ("n_kv_heads", "num_kv_heads", "multi_query_group_num"),
+    "intermediate_size": ("n_inner", "d_ff", "ffn_dim", "ffn_hidden_size", "ff_dim"),
+    "vocab_size": ("padded_vocab_size", "n_vocab"),
+    "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
 }
 _FAMILIES: dict[str, tuple[_Build, dict[str, str]]] = {
     "llama": (_llama, {}),

@@ -120,6 +120,19 @@ def test_a_model_folder_or_config_can_be_planned(dslm: Dslm, tmp_path: Path) -> 
         assert plan["model"]["parameters"] > 100_000
 
 
+def test_what_is_guessed_of_an_unknown_type_is_said(dslm: Dslm, tmp_path: Path) -> None:
+    config = {"model_type": "newfangled", "d_model": 512, "n_layers": 4, "vocab_size": 1000}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    argv = ["plan", "config.json", "--gpus", "1", "--device", "l4"]
+    found = json.loads(dslm(*argv, "--json").stdout)
+    assert found["model"]["guessed"] == ["model_type", "intermediate_size", "num_attention_heads"]
+    assert "guess" in dslm(*argv).stdout
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "newfangled"}))
+    done = dslm(*argv)
+    assert done.returncode == 2
+    assert "hidden_size" in done.stderr
+
+
 def test_sizes_are_understood_as_people_write_them(dslm: Dslm) -> None:
     for text, parameters in (("7.5B", 7_500_000_000), ("128b", 128 * 10**9), ("1e12", 10**12)):
         found = json.loads(dslm("plan", "--params", text, "--zero", "3", "--json").stdout)
