@@ -1,0 +1,50 @@
+"""Measured peaks: each phase has its own, and the plan stands beside them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from dslm.worker.peaks import MEASURED_STEPS, Measure, Peaks, accuracy
+
+MIB = 2**20
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="measures the process's memory")
+
+
+def test_a_phase_has_the_peak_of_what_lived_in_it() -> None:
+    peaks = Peaks()
+    if not peaks.measures:
+        pytest.skip("this machine doesn't let a process reset its peak")
+    peaks.end("before")
+    large = torch.ones(64 * MIB)  # 256 MiB
+    del large
+    peaks.end("large")
+    peaks.end("after")
+    assert peaks.phases["large"] > peaks.phases["before"] + 200 * MIB
+    assert peaks.phases["after"] < peaks.phases["large"] - 200 * MIB
+    assert peaks.overall() == peaks.phases["large"]
+
+
+def test_phases_are_told_apart_in_the_first_steps_only() -> None:
+    measure = Measure(Peaks())
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    engine = type("Engine", (), {"basic_optimizer": optimizer})()
+    nothing = (TrainingArguments("unused", report_to="none"), TrainerState(), TrainerControl())
+    for _ in range(MEASURED_STEPS + 2):
+        measure.before_forward(engine)
+        measure.peaks.end("forward")
+        optimizer.step()
+        measure.on_step_end(*nothing)
+    if measure.peaks.phases:
+        assert {"forward", "backward", "step"} <= set(measure.peaks.phases)
+    assert not measure.peaks.measures
+    assert measure.step_seconds is not None
+    plan = {
+        "memory": {"device": {"total": 2 * measure.peaks.overall(), "phases": {"forward": 1}}},
+        "time": None,
+    }
+    found = accuracy(plan, measure)
+    assert found["difference"] == pytest.approx(1.0, abs=0.01)
+    assert found["predicted_step_seconds"] is None
+    assert accuracy({}, measure)["difference"] is None
