@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dslm.recipe.schema import Recipe
 from dslm.run.events import EventName
-from dslm.worker.peaks import Measure
+from dslm.worker.peaks import Measure, Peaks, accuracy
 from dslm.worker.ranks import Rank
 
 _TIMERS = {
@@ -38,13 +38,13 @@ _OWN = ("loss", "grad_norm", "learning_rate", "epoch")  # of the Trainer's logs:
 class Events(TrainerCallback):
     """Writes start and step events; `facts` are the fields of the start event that others know."""
 
-    def __init__(self, rank: Rank, recipe: Recipe, facts: dict[str, Any], measure: Measure) -> None:
+    def __init__(self, rank: Rank, recipe: Recipe, facts: dict[str, Any]) -> None:
         self._rank = rank
         self._recipe = recipe
         self._facts = facts
         self.after_step: Callable[[], None] = lambda: None
         self.engine: Callable[[], Any] = lambda: None  # the trainer's, once it has one
-        self.measure = measure
+        self.measure = Measure(Peaks())
         self._since = 0.0
         self._step = 0
         self._paused = 0.0  # seconds of evaluating and saving since the last step event
@@ -87,6 +87,11 @@ class Events(TrainerCallback):
         if state.global_step:
             self.write(EventName.RESUME, step=state.global_step)
         self.write(EventName.START, steps=state.max_steps, **self._facts)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.write(EventName.ACCURACY, **accuracy(self._rank.run.plan, self.measure))
 
     def on_checkpoint(self, step: int, path: Path, blocked: float, seconds: float) -> None:
         """A checkpoint is complete."""

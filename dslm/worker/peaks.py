@@ -7,6 +7,7 @@ on a CPU the kernel does: the highest resident memory of the process since it wa
 
 from __future__ import annotations
 
+import json
 import resource
 import time
 from collections import deque
@@ -104,13 +105,14 @@ class Measure(TrainerCallback):
         self._before = now
 
 
-def accuracy(planned: dict[str, Any], measure: Measure) -> dict[str, Any]:
+def accuracy(plan: Path, measure: Measure) -> dict[str, Any]:
     """Predicted, measured, difference: the fields of the accuracy event.
 
     Args:
-        planned: plan.json.
+        plan: plan.json; where there is none, nothing was predicted.
         measure: what was measured.
     """
+    planned = json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else {}
     device = (planned.get("memory") or {}).get("device") or {}
     seconds = (planned.get("time") or {}).get("step_seconds")
     peak = measure.peaks.overall()

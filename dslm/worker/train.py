@@ -37,7 +37,6 @@ from dslm.worker.data.prepare import Prepared, prepare
 from dslm.worker.data.tokenizer import load_tokenizer
 from dslm.worker.model import build_model, label_settings, liger
 from dslm.worker.operators import build_folder, is_built, remove_dead_marks
-from dslm.worker.peaks import Measure, Peaks, accuracy
 from dslm.worker.ranks import Rank, release_shared_memory
 from dslm.worker.tasks import task_of
 from dslm.worker.trainer import run_trainer
@@ -84,7 +83,6 @@ def train(rank: Rank) -> None:
         extra=task.arguments,
     )
     phase("model")
-    measure = Measure(Peaks())
     set_seed(recipe.seed)
     settings = label_settings(data.labels)
     model = build_model(recipe, task.auto_class, tokenizer, **settings)
@@ -117,9 +115,9 @@ def train(rank: Rank) -> None:
         "tokens_per_sample": recipe.data.sequence_length if recipe.task != "vision" else 0,
         "samples": len(data.train),
         "data": data.summary(),
-        "flops_per_token": _plan(run.plan).get("model", {}).get("flops_per_token"),
+        "flops_per_token": _planned(run.plan).get("flops_per_token"),
     }
-    events = Events(rank, recipe, facts, measure)
+    events = Events(rank, recipe, facts)
     writer = CheckpointWriter(
         run,
         recipe.checkpoint,
@@ -153,12 +151,10 @@ def train(rank: Rank) -> None:
         **more,
     )
     trainer.add_callback(stop)
-    trainer.add_callback(measure)
     phase("partitioning", f"ZeRO stage {stage}")
     resumed = start["resumed_from"]
     trainer.train(resume_from_checkpoint=str(run.path / resumed) if resumed else None)
     writer.finish()
-    events.write(EventName.ACCURACY, **accuracy(_plan(run.plan), measure))
     if stop.stopped and trainer.state.global_step < steps:
         events.write(
             EventName.END,
@@ -287,10 +283,9 @@ def _size(parameter: torch.nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def _plan(file: Path) -> dict[str, Any]:
-    """plan.json; empty where there is none."""
+def _planned(plan: Path) -> dict[str, Any]:
     try:
-        planned: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        planned: dict[str, Any] = json.loads(plan.read_text(encoding="utf-8"))
     except OSError:
         return {}
-    return planned
+    return planned.get("model", {})

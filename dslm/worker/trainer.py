@@ -64,7 +64,7 @@ class RunTrainer:
         self._places: list[int] = []  # of the samples of the current step, as they were trained on
         events.after_step = self._after_step
         events.engine = lambda: self.model_wrapped
-        super().__init__(data_collator=collate, callbacks=[events], **settings)  # type: ignore[call-arg]
+        super().__init__(data_collator=collate, callbacks=[events, events.measure], **settings)  # type: ignore[call-arg]
         # TRL's trainers insist on a `datasets.Dataset` when they are made, and read it nowhere else
         self.train_dataset, self.eval_dataset = train, evaluation
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -26,7 +29,7 @@ def test_a_phase_has_the_peak_of_what_lived_in_it() -> None:
     assert peaks.overall() == peaks.phases["large"]
 
 
-def test_phases_are_told_apart_in_the_first_steps_only() -> None:
+def test_phases_are_told_apart_in_the_first_steps_only(tmp_path: Path) -> None:
     measure = Measure(Peaks())
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     engine = type("Engine", (), {"basic_optimizer": optimizer})()
@@ -44,7 +47,9 @@ def test_phases_are_told_apart_in_the_first_steps_only() -> None:
         "memory": {"device": {"total": 2 * measure.peaks.overall(), "phases": {"forward": 1}}},
         "time": None,
     }
-    found = accuracy(plan, measure)
+    file = tmp_path / "plan.json"
+    assert accuracy(file, measure)["difference"] is None
+    file.write_text(json.dumps(plan))
+    found = accuracy(file, measure)
     assert found["difference"] == pytest.approx(1.0, abs=0.01)
     assert found["predicted_step_seconds"] is None
-    assert accuracy({}, measure)["difference"] is None
