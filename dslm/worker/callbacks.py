@@ -38,13 +38,14 @@ _OWN = ("loss", "grad_norm", "learning_rate", "epoch")  # of the Trainer's logs:
 class Events(TrainerCallback):
     """Writes start and step events; `facts` are the fields of the start event that others know."""
 
-    def __init__(self, rank: Rank, recipe: Recipe, facts: dict[str, Any]) -> None:
+    def __init__(self, rank: Rank, recipe: Recipe, facts: dict[str, Any], process: int) -> None:
         self._rank = rank
         self._recipe = recipe
         self._facts = facts
         self.after_step: Callable[[], None] = lambda: None
         self.engine: Callable[[], Any] = lambda: None  # the trainer's, once it has one
         self.measure = Measure(Peaks())
+        self._process = process  # bytes that were resident before there was a model
         self._since = 0.0
         self._step = 0
         self._paused = 0.0  # seconds of evaluating and saving since the last step event
@@ -91,7 +92,7 @@ class Events(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.write(EventName.ACCURACY, **accuracy(self._rank.run.plan, self.measure))
+        self.write(EventName.ACCURACY, **accuracy(self._rank.run.plan, self.measure, self._process))
 
     def on_checkpoint(self, step: int, path: Path, blocked: float, seconds: float) -> None:
         """A checkpoint is complete."""

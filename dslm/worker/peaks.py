@@ -105,26 +105,43 @@ class Measure(TrainerCallback):
         self._before = now
 
 
-def accuracy(plan: Path, measure: Measure) -> dict[str, Any]:
+def resident() -> int:
+    """Bytes of this process that are resident now; 0 where an accelerator does the counting."""
+    if torch.cuda.is_available():
+        return 0
+    for line in _STATUS.read_text(encoding="ascii").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def accuracy(plan: Path, measure: Measure, process: int) -> dict[str, Any]:
     """Predicted, measured, difference: the fields of the accuracy event.
+
+    The plan's guess of what a process takes (`context`) is replaced by what it took: nothing of
+    what an accelerator's allocator counts, and on a CPU what preparing the data left.
 
     Args:
         plan: plan.json; where there is none, nothing was predicted.
         measure: what was measured.
+        process: bytes that were resident before there was a model.
     """
     planned = json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else {}
     device = (planned.get("memory") or {}).get("device") or {}
     seconds = (planned.get("time") or {}).get("step_seconds")
     peak = measure.peaks.overall()
+    own = process - device.get("context", 0)
+    predicted = device["total"] + own if device.get("total") else None
     phases = {
-        name: {"predicted": predicted, "measured": measure.peaks.phases[name]}
-        for name, predicted in (device.get("phases") or {}).items()
+        name: {"predicted": bytes_ + own, "measured": measure.peaks.phases[name]}
+        for name, bytes_ in (device.get("phases") or {}).items()
         if name in measure.peaks.phases
     }
     return {
-        "predicted_bytes": device.get("total"),
+        "predicted_bytes": predicted,
         "measured_bytes": peak,
-        "difference": _difference(device.get("total"), peak),
+        "process_bytes": process,
+        "difference": _difference(predicted, peak),
         "phases": phases,
         "predicted_step_seconds": seconds,
         "measured_step_seconds": measure.step_seconds,

@@ -37,6 +37,7 @@ from dslm.worker.data.prepare import Prepared, prepare
 from dslm.worker.data.tokenizer import load_tokenizer
 from dslm.worker.model import build_model, label_settings, liger
 from dslm.worker.operators import build_folder, is_built, remove_dead_marks
+from dslm.worker.peaks import resident
 from dslm.worker.ranks import Rank, release_shared_memory
 from dslm.worker.tasks import task_of
 from dslm.worker.trainer import run_trainer
@@ -83,6 +84,7 @@ def train(rank: Rank) -> None:
         extra=task.arguments,
     )
     phase("model")
+    process = resident()
     set_seed(recipe.seed)
     settings = label_settings(data.labels)
     model = build_model(recipe, task.auto_class, tokenizer, **settings)
@@ -117,7 +119,7 @@ def train(rank: Rank) -> None:
         "data": data.summary(),
         "flops_per_token": _planned(run.plan).get("flops_per_token"),
     }
-    events = Events(rank, recipe, facts)
+    events = Events(rank, recipe, facts, process)
     writer = CheckpointWriter(
         run,
         recipe.checkpoint,
@@ -152,8 +154,7 @@ def train(rank: Rank) -> None:
     )
     trainer.add_callback(stop)
     phase("partitioning", f"ZeRO stage {stage}")
-    resumed = start["resumed_from"]
-    trainer.train(resume_from_checkpoint=str(run.path / resumed) if resumed else None)
+    trainer.train(resume_from_checkpoint=_resumed(run, start["resumed_from"]))
     writer.finish()
     if stop.stopped and trainer.state.global_step < steps:
         events.write(
@@ -281,6 +282,10 @@ def generate_sample(folder: Path, prompt: str) -> str:
 def _size(parameter: torch.nn.Parameter) -> int:
     """Elements of a parameter, also of one that ZeRO-3 has partitioned."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _resumed(run: RunDirectory, checkpoint: str | None) -> str | None:
+    return str(run.path / checkpoint) if checkpoint else None
 
 
 def _planned(plan: Path) -> dict[str, Any]:
