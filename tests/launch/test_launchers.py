@@ -1,0 +1,141 @@
+"""Real trainings on real hosts: OpenMPI, Slurm, and hosts that don't share the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dslm.run.events import read_events
+from tests.cluster.namespaces import Cluster, MakeHosts, wait_for
+from tests.cluster.slurm import start_slurm
+from tests.conftest import DSLM
+from tests.worker.conftest import SMALL, losses
+
+pytestmark = [pytest.mark.slow, pytest.mark.hosts]
+
+STEPS = 4
+SECRETS = {"HF_TOKEN": "hunter2-hub", "WANDB_API_KEY": "hunter2-wandb"}
+
+
+def argv_of(run: Path, *options: str | Path, **settings: Any) -> list[str | Path]:
+    """`dslm train` of a few steps; settings have `__` where keys have a dot."""
+    given = {key.replace("__", "."): value for key, value in settings.items()}
+    argv: list[str | Path] = [DSLM, "train", "quickstart", "-o", run, *options]
+    for key, value in {**SMALL, "duration.steps": STEPS, "parallel.zero_stage": 2, **given}.items():
+        argv += ["-s", f"{key}={value}"]
+    return argv
+
+
+def train_on(
+    cluster: Cluster, argv: Sequence[str | Path], **variables: str
+) -> tuple[subprocess.Popen[str], set[str]]:
+    """Run a training from the cluster's head to its end; every command line that was seen."""
+    started = cluster.head.start(
+        argv,
+        env={**os.environ, "NO_COLOR": "1", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    seen: set[str] = set()
+    output: list[str] = []
+    while started.poll() is None:
+        for process in cluster.processes():
+            try:
+                seen.add("\0".join(process.cmdline()))
+            except psutil.Error:
+                continue
+        try:
+            output.append(started.communicate(timeout=0.5)[0])
+        except subprocess.TimeoutExpired:
+            continue
+    assert started.returncode == 0, "".join(output)
+    return started, seen
+
+
+def hosts_of(run: Path) -> list[str]:
+    """The host of each rank, as it said itself."""
+    files = sorted((run / "logs" / "attempt-1").glob("rank-*.json"))
+    return [json.loads(file.read_text())["host"] for file in files]
+
+
+def everything_in(folder: Path) -> str:
+    """All files below a folder as one text."""
+    texts = [f.read_bytes().decode(errors="replace") for f in folder.rglob("*") if f.is_file()]
+    return "\n".join(texts)
+
+
+def test_four_hosts_under_openmpi(hosts: MakeHosts, tmp_path: Path) -> None:
+    cluster = hosts(4)
+    run = tmp_path / "a run"
+    hostfile = cluster.hostfile(tmp_path)
+    train_on(cluster, argv_of(run, "-H", hostfile, "--launcher", "openmpi"), **SECRETS)
+    assert hosts_of(run) == ["w1", "w2", "w3", "w4"]
+    wait_for(lambda: not cluster.processes(), 10)
+    assert len(losses(run)) == STEPS
+    assert "hunter2" not in everything_in(run)
+
+
+def test_hosts_without_a_shared_folder_train_on_copies(hosts: MakeHosts, tmp_path: Path) -> None:
+    cluster = hosts(2)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    run = shared / "run"
+    cluster["w2"].hide(shared)
+    hostfile = cluster.hostfile(tmp_path)
+    train_on(cluster, argv_of(run, "-H", hostfile, checkpoint__every="null"))
+    assert hosts_of(run) == ["w1", "w2"]
+    assert len(losses(run)) == STEPS
+    assert (run / "logs" / "attempt-1" / "rank-1.log").stat().st_size > 0
+    assert not (run / "checkpoints").exists() or not list((run / "checkpoints").iterdir())
+    # with checkpoints, the folder must be shared
+    refused = cluster.head.run(argv_of(shared / "other", "-H", hostfile, checkpoint__every=2))
+    assert refused.returncode == 3
+    assert "shared" in refused.stderr or "share" in refused.stderr
+
+
+def test_a_batch_job_is_preempted_and_carries_on_by_itself(
+    hosts: MakeHosts, tmp_path: Path
+) -> None:
+    cluster = hosts(2)
+    slurm = start_slurm(cluster)
+    run = tmp_path / "a run"
+    steps = 60
+    options = ["--slurm", "--num-nodes", "2", "--num-gpus", "1", "--json"]
+    argv = argv_of(run, *options, duration__steps=steps)
+    dry = slurm.run([*argv, "--dry-run"])
+    assert dry.returncode == 0, dry.stderr
+    assert json.loads(dry.stdout)["script"].startswith("#!/bin/bash\n#SBATCH")
+    assert not run.exists()
+    done = slurm.run(argv)
+    assert done.returncode == 0, done.stderr
+    job = json.loads(done.stdout)["job"]
+
+    def made() -> list[int]:
+        events, _ = read_events(run / "events.jsonl")
+        return [event["step"] for event in events if event["event"] == "step"]
+
+    def said() -> str:
+        outputs = tmp_path.glob("*.out")
+        return "".join(file.read_text() for file in outputs)
+
+    try:
+        wait_for(lambda: len(made()) >= 5, 180)
+        assert hosts_of(run) == ["w1", "w2"]
+        slurm.run(
+            ["sbatch", "-N2", "-p", "high", "-o", "/dev/null", "--wrap", "sleep 1"], check=True
+        )
+        wait_for(lambda: slurm.state(job) == "COMPLETED", 300)
+    except AssertionError as failure:
+        raise AssertionError(f"{slurm.state(job)} {made()[-1:]}\n{said()[-5000:]}") from failure
+    # every step once, over both attempts
+    assert made() == list(range(1, steps + 1))
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert [attempt["status"] for attempt in manifest["attempts"]] == ["stopped", "done"]
