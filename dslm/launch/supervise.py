@@ -39,6 +39,7 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _POLL_SECONDS = 0.2
 _TERM_SECONDS = 2.0  # between SIGTERM and SIGKILL
 _SETTLE_SECONDS = 3.0  # after a rank has failed, the others may still say why
+_LEAVE_SECONDS = 6.0  # after its last word a rank still leaves Python, and its launcher sees it
 _STACKS_SECONDS = 3.0
 _SLOW_EVERY_SECONDS = 60.0
 # pdsh(1) says this on stderr for every host as it happens; DeepSpeed passes it through
@@ -138,6 +139,9 @@ def supervise(
         finally:
             if outcome is None or outcome.status not in (Status.DONE, Status.STOPPED):
                 control.tell("end")
+            else:
+                watch.settle(_LEAVE_SECONDS)
+            if launcher.poll() is None or outcome is None or outcome.status != Status.DONE:
                 elsewhere.kill(control.ranks.values(), parents=request.owns_parents)
             _end_launcher(launcher)
             run.stop_request.unlink(missing_ok=True)
@@ -186,7 +190,6 @@ class _Watch:
             self.tell()
             ranks = self._control.ranks.values()
             if len(ranks) == self._attempt.world_size and all(r.exit_code == 0 for r in ranks):
-                self._settle()
                 return self._outcome(Status.STOPPED if self._told_stop else Status.DONE)
             failure = self._failure(ended)
             if failure is not None:
@@ -210,7 +213,7 @@ class _Watch:
         self._clock.note(ranks, now)
         self._name_slow(now)
         if _first_failed(ranks) is not None:
-            self._settle()
+            self.settle(_SETTLE_SECONDS)
             return self._of_rank(_first_failed(ranks) or next(iter(ranks)))
         orphan = next((rank for rank in ranks if rank.orphaned and rank.lives), None)
         if orphan is not None:
@@ -296,9 +299,9 @@ class _Watch:
         # before training has started there is nothing to save
         return late or self._stop.insisted or not self._started
 
-    def _settle(self) -> None:
+    def settle(self, seconds: float) -> None:
         """Give the other processes a moment to end by themselves."""
-        deadline = time.monotonic() + _SETTLE_SECONDS
+        deadline = time.monotonic() + seconds
         while self._launcher.poll() is None and time.monotonic() < deadline:
             self._control.poll(_POLL_SECONDS)
 
