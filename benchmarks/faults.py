@@ -85,7 +85,7 @@ def measure(cluster: Cluster, fault: Fault, folder: Path) -> str:
             assert time.monotonic() - began < 120, run.said()
             errors = run.events("error") or run.events("stop")
             if errors and noticed is None:
-                noticed = errors[0]["time"] - clock
+                noticed = errors[0].get("noticed", errors[0]["time"]) - clock
             if ended is None and not any(_alive(process) for process in ranks):
                 ended = time.monotonic() - began
             time.sleep(0.02)
@@ -136,8 +136,8 @@ def report() -> str:
     return (
         "## Faults\n\n"
         "Two hosts under pdsh, one rank each, a checkpoint every ten steps; seconds from the fault "
-        "until the run had written down the failure, and until the last rank of the attempt was "
-        "gone on every host; steps that were made again. All of it shares two cores. "
+        "until dslm had noticed, and until the last rank of the attempt was gone on every host; "
+        "steps that were made again. All of it shares two cores. "
         f"`python -m benchmarks.faults`, {time.strftime('%Y-%m-%d')}, on: {machine()}.\n\n"
         "| fault | what the run said | noticed, s | nothing left, s | steps lost |\n"
         "|---|---|---|---|---|\n" + "\n".join(rows) + "\n"

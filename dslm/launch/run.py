@@ -440,7 +440,8 @@ def _close(
     number = outcome.attempt
     try:
         if diagnosis is not None:
-            append_event(run.events, EventName.ERROR, number, **diagnosis.fields(), again=again)
+            found = {**diagnosis.fields(), "noticed": outcome.noticed, "again": again}
+            append_event(run.events, EventName.ERROR, number, **found)
         elif outcome.status == Status.KILLED:
             append_event(run.events, EventName.END, number, status="killed")
         cause = diagnosis.cause if diagnosis else None

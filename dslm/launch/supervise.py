@@ -76,6 +76,7 @@ class Outcome:
     failed_rank: int | None = None
     host: str | None = None
     kind: Kind | None = None
+    noticed: float | None = None  # Unix seconds, when it had failed
 
 
 @dataclass(slots=True)
@@ -177,6 +178,7 @@ class _Watch:
         self._told_stop = False
         self._started = False
         self._clock = watchdog.StepClock()
+        self._noticed: float | None = None
         self._slow_at = 0.0
         self._slow_rank: int | None = None
         control.on_event = lambda record: append_record(run.events, record)
@@ -213,6 +215,7 @@ class _Watch:
         self._clock.note(ranks, now)
         self._name_slow(now)
         if _first_failed(ranks) is not None:
+            self._noticed = time.time()
             self.settle(_SETTLE_SECONDS)
             return self._of_rank(_first_failed(ranks) or next(iter(ranks)))
         orphan = next((rank for rank in ranks if rank.orphaned and rank.lives), None)
@@ -318,6 +321,7 @@ class _Watch:
             failed_rank=rank,
             host=host,
             kind=kind,
+            noticed=round(self._noticed or time.time(), 3),
         )
 
     def _of_rank(self, rank: RankState) -> Outcome:
