@@ -1,4 +1,4 @@
-"""Real trainings on real hosts: OpenMPI, Slurm, and hosts that don't share the run."""
+"""Real trainings on real hosts: every launcher, the same losses, no secret anywhere."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from dslm.run.events import read_events
 from tests.cluster.namespaces import Cluster, MakeHosts, wait_for
 from tests.cluster.slurm import start_slurm
 from tests.conftest import DSLM
-from tests.worker.conftest import SMALL, losses
+from tests.worker.conftest import SMALL, losses, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
 STEPS = 4
 SECRETS = {"HF_TOKEN": "hunter2-hub", "WANDB_API_KEY": "hunter2-wandb"}
+# in the recipe, the environment and the run directory's path
+ODD = "x'\"$HOME;`touch dslm-was-here`"
 
 
 def argv_of(run: Path, *options: str | Path, **settings: Any) -> list[str | Path]:
@@ -70,6 +72,43 @@ def everything_in(folder: Path) -> str:
     """All files below a folder as one text."""
     texts = [f.read_bytes().decode(errors="replace") for f in folder.rglob("*") if f.is_file()]
     return "\n".join(texts)
+
+
+def test_two_hosts_under_pdsh_give_the_losses_of_one_and_no_secret_leaves(
+    hosts: MakeHosts, tmp_path: Path
+) -> None:
+    cluster = hosts(2)
+    cluster["w1"].resolve_itself_to_loopback()
+    cluster["w2"].resolve_itself_to_loopback()
+    run = tmp_path / f"a run {ODD.replace('/', '')}"
+    hostfile = cluster.hostfile(tmp_path, slots=[2, 1])
+    argv = argv_of(
+        run, "-H", hostfile, "-s", f"environment.MINE={json.dumps(ODD)}", batch__global_size=12
+    )
+    _, seen = train_on(cluster, argv, **SECRETS, NCCL_DEBUG=ODD, UCX_X=ODD, PYTHONX=ODD)
+    assert hosts_of(run) == ["w1", "w1", "w2"]
+    wait_for(lambda: not cluster.processes(), 10)
+    assert any("dslm.worker.main" in line for line in seen)
+    # the command line of the launching dslm itself is the user's own
+    others = [line for line in seen if str(DSLM) not in line]
+    assert not [
+        line
+        for line in others
+        if "hunter2" in line or ("was-here" in line and "--hostfile" not in line)
+    ]
+    assert "hunter2" not in everything_in(run)
+    assert not list(Path("/").glob("dslm-was-here*"))
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    one = train(
+        alone,
+        "quickstart",
+        duration__steps=STEPS,
+        parallel__ranks=1,
+        parallel__zero_stage=2,
+        batch__global_size=12,
+    )
+    assert losses(run) == pytest.approx(losses(one), abs=1e-4)
 
 
 def test_four_hosts_under_openmpi(hosts: MakeHosts, tmp_path: Path) -> None:
