@@ -151,7 +151,7 @@ def diagnose(run: RunDirectory, outcome: Outcome) -> Diagnosis:
     launcher = logs.read_end(file)
     ranks = [
         _witness(run, outcome, status, launcher)
-        for status in read_rank_statuses(run, outcome.attempt)
+        for status in outcome.statuses or read_rank_statuses(run, outcome.attempt)
         if _failed(status, outcome)
     ]
     whole = _Witness(

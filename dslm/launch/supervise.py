@@ -77,6 +77,7 @@ class Outcome:
     host: str | None = None
     kind: Kind | None = None
     noticed: float | None = None  # Unix seconds, when it had failed
+    statuses: tuple[dict[str, Any], ...] = ()  # of the ranks, also where no file can be written
 
 
 @dataclass(slots=True)
@@ -322,6 +323,7 @@ class _Watch:
             host=host,
             kind=kind,
             noticed=round(self._noticed or time.time(), 3),
+            statuses=tuple(known.document() for known in self._control.ranks.values()),
         )
 
     def _of_rank(self, rank: RankState) -> Outcome:
