@@ -103,9 +103,12 @@ class Host:
         for process in psutil.process_iter():
             if process.pid in own or _pid_namespace(process.pid) != namespace:
                 continue
-            # a zombie is no process any more; the unshare(1) of each host runs on the head
-            if _is_alive(process) and process.name() != "unshare":
-                found.append(process)
+            try:
+                # a zombie is no process any more; the unshare(1) of each host runs on the head
+                if _is_alive(process) and process.name() != "unshare":
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
         return found
 
     def find(self, *words: str) -> list[psutil.Process]:
