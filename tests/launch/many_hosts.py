@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from dslm.processes import kill
 from dslm.run.attempt import path_word
 from dslm.run.events import read_events
 from tests.cluster.namespaces import Cluster
@@ -110,9 +111,7 @@ class HostsRun:
     def kill(self) -> None:
         """End everything, whatever state it is in."""
         for host in self.cluster.world:
-            for process in host.find(path_word(self.run)):
-                process.kill()
+            kill(host.find(path_word(self.run)))
         if self.process.poll() is None:
-            for child in psutil.Process(self.process.pid).children(recursive=True):
-                child.kill()
+            kill(psutil.Process(self.process.pid).children(recursive=True))
             self.process.wait(10)
