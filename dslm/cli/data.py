@@ -115,8 +115,8 @@ def _ask(recipe: str, overrides: Any, *, samples: int, verify: bool) -> dict[str
     request = {
         "recipe": loaded.model_dump(mode="json"), "samples": samples, "verify": verify,
     }  # fmt: skip
-    with terminal.people().status("starting") as status:
-        return ask("dslm.worker.data.show", request, status.update)
+    with terminal.busy() as tell:
+        return ask("dslm.worker.data.show", request, tell)
 
 
 def _say_statistics(found: dict[str, Any]) -> None:
@@ -141,7 +141,8 @@ def _say_statistics(found: dict[str, Any]) -> None:
     if found["labels"]:
         terminal.say(f"labels: {', '.join(found['labels'])}")
     if found["bad_records"]:
-        terminal.say(f"[yellow]bad records left out: {found['bad_records']}[/], such as:")
+        bad = f"[yellow]bad records left out: {found['bad_records']}[/], such as:"
+        terminal.say(terminal.styled(bad))
         for example in found["examples"]:
             terminal.people().print(f"  {example}", markup=False, soft_wrap=True)
     terminal.say(f"prepared data: {found['folder']}")

@@ -45,8 +45,8 @@ def doctor(measure: Measure = False, json: options.Json = False) -> None:
 def _measure() -> dict[str, Any]:
     from dslm.launch.measure import measure_here
 
-    with terminal.people().status("starting") as status:
-        return measure_here(status.update)
+    with terminal.busy() as tell:
+        return measure_here(tell)
 
 
 def _show(checks: list[Any], measured: dict[str, Any] | None) -> None:

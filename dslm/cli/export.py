@@ -56,12 +56,12 @@ def export(
     request = export_request(
         run, step=checkpoint, merge=merge, dtype=dtype, output=output, push_to_hub=push_to_hub
     )
-    with terminal.people().status("starting") as status:
-        found = ask("dslm.worker.export", request, status.update)
+    with terminal.busy() as tell:
+        found = ask("dslm.worker.export", request, tell)
     if json:
         terminal.write_json(found)
         return
     terminal.say(
-        f"[bold green]exported[/] step {found['step']}: {render_count(found['parameters'])} "
-        f"parameters, {render_bytes(found['bytes'])}\n  model  {found['output']}"
+        f"exported step {found['step']}: {render_count(found['parameters'])} parameters, "
+        f"{render_bytes(found['bytes'])}\n  model  {found['output']}"
     )

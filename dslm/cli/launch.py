@@ -101,6 +101,6 @@ def launch(
             master_port=master_port,
             command=sys.argv,
             on_event=screen.event,
-            on_run=lambda path: screen.note(f"[bold]run[/] {path}"),
+            on_run=lambda path: screen.label("run", str(path)),
         )
     report_end(run, outcome, json=json)

@@ -12,6 +12,7 @@ from typing import Any
 from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
@@ -52,7 +53,7 @@ class RunScreen:
             console=console,
             expand=True,
         )
-        self._task = self._progress.add_task(name, total=None)
+        self._task = self._progress.add_task(escape(name), total=None)
         self._live: Live | None = None
 
     def __enter__(self) -> RunScreen:
@@ -71,8 +72,12 @@ class RunScreen:
         return Group(self._progress, self._numbers())
 
     def note(self, text: str | Text) -> None:
-        """A line that stays on the screen."""
-        self._console.print(text, soft_wrap=True)
+        """A line that stays on the screen, as it is: what others said may look like markup."""
+        self._console.print(text, soft_wrap=True, markup=False)
+
+    def label(self, label: str, text: str, style: str = "bold") -> None:
+        """A line that stays on the screen, after a word that says what it is about."""
+        self.note(Text.assemble((label, style), f" {text}"))
 
     def event(self, event: dict[str, Any]) -> None:
         """Take one event in."""
@@ -96,23 +101,25 @@ class RunScreen:
         self._progress.update(self._task, total=event.get("steps"))
         ranks = event.get("world_size", 1)
         parameters = event.get("parameters")
-        self.note(
-            f"[bold]training[/] {render_count(parameters) if parameters else '?'} parameters, "
-            f"{ranks} rank{'s' if ranks != 1 else ''}, {event.get('steps')} steps"
+        self.label(
+            "training",
+            f"{render_count(parameters) if parameters else '?'} parameters, "
+            f"{ranks} rank{'s' if ranks != 1 else ''}, {event.get('steps')} steps",
         )
 
     def _on_resume(self, event: dict[str, Any]) -> None:
-        self.note(f"[bold]resumed[/] from step {event.get('step')}")
+        self.label("resumed", f"from step {event.get('step')}")
 
     def _on_restart(self, event: dict[str, Any]) -> None:
         lost = f", {event['lost_steps']} steps are lost" if event.get("lost_steps") else ""
         hosts = ", ".join(event.get("hosts", ()))
-        self.note(
-            f"[bold yellow]again[/] from step {event['step']} with {event['world_size']} ranks on "
-            f"{hosts}{lost}"
+        self.label(
+            "again",
+            f"from step {event['step']} with {event['world_size']} ranks on {hosts}{lost}",
+            "bold yellow",
         )
         for reason in event.get("left_out", ()):
-            self.note(Text(f"  left out: {reason}"))
+            self.note(f"  left out: {reason}")
 
     def _on_error(self, event: dict[str, Any]) -> None:
         self.note(Text(f"failed: {event.get('message', '')}", style="red"))
@@ -121,9 +128,11 @@ class RunScreen:
         self.note(Text(f"stalled: {event.get('message', '')}", style="yellow"))
 
     def _on_slow(self, event: dict[str, Any]) -> None:
-        self.note(
-            f"[yellow]slow[/] rank {event['rank']} on {event['host']} computes "
-            f"{event['ratio']:.1f} times as long as the others"
+        self.label(
+            "slow",
+            f"rank {event['rank']} on {event['host']} computes "
+            f"{event['ratio']:.1f} times as long as the others",
+            "yellow",
         )
 
     def _on_step(self, event: dict[str, Any]) -> None:
@@ -148,7 +157,7 @@ class RunScreen:
                 f"{render_seconds(event['measured_step_seconds'])} measured "
                 f"({event['step_difference']:+.1%})"
             )
-        self.note(f"[bold]plan[/] {'; '.join(parts)}")
+        self.label("plan", "; ".join(parts))
 
     def _on_eval(self, event: dict[str, Any]) -> None:
         parts = [
@@ -156,16 +165,16 @@ class RunScreen:
             for name, value in event.items()
             if name not in _NOT_METRICS and value is not None
         ]
-        self.note(f"[bold]eval[/] step {event['step']}: " + ", ".join(parts))
+        self.label("eval", f"step {event['step']}: " + ", ".join(parts))
 
     def _on_checkpoint(self, event: dict[str, Any]) -> None:
         seconds = event.get("seconds")
         took = f" in {render_seconds(seconds)}" if seconds is not None else ""
-        self.note(f"[bold]checkpoint[/] step {event['step']}{took}")
+        self.label("checkpoint", f"step {event['step']}{took}")
 
     def _on_stop(self, event: dict[str, Any]) -> None:
         self._phase = "stopping: saving a checkpoint"
-        self.note("[yellow]stopping[/] after this step; once more Ctrl-C ends it at once")
+        self.label("stopping", "after this step; once more Ctrl-C ends it at once", "yellow")
 
     def _on_end(self, event: dict[str, Any]) -> None:
         self._phase = str(event.get("status", "done"))

@@ -10,6 +10,8 @@ import json
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from dslm.errors import DslmError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
 
 @cache
@@ -29,8 +32,24 @@ def people() -> Console:
 
 
 def say(text: RenderableType = "") -> None:
-    """Tell people something."""
-    people().print(text, soft_wrap=isinstance(text, str))
+    """Tell people something; a string as it is, since what it quotes may look like markup."""
+    people().print(text, soft_wrap=isinstance(text, str), markup=False)
+
+
+def styled(markup: str) -> Text:
+    """A line with Rich's markup; values in it must be escaped."""
+    from rich.text import Text
+
+    return Text.from_markup(markup)
+
+
+@contextmanager
+def busy() -> Iterator[Callable[[str], None]]:
+    """A spinner while something is done elsewhere; what is given is told what goes on."""
+    from rich.text import Text
+
+    with people().status("starting") as status:
+        yield lambda detail: status.update(Text(detail))
 
 
 def show(value: RenderableType) -> None:

@@ -129,7 +129,7 @@ def train(
             resume=resume,
             command=sys.argv,
             on_event=screen.event,
-            on_run=lambda path: screen.note(f"[bold]run[/] {path}"),
+            on_run=lambda path: screen.label("run", str(path)),
         )
     report_end(run, outcome, json=json)
 
@@ -252,7 +252,7 @@ def _say_what_was_made(run: RunDirectory) -> None:
     if run.checkpoints.is_dir():
         lines.append(f"  checkpoints  {folder}/checkpoints")
     lines.append(f"  next         dslm runs show {folder}")
-    terminal.say("\n".join(lines))
+    terminal.say(terminal.styled("\n".join(lines)))
 
 
 def shown_path(path: Path) -> Path:

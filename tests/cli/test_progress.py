@@ -51,3 +51,19 @@ def test_without_a_terminal_a_step_is_one_plain_line() -> None:
     assert "1B parameters, 2 ranks, 200 steps" in lines[1]
     assert all(words in lines[-1] for words in ("step 100/200", *NUMBERS[1:])), lines
     assert "\x1b" not in "".join(lines)
+
+
+def test_what_others_said_is_shown_as_it_is() -> None:
+    """gloo writes `[/__w/…/pair.cc:553]`, which Rich would take for a closing tag."""
+    said = "[/__w/gloo/transport/tcp/pair.cc:553] Connection closed by peer"
+    screen, console = _screen(200, live=False)
+    for event in (
+        {"event": "phase", "phase": "restarting", "detail": said},
+        {"event": "error", "message": said},
+        {"event": "restart", "step": 1, "world_size": 1, "hosts": ["w[1]"], "left_out": [said]},
+    ):
+        screen.event(event)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count(said) == 3
+    assert "w[1]" in shown
+    RunScreen(console, name="a[/b]", peak_flops=None, live=False)
