@@ -93,7 +93,7 @@ def measure(cluster: Cluster, fault: Fault, folder: Path) -> str:
         said = run.events("error")[0]["cause"] if run.events("error") else "-"
         lost = "-"
         if fault.restarts:
-            run.wait(lambda: bool(run.events("resume") or run.events("start")[1:]))
+            run.wait(lambda: any(e["attempt"] > 1 for e in run.events("start")))
             lost = str(run.events("restart")[0]["lost_steps"])
         elif run.events("checkpoint"):
             newest = max(e["step"] for e in run.events("checkpoint"))

@@ -110,8 +110,9 @@ class HostsRun:
 
     def kill(self) -> None:
         """End everything, whatever state it is in."""
-        for host in self.cluster.world:
-            kill(host.find(path_word(self.run)))
+        # the supervisor first, or it would start another attempt
         if self.process.poll() is None:
             kill(psutil.Process(self.process.pid).children(recursive=True))
             self.process.wait(10)
+        for host in self.cluster.world:
+            kill(host.find(path_word(self.run)))
