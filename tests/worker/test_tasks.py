@@ -34,6 +34,8 @@ TASKS: dict[str, tuple[str, bool, int, dict[str, Any]]] = {
     "vision": ("accuracy", True, 64, {"duration.steps": 80, "evaluation.every": 20}),
     "sequence": ("loss", False, 16, {"data.max_documents": 500}),
 }  # fmt: skip
+# TRL averages its metrics over batches and not over samples, so the size of a batch shows in them
+METRIC_WITHIN = {"dpo": 1e-2}
 Run = Callable[[str, int], Path]
 
 
@@ -75,4 +77,5 @@ def test_two_ranks_give_the_losses_and_the_metric_of_one(task: str, run: Run) ->
     together, alone = run(task, 2), run(task, 1)
     assert losses(together)[:10] == pytest.approx(losses(alone)[:10], abs=1e-4)
     metric = TASKS[task][0]
-    assert _metrics(together, metric)[0] == pytest.approx(_metrics(alone, metric)[0], abs=1e-3)
+    within = METRIC_WITHIN.get(task, 1e-3)
+    assert _metrics(together, metric)[0] == pytest.approx(_metrics(alone, metric)[0], abs=within)
