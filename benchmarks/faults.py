@@ -16,10 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from tests.cluster.namespaces import Cluster, missing
 from tests.launch.many_hosts import HostsRun
+from tests.processes import command_line, is_alive
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: made by python -m benchmarks.faults -->", "<!-- end of faults -->"
@@ -39,7 +38,7 @@ class Fault:
 
 
 def _launching_command(run: HostsRun) -> None:
-    next(p for p in run.cluster.head.find("bin/deepspeed") if "pdsh" in p.cmdline()).kill()
+    next(p for p in run.cluster.head.find("bin/deepspeed") if "pdsh" in command_line(p)).kill()
 
 
 FAULTS = (
@@ -86,7 +85,7 @@ def measure(cluster: Cluster, fault: Fault, folder: Path) -> str:
             errors = run.events("error") or run.events("stop")
             if errors and noticed is None:
                 noticed = errors[0].get("noticed", errors[0]["time"]) - clock
-            if ended is None and not any(_alive(process) for process in ranks):
+            if ended is None and not any(is_alive(process) for process in ranks):
                 ended = time.monotonic() - began
             time.sleep(0.02)
         fault.undo(cluster)
@@ -102,13 +101,6 @@ def measure(cluster: Cluster, fault: Fault, folder: Path) -> str:
         run.kill()
     told = f"{noticed:.1f}" if noticed is not None else "-"
     return f"| {fault.name} | {said} | {told} | {ended:.1f} | {lost} |"
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def report() -> str:

@@ -36,6 +36,7 @@ from dslm.run.directory import RunDirectory
 from dslm.run.events import read_events
 from dslm.run.manifest import add_attempt
 from dslm.run.samples import samples_of_steps
+from tests.processes import command_line
 
 DSLM = Path(sys.executable).parent / "dslm"
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
@@ -110,7 +111,7 @@ def _kill_dslm_train(argv: list[str], run: Path, dice: random.Random, tally: Tal
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     # what is run as `-m WORD`: the launcher's command has the ranks' module as an option
     target = next(
-        (p for p in family[1:] if f"-m {word} " in " ".join(p.cmdline()) + " "), family[0]
+        (p for p in family[1:] if f"-m {word} " in " ".join(command_line(p)) + " "), family[0]
     )
     target.send_signal(signal.SIGKILL)
     killed = time.monotonic()

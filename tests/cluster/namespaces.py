@@ -39,6 +39,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.processes import command_line, is_alive
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NETWORK = "10.77.0"
 _NETWORK6 = "fd77:"
@@ -105,7 +107,7 @@ class Host:
                 continue
             try:
                 # a zombie is no process any more; the unshare(1) of each host runs on the head
-                if _is_alive(process) and process.name() != "unshare":
+                if is_alive(process) and process.name() != "unshare":
                     found.append(process)
             except psutil.NoSuchProcess:
                 continue
@@ -113,23 +115,23 @@ class Host:
 
     def find(self, *words: str) -> list[psutil.Process]:
         """Processes on the host whose command line holds all these words."""
-        found = []
+        return list(self.command_lines(*words))
+
+    def command_lines(self, *words: str) -> dict[psutil.Process, str]:
+        """Those processes with their command lines."""
+        found = {}
         for process in self.processes():
-            try:
-                line = " ".join(process.cmdline())
-            except psutil.Error:
-                continue
+            line = " ".join(command_line(process))
             if all(word in line for word in words):
-                found.append(process)
+                found[process] = line
         return found
 
     def ranks(self) -> dict[int, psutil.Process]:
         """The ranks that run on the host: processes of `dslm.worker` by their RANK."""
         found = {}
-        for process in self.find("dslm.worker"):
+        for process, line in self.command_lines("dslm.worker").items():
             try:
                 environment = process.environ()
-                line = process.cmdline()
             except psutil.Error:
                 continue
             name = next((n for n in _RANK_VARIABLES if n in environment), None)
@@ -237,7 +239,7 @@ class Host:
     @property
     def is_on(self) -> bool:
         """Whether the host runs."""
-        return self._init is not None and _is_alive(self._init)
+        return self._init is not None and is_alive(self._init)
 
     def boot(self, init: psutil.Process) -> None:
         """Take over the first process of the host."""
@@ -485,13 +487,6 @@ def _pid_namespace(pid: int) -> str | None:
         return str(Path(f"/proc/{pid}/ns/pid").readlink())
     except OSError:
         return None
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def _make_key(file: Path) -> None:

@@ -98,10 +98,10 @@ class HostsRun:
         """Processes of this run on any host."""
         word = path_word(self.run)
         return [
-            f"{host.name}: {' '.join(process.cmdline())[:100]}"
+            f"{host.name}: {line[:100]}"
             for host in self.cluster.world
             if host.is_on
-            for process in host.find(word)
+            for line in host.command_lines(word).values()
         ]
 
     def losses(self) -> dict[int, float]:

@@ -24,6 +24,7 @@ from dslm.launch.forward import forwarded
 from dslm.launch.spec import LaunchRequest, LaunchSpec
 from dslm.run.attempt import path_of_word
 from tests.cluster.namespaces import MakeHosts, wait_for
+from tests.processes import command_line
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "launch"
 TWO = (Host("w1", 2), Host("w2", 2))
@@ -187,7 +188,7 @@ def test_ranks_start_on_every_host_and_nothing_reaches_a_shell(
 
         world = 2 * len(names)
         wait_for(lambda f=folder, n=world: len(list(f.glob("rank-*.json"))) == n, 120)  # type: ignore[misc]
-        lines = {tuple(process.cmdline()) for process in cluster.processes()}
+        lines = {tuple(command_line(process)) for process in cluster.processes()}
         assert any("tests.cluster.payload" in line for line in lines)
         assert not any("hunter2" in " ".join(line) for line in lines), title
         (folder / "wait").unlink()

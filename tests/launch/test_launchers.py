@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from dslm.run.events import read_events
 from tests.cluster.namespaces import Cluster, MakeHosts, wait_for
 from tests.cluster.slurm import start_slurm
 from tests.conftest import DSLM
+from tests.processes import command_line
 from tests.worker.conftest import SMALL, losses, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.hosts]
@@ -50,10 +50,7 @@ def train_on(
     output: list[str] = []
     while started.poll() is None:
         for process in cluster.processes():
-            try:
-                seen.add("\0".join(process.cmdline()))
-            except psutil.Error:
-                continue
+            seen.add("\0".join(command_line(process)))
         try:
             output.append(started.communicate(timeout=0.5)[0])
         except subprocess.TimeoutExpired:

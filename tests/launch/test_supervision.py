@@ -16,6 +16,7 @@ import pytest
 from dslm.run.attempt import path_word
 from dslm.run.events import read_events
 from tests.conftest import DSLM
+from tests.processes import command_line
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ class Running:
         return next(
             process
             for process in psutil.Process(self.process.pid).children(recursive=True)
-            if any(part.endswith(module) for part in process.cmdline())
+            if any(part.endswith(module) for part in command_line(process))
         )
 
     def end(self, seconds: float = 30) -> tuple[int, str]:
@@ -71,14 +72,8 @@ class Running:
 
     def alive(self) -> list[int]:
         """Processes whose command line names this run."""
-        found, word = [], path_word(self.run)
-        for process in psutil.process_iter():
-            try:
-                if word in process.cmdline():
-                    found.append(process.pid)
-            except psutil.Error:
-                continue
-        return found
+        word = path_word(self.run)
+        return [p.pid for p in psutil.process_iter() if word in command_line(p)]
 
 
 @pytest.fixture

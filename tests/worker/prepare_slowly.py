@@ -46,6 +46,7 @@ def main() -> None:
     wait_for_all()
     dist.all_reduce(torch.zeros(1))
     print(rank, "together", flush=True)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

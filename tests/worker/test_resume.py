@@ -20,6 +20,7 @@ from dslm.run.directory import RunDirectory
 from dslm.run.events import read_events
 from dslm.run.samples import samples_of_steps
 from tests.conftest import DSLM
+from tests.processes import command_line
 from tests.worker.conftest import SMALL, Train, losses
 
 pytestmark = pytest.mark.slow
@@ -54,7 +55,7 @@ def _killed_run(folder: Path, ranks: int, stage: int, at: int = 18) -> Path:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     for child in psutil.Process(process.pid).children(recursive=True):
-        if "dslm.worker.main" in child.cmdline() and child.environ().get("RANK") == "0":
+        if "dslm.worker.main" in command_line(child) and child.environ().get("RANK") == "0":
             os.kill(child.pid, signal.SIGKILL)
             break
     assert process.wait(60) == 1
@@ -219,7 +220,7 @@ def test_killed_while_saving_the_older_checkpoint_stays(trained: Train, tmp_path
         assert process.poll() is None
         time.sleep(0.0005)
     for child in psutil.Process(process.pid).children(recursive=True):
-        if "dslm.worker.main" in child.cmdline():
+        if "dslm.worker.main" in command_line(child):
             child.kill()
     assert process.wait(60) == 1
     found, problems = newest_sound(run / "checkpoints")
