@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dslm.cli import options, terminal
+
+if TYPE_CHECKING:
+    from dslm.cluster.hosts import Cluster
+    from dslm.launch.job import Job
 
 
 def launch(
@@ -75,8 +79,12 @@ def launch(
         ranks=ranks,
         preflight=not no_preflight,
     )
-    job = decide(recipe, set_ or (), cluster=fleet.cluster) if recipe else None
+
+    def decide_on(cluster: Cluster) -> Job:
+        return decide(recipe or "", set_ or (), cluster=cluster)
+
     if dry_run:
+        job = decide_on(fleet.cluster) if recipe else None
         preview = script_request(
             script,
             context.args,
@@ -90,12 +98,12 @@ def launch(
         return
     if not fleet.remote:
         check_port(master_port)
-    with RunScreen(terminal.people(), name=script.name, peak_flops=None) as screen:
+    with RunScreen(terminal.people(), name=script.name) as screen:
         run, outcome = launch_script(
             script,
             context.args,
             fleet,
-            job,
+            decide_on if recipe else None,
             output,
             pass_config=pass_config,
             master_port=master_port,

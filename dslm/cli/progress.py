@@ -6,7 +6,7 @@ Events in, screen out. Knows the fields of events, nothing of processes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from rich.columns import Columns
@@ -32,12 +32,10 @@ class RunScreen:
         console: Console,
         *,
         name: str,
-        peak_flops: Mapping[str, float] | None,
         live: bool | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._console = console
-        self._peak_flops = peak_flops
         self._live_wanted = console.is_terminal if live is None else live
         self._clock = clock
         self._started = clock()
@@ -111,6 +109,7 @@ class RunScreen:
         self.label("resumed", f"from step {event.get('step')}")
 
     def _on_restart(self, event: dict[str, Any]) -> None:
+        self._start = {}
         lost = f", {event['lost_steps']} steps are lost" if event.get("lost_steps") else ""
         hosts = ", ".join(event.get("hosts", ()))
         self.label(
@@ -173,8 +172,10 @@ class RunScreen:
         self.label("checkpoint", f"step {event['step']}{took}")
 
     def _on_stop(self, event: dict[str, Any]) -> None:
-        self._phase = "stopping: saving a checkpoint"
-        self.label("stopping", "after this step; once more Ctrl-C ends it at once", "yellow")
+        self._phase = "stopping"
+        when = "after this step; once more Ctrl-C ends it at once"
+        # before training has started there is nothing to wait for, and nothing to save
+        self.label("stopping", when if self._start else "at once: nothing is trained yet", "yellow")
 
     def _on_end(self, event: dict[str, Any]) -> None:
         self._phase = str(event.get("status", "done"))
@@ -209,7 +210,7 @@ class RunScreen:
     def _mfu(self) -> float | None:
         flops = self._start.get("flops_per_token")
         rate = self._step.get("tokens_per_second")
-        peak = (self._peak_flops or {}).get(self._start.get("precision", ""))
+        peak = self._start.get("peak_flops")
         if not (flops and rate and peak):
             return None
         return float(flops * rate / (peak * self._start.get("world_size", 1)))

@@ -120,7 +120,7 @@ def watch(run: RunArgument) -> None:
 
     directory = open_run(run)
     offset, ended = 0, False
-    with RunScreen(terminal.people(), name=directory.path.name, peak_flops=None) as screen:
+    with RunScreen(terminal.people(), name=directory.path.name) as screen:
         while not ended:
             events, offset = read_events(directory.events, offset)
             for event in events:

@@ -86,6 +86,7 @@ def train(
     from dslm.launch.job import check_fit, check_inputs, check_port, decide
     from dslm.recipe.load import load_recipe
 
+    loaded = load_recipe(recipe, set_ or ())
     fleet = fleet_of(
         hostfile=hostfile,
         launcher=launcher,
@@ -93,7 +94,7 @@ def train(
         num_gpus=num_gpus,
         include=include,
         exclude=exclude,
-        ranks=load_recipe(recipe, set_ or ()).recipe.parallel.ranks,
+        ranks=loaded.recipe.parallel.ranks,
         max_restarts=max_restarts,
         min_nodes=min_nodes,
         preflight=not no_preflight,
@@ -110,6 +111,8 @@ def train(
     if dry_run:
         from dslm.launch.run import training_request
 
+        if fleet.remote:
+            terminal.say("planned for devices like those here; a launch asks the hosts for theirs")
         job = decide_on(fleet.cluster)
         show_dry_run(job, *training_request(job, fleet, output, master_port=master_port), json=json)
         return
@@ -118,10 +121,10 @@ def train(
     from dslm.cli.progress import RunScreen
     from dslm.launch.run import launch_training
 
-    peak = fleet.cluster.device.peak_flops
-    with RunScreen(terminal.people(), name=Path(recipe).stem, peak_flops=peak) as screen:
+    with RunScreen(terminal.people(), name=loaded.name) as screen:
         run, outcome = launch_training(
             fleet,
+            loaded,
             decide_on,
             output,
             check=check,

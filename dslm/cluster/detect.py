@@ -1,17 +1,13 @@
-"""This machine as a cluster of one host: its accelerators, or its CPU.
-
-Asks the driver through `nvidia-smi`, since importing torch would cost seconds.
-"""
+"""This machine as a cluster of one host: its accelerators, or its CPU."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from dataclasses import dataclass
 
 from dslm import environment
-from dslm.cluster.devices import Device, cpu_device, device_reported
+from dslm.cluster import nvidia
+from dslm.cluster.devices import Device, cpu_device
 from dslm.cluster.hosts import Cluster, Host
 from dslm.cluster.measured import with_measured
 from dslm.cluster.select import slot_indices
@@ -35,13 +31,19 @@ def this_machine() -> Machine:
     """Look at this machine."""
     import psutil
 
-    accelerators = _cuda_devices()
+    memory = psutil.virtual_memory().total
+    told = [] if cpu_wanted() else nvidia.accelerators()
     return Machine(
-        accelerators=accelerators,
-        visible=_visible(len(accelerators), os.environ.get(environment.VISIBLE_DEVICES)),
-        memory_bytes=psutil.virtual_memory().total,
+        accelerators=tuple(nvidia.device_of(device, memory) for device in told),
+        visible=_visible(len(told), os.environ.get(environment.VISIBLE_DEVICES)),
+        memory_bytes=memory,
         cores=len(os.sched_getaffinity(0)),
     )
+
+
+def cpu_wanted() -> bool:
+    """Whether DeepSpeed is told to run on the CPU, whatever there is."""
+    return os.environ.get(environment.ACCELERATOR) == "cpu"
 
 
 def local_cluster(
@@ -95,28 +97,6 @@ def local_cluster(
         device=with_measured(machine.accelerators[chosen[0]]),
         host_memory_bytes=machine.memory_bytes,
     )
-
-
-def _cuda_devices() -> tuple[Device, ...]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    try:
-        answer = subprocess.run(
-            [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()  # a driver that doesn't answer: nothing can be trained on
-    found = []
-    for line in answer.splitlines():
-        product, _, mebibytes = line.rpartition(",")
-        if mebibytes.strip().isdigit():
-            found.append(device_reported(product.strip(), int(mebibytes) * 2**20))
-    return tuple(found)
 
 
 def _visible(count: int, setting: str | None) -> tuple[int, ...]:

@@ -1,9 +1,9 @@
 """Preflight: ask every host at once, judge what they say, know how the ranks will meet.
 
-What comes in is hosts and what the run wants; what goes out is results, the master's address, each
-host's interface towards it, and which hosts don't see the run directory. The edge around
-`dslm.cluster.checks` (judging), `dslm.cluster.probe` (what runs there) and `dslm.cluster.remote`
-(how it gets there).
+What comes in is hosts and what the run wants; what goes out is results, what the ranks will run on,
+the master's address, each host's interface towards it, and which hosts don't see the run directory.
+The edge around `dslm.cluster.checks` (judging), `dslm.cluster.probe` (what runs there) and
+`dslm.cluster.remote` (how it gets there).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dslm.cluster import probe
+from dslm.cluster import nvidia, probe
 from dslm.cluster.checks import (
     CheckResult,
     State,
@@ -29,7 +29,9 @@ from dslm.cluster.checks import (
     judge,
     not_reached,
 )
+from dslm.cluster.devices import Device, cpu_device
 from dslm.cluster.hosts import Host
+from dslm.cluster.measured import with_measured
 from dslm.cluster.remote import UNREACHED, Answer, Remote, Way
 
 DEFAULT_PORT = 29500  # torch's and DeepSpeed's own
@@ -46,7 +48,7 @@ class Wants:
     needs_shared: bool = True  # whether the run directory must be seen by every host
     master_address: str | None = None  # None: found out
     kind: str | None = None  # what ranks run on, cuda or cpu; None: whatever the hosts have
-    memory_bytes: int | None = None  # that a rank needs on its device
+    needs: Callable[[Device], int | None] = lambda device: None  # bytes that a rank needs on it
     files: tuple[Path, ...] = ()  # that must be the same everywhere
     way: Way = Way.SSH
 
@@ -57,6 +59,7 @@ class Preflight:
 
     results: tuple[CheckResult, ...]
     master_address: str | None
+    device: Device | None = None  # what every slot has: the smallest of them; None: nobody said
     interfaces: Mapping[str, str] = field(default_factory=dict)
     apart: tuple[str, ...] = ()  # hosts that don't see the run directory
     seconds: float = 0.0
@@ -91,6 +94,9 @@ def preflight(hosts: Sequence[Host], wants: Wants) -> Preflight:
         here = probe.facts(request)
         said, address = _ask(hosts, wants, request, deadline)
     master = hosts[0].name
+    told = [(h, words.facts) for h, words in zip(hosts, said, strict=True) if words.facts]
+    device = device_of_slots(told, wants.kind)
+    memory_bytes = wants.needs(device) if device else None
     results: list[CheckResult] = []
     interfaces: dict[str, str] = {}
     apart: list[str] = []
@@ -109,8 +115,8 @@ def preflight(hosts: Sequence[Host], wants: Wants) -> Preflight:
             master_address=address,
             port=wants.port,
             port_problem=said[0].hello.get("port_problem"),
-            kind=wants.kind,
-            memory_bytes=wants.memory_bytes,
+            kind=device.kind if device else wants.kind,
+            memory_bytes=memory_bytes,
             clock=words.hello["time"],
             sent=words.sent,
             received=words.received,
@@ -124,6 +130,7 @@ def preflight(hosts: Sequence[Host], wants: Wants) -> Preflight:
     return Preflight(
         results=tuple(results),
         master_address=address,
+        device=device,
         interfaces=interfaces,
         apart=tuple(apart),
         seconds=time.monotonic() - began,
@@ -163,6 +170,27 @@ def _ask(
         facts = _document(master.line(deadline - time.monotonic())) if hello else {}
         first = _Said(hello, facts or None, master.end(deadline - time.monotonic()), sent, received)
     return [first, *others], address
+
+
+def device_of_slots(
+    told: Sequence[tuple[Host, Mapping[str, Any]]], kind: str | None = None
+) -> Device | None:
+    """What every slot can count on: accelerators if any host has some, else its CPU's share.
+
+    Args:
+        told: hosts with their facts.
+        kind: what ranks must run on, cuda or cpu; None: whatever the hosts have.
+    """
+    devices = [
+        nvidia.device_of(device, facts["memory"])
+        for _, facts in told
+        for device in facts["accelerators"]
+    ]
+    if devices and kind != "cpu":
+        return with_measured(min(devices, key=lambda device: device.memory_bytes))
+    if kind == "cuda" or not told:
+        return None
+    return with_measured(cpu_device(min(facts["memory"] // host.slots for host, facts in told)))
 
 
 def _master_address(host: Host, hello: Mapping[str, Any]) -> str | None:

@@ -19,12 +19,13 @@ import resource
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
+
+from dslm.cluster.nvidia import accelerators
 
 PACKAGES = ("dslm", "torch", "deepspeed", "transformers", "accelerate", "datasets")
 _NCCL = ("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")
@@ -41,6 +42,9 @@ def facts(request: dict[str, Any]) -> dict[str, Any]:
             must be the same everywhere), `reach` (the master's address and port, or None), `peers`
             (other hosts' names).
     """
+    import psutil
+
+    memory = psutil.virtual_memory()
     return {
         "name": socket.gethostname(),
         "name_address": _address_of(socket.gethostname()),
@@ -49,9 +53,10 @@ def facts(request: dict[str, Any]) -> dict[str, Any]:
         "cuda": _torch_setting("cuda"),
         "nccl": next((found for name in _NCCL if (found := _version(name))), None),
         "code": _code_digest(),
-        "accelerators": _accelerators(),
+        "accelerators": accelerators(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_free": _memory_free(),
+        "memory": memory.total,
+        "memory_free": memory.available,
         "disk_free": _disk_free(Path(request["run"])),
         "shm_free": _disk_free(Path("/dev/shm")),  # noqa: S108 - what is asked about
         "marker": _read(request.get("marker")),
@@ -197,50 +202,6 @@ def _read(marker: str | None) -> str | None:
         return Path(marker).read_text(encoding="utf-8")
     except OSError:
         return None
-
-
-def _accelerators() -> list[dict[str, Any]]:
-    """CUDA devices as the driver counts them: name, memory, free memory, driver."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = "name,memory.total,memory.free,driver_version"
-    try:
-        answer = subprocess.run(
-            [program, f"--query-gpu={query}", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return parse_accelerators(answer)
-
-
-def parse_accelerators(answer: str) -> list[dict[str, Any]]:
-    """The devices of nvidia-smi's CSV answer; memory in bytes, None where it says `[N/A]`."""
-    found = []
-    for line in answer.splitlines():
-        fields = [field.strip() for field in line.rsplit(",", 3)]
-        if len(fields) != 4:
-            continue
-        name, total, free, driver = fields
-        found.append(
-            {
-                "name": name,
-                "memory": int(total) * 2**20 if total.isdigit() else None,
-                "free": int(free) * 2**20 if free.isdigit() else None,
-                "driver": driver,
-            }
-        )
-    return found
-
-
-def _memory_free() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def _disk_free(path: Path) -> int | None:

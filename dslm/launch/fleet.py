@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from dslm.cluster.allocation import read_allocation
 from dslm.cluster.checks import CheckResult, wrong
-from dslm.cluster.detect import local_cluster
+from dslm.cluster.detect import cpu_wanted, local_cluster
 from dslm.cluster.hostfile import load_hosts
 from dslm.cluster.hosts import Cluster, Host
 from dslm.cluster.preflight import Wants, hosts_here, preflight
@@ -52,9 +52,9 @@ class Fleet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Meeting:
-    """How the ranks of one attempt meet; hosts are named as in the hostfile."""
+    """Where one attempt runs and how its ranks meet; hosts are named as in the hostfile."""
 
-    hosts: tuple[Host, ...]
+    cluster: Cluster
     master_address: str = _LOOPBACK
     interfaces: Mapping[str, str] = field(default_factory=dict)
     apart: tuple[str, ...] = ()  # hosts that don't see the run directory
@@ -135,6 +135,7 @@ def gather(
     first: bool,
     needs_shared: bool = True,
     files: tuple[Path, ...] = (),
+    needs: Callable[[Cluster], int | None] = lambda cluster: None,
 ) -> Meeting:
     """The hosts of an attempt: all of them at first, later those that are fit.
 
@@ -145,20 +146,23 @@ def gather(
         first: whether it is the first attempt, for which every host must be fit.
         needs_shared: whether every host must see the run directory; else it gets a copy.
         files: what must be the same on every host.
+        needs: bytes that a rank needs on its device, as planned for a cluster.
 
     Raises:
         PreflightError: too few hosts are.
     """
-    hosts = fleet.cluster.hosts
+    cluster, hosts = fleet.cluster, fleet.cluster.hosts
     if not fleet.remote:
-        return Meeting(hosts=hosts)
+        return Meeting(cluster=cluster)
     if not fleet.preflight:
-        return Meeting(hosts=hosts, master_address=_resolve(hosts[0]))
+        return Meeting(cluster=cluster, master_address=_resolve(hosts[0]))
     wants = Wants(
         run=run,
         port=port,
         needs_shared=needs_shared,
-        kind=fleet.cluster.device.kind,
+        # a launching host without accelerators may still launch onto hosts that have them
+        kind=cluster.device.kind if cluster.device.kind != "cpu" or cpu_wanted() else None,
+        needs=lambda device: needs(replace(cluster, hosts=hosts, device=device)),
         files=files,
         way=fleet.way,
     )
@@ -168,7 +172,7 @@ def gather(
         red = wrong(found.results)
         if not red and found.master_address is not None:
             return Meeting(
-                hosts=hosts,
+                cluster=replace(cluster, hosts=hosts, device=found.device or cluster.device),
                 master_address=found.master_address,
                 interfaces=found.interfaces,
                 apart=found.apart,
@@ -188,22 +192,21 @@ def gather(
     raise PreflightError("no host is left")
 
 
-def split(fleet: Fleet, hosts: Sequence[Host], decide: Callable[[Cluster], _Decided]) -> _Decided:
-    """What is decided for the largest cluster of these hosts that anything can be decided for.
+def split(fleet: Fleet, fit: Cluster, decide: Callable[[Cluster], _Decided]) -> _Decided:
+    """What is decided for the largest part of a cluster that anything can be decided for.
 
     Args:
-        fleet: its device, and the fewest hosts.
-        hosts: those that are fit.
+        fleet: the fewest hosts.
+        fit: the hosts that are fit.
         decide: raises RecipeError where the global batch can't be split over a cluster.
 
     Raises:
         RecipeError: no cluster will do; what was wrong with the largest.
     """
     refusal: RecipeError | None = None
-    for some in _smaller_and_smaller(hosts, fleet.min_nodes):
-        cluster = replace(fleet.cluster, hosts=some)
+    for some in _smaller_and_smaller(fit.hosts, fleet.min_nodes):
         try:
-            return decide(cluster)
+            return decide(replace(fit, hosts=some))
         except RecipeError as failure:
             refusal = refusal or failure
     raise refusal or RecipeError("no host is left")
@@ -252,7 +255,7 @@ def _only_for_hosts(options: Mapping[str, int | None]) -> None:
 
 
 def _cluster(hosts: tuple[Host, ...]) -> Cluster:
-    """The cluster of these hosts; what this machine has, they are taken to have."""
+    """The cluster of these hosts; what this machine has, they are taken to have until asked."""
     here = local_cluster()
     if here.device.kind != "cpu":
         return Cluster(hosts=hosts, device=here.device)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from dslm import environment
 from dslm.cluster.copies import fetch, send
 from dslm.cluster.hosts import Cluster
-from dslm.errors import OptionError, Where
+from dslm.errors import OptionError, RecipeError, Where
 from dslm.files import write_atomic, write_json
 from dslm.launch.backends import LAUNCHERS
 from dslm.launch.control import Control
@@ -33,7 +33,7 @@ from dslm.launch.spec import LaunchRequest, LaunchSpec
 from dslm.launch.supervise import Kind, Outcome, Status, supervise
 from dslm.launch.watchdog import Limits
 from dslm.network import address_towards, free_port
-from dslm.recipe.load import dump_recipe, read_resolved
+from dslm.recipe.load import LoadedRecipe, dump_recipe, read_resolved
 from dslm.recipe.schema import Recipe, Watchdog
 from dslm.run.attempt import Attempt, ControlAddress
 from dslm.run.directory import RunDirectory
@@ -67,6 +67,7 @@ class Work:
 
 def launch_training(
     fleet: Fleet,
+    recipe: LoadedRecipe,
     decide: Decide,
     output: Path | None,
     *,
@@ -81,6 +82,7 @@ def launch_training(
 
     Args:
         fleet: where.
+        recipe: what is trained, as it was written.
         decide: everything about the training on some cluster; given the recipe of the run that is
             gone on with, if any.
         output: the run directory; None: `runs/RECIPE-TIME`.
@@ -104,15 +106,16 @@ def launch_training(
             hint="`dslm train RECIPE -o RUN --resume`; `dslm runs list` shows the runs",
         )
     before = read_resolved(run.recipe) if run else None
-    job = decide(fleet.cluster, like=before)
-    check(job)
-    folder = run.path if run else (output or default_folder(job.name)).absolute()
+    folder = run.path if run else (output or default_folder(recipe.name)).absolute()
+    shared = recipe.recipe.checkpoint.every is not None  # ranks write checkpoints together
     restarts = 0
     while True:
         port = master_port or free_port()
-        shared = job.recipe.checkpoint.every is not None  # ranks write checkpoints together
-        meeting = gather(fleet, folder, port, first=restarts == 0, needs_shared=shared)
-        job = split(fleet, meeting.hosts, partial(decide, like=before))
+        meeting = gather(
+            fleet, folder, port, first=restarts == 0, needs_shared=shared,
+            needs=partial(_needs, partial(decide, like=before)),
+        )  # fmt: skip
+        job = split(fleet, meeting.cluster, partial(decide, like=before))
         check(job)
         point = None
         if run is None:
@@ -143,7 +146,7 @@ def launch_script(
     script: Path,
     arguments: Sequence[str],
     fleet: Fleet,
-    job: Job | None,
+    decide: Callable[[Cluster], Job] | None,
     output: Path | None,
     *,
     pass_config: bool,
@@ -158,7 +161,8 @@ def launch_script(
         script: the Python file.
         arguments: its arguments.
         fleet: where it runs.
-        job: what a recipe decided, when one was named: its config is given to the script.
+        decide: everything about the recipe on some cluster, when one was named: the script is
+            given its config.
         output: the run directory; None: `runs/SCRIPT-TIME`.
         pass_config: give the config's path as `--deepspeed PATH` too.
         master_port: where the ranks meet; None: a free port.
@@ -174,13 +178,14 @@ def launch_script(
     port = master_port or free_port()
     files_read = (script.absolute(),)
     meeting = gather(fleet, folder, port, first=True, needs_shared=False, files=files_read)
+    job = decide(meeting.cluster) if decide else None
     files: dict[str, Any] = {}
     if job is not None:
         files = {"recipe.yaml": dump_recipe(job.recipe), "ds_config.json": job.config.values}
-    run = make_run(folder, script.stem, files, command, fleet.cluster.hosts)
+    run = make_run(folder, script.stem, files, command, meeting.cluster.hosts)
     on_run(run.path)
     work = script_work(script, arguments, job, run, pass_config=pass_config)
-    outcome, _ = _attempt(run, fleet.cluster, meeting, fleet, work, port, on_event)
+    outcome, _ = _attempt(run, meeting.cluster, meeting, fleet, work, port, on_event)
     return run, outcome
 
 
@@ -287,6 +292,16 @@ def _attempt(
     return outcome, again
 
 
+def _needs(decide: Callable[[Cluster], Job], cluster: Cluster) -> int | None:
+    """Bytes that a rank needs on its device; None where no plan is known, or none that fits."""
+    try:
+        plan = decide(cluster).plan
+    except RecipeError:
+        return None  # said, with its reason, once the hosts are known
+    memory = plan.choice.memory
+    return memory.total if memory and plan.fits else None
+
+
 def _copied(run: RunDirectory, number: int) -> list[str]:
     """What the ranks read of a run directory, relative to it, as far as there is such a file."""
     files = (run.recipe, run.ds_config, run.plan, run.manifest, run.attempt(number))
@@ -345,8 +360,8 @@ def _preview(
     run: RunDirectory, fleet: Fleet, work: Work, master_port: int | None
 ) -> tuple[LaunchRequest, Attempt]:
     cluster = fleet.cluster
-    address = cluster.hosts[0].address if fleet.remote else Meeting(hosts=()).master_address
-    meeting = Meeting(hosts=cluster.hosts, master_address=address)
+    address = cluster.hosts[0].address if fleet.remote else Meeting(cluster=cluster).master_address
+    meeting = Meeting(cluster=cluster, master_address=address)
     control = ControlAddress(addresses=(), port=0, token="")
     port = master_port or free_port()
     attempt = _describe(1, cluster, meeting, fleet, work, port, control)

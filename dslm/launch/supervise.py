@@ -182,6 +182,8 @@ class _Watch:
         self._noticed: float | None = None
         self._slow_at = 0.0
         self._slow_rank: int | None = None
+        self._ssh_ended: list[tuple[str, str]] = []
+        self._log_offset = 0
         control.on_event = lambda record: append_record(run.events, record)
         control.on_change = self._write_status
 
@@ -280,8 +282,12 @@ class _Watch:
 
     def _lost_host(self) -> tuple[str, str] | None:
         """A host to which ssh ended although not all of its ranks did."""
-        text = self._run.launcher_log(self._attempt.number).read_text(errors="replace")
-        for name, code in _SSH_ENDED.findall(text):
+        with self._run.launcher_log(self._attempt.number).open("rb") as log:
+            log.seek(self._log_offset)
+            whole, newline, _ = log.read().rpartition(b"\n")
+        self._log_offset += len(whole) + len(newline)
+        self._ssh_ended += _SSH_ENDED.findall(whole.decode(errors="replace"))
+        for name, code in self._ssh_ended:
             mine = [r for r in self._control.ranks.values() if r.host == name]
             slots = dict(self._attempt.hosts).get(name, 0)
             if len(mine) < slots or any(rank.exit_code != 0 for rank in mine):

@@ -61,6 +61,7 @@ def document(
         },
         "cluster": {
             "device": cluster.device.name,
+            "peak_flops": cluster.device.peak_flops.get(recipe.precision),
             "hosts": len(cluster.hosts),
             "world_size": cluster.world_size,
         },

@@ -117,7 +117,7 @@ def train(rank: Rank) -> None:
         "tokens_per_sample": recipe.data.sequence_length if recipe.task != "vision" else 0,
         "samples": len(data.train),
         "data": data.summary(),
-        "flops_per_token": _planned(run.plan).get("flops_per_token"),
+        **_planned(run.plan),
     }
     events = Events(rank, recipe, facts, process)
     writer = CheckpointWriter(
@@ -218,7 +218,7 @@ def _finish(
 ) -> None:
     """After the last step: evaluate, save, export, show a sample."""
     step = trainer.state.global_step
-    if trainer.eval_dataset is not None:
+    if trainer.eval_dataset is not None and trainer.evaluated[0] != step:
         events.phase("evaluating")
         trainer.evaluate()
     if writer.last_step != step:
@@ -289,8 +289,12 @@ def _resumed(run: RunDirectory, checkpoint: str | None) -> str | None:
 
 
 def _planned(plan: Path) -> dict[str, Any]:
+    """What the plan knows and a model's utilisation is computed from: FLOPs, and the device's."""
     try:
         planned: dict[str, Any] = json.loads(plan.read_text(encoding="utf-8"))
     except OSError:
         return {}
-    return planned.get("model", {})
+    return {
+        "flops_per_token": planned["model"]["flops_per_token"],
+        "peak_flops": planned["cluster"]["peak_flops"],
+    }

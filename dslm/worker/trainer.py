@@ -60,7 +60,7 @@ class RunTrainer:
         self._metric = metric
         self._events = events
         self._writer = writer
-        self._evaluated: tuple[int, float | None] = (-1, None)  # at which step, with which loss
+        self.evaluated: tuple[int, float | None] = (-1, None)  # at which step, with which loss
         self._places: list[int] = []  # of the samples of the current step, as they were trained on
         events.after_step = self._after_step
         events.engine = lambda: self.model_wrapped
@@ -122,7 +122,7 @@ class RunTrainer:
             )
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
             self.log(metrics)  # type: ignore[attr-defined]
-        self._evaluated = self.state.global_step, metrics.get(f"{metric_key_prefix}_loss")
+        self.evaluated = self.state.global_step, metrics.get(f"{metric_key_prefix}_loss")
         seconds = time.monotonic() - start
         self._events.pause(seconds)
         shown = {name.removeprefix(f"{metric_key_prefix}_"): v for name, v in metrics.items()}
@@ -136,7 +136,7 @@ class RunTrainer:
 
     def save_now(self) -> None:
         """Write a checkpoint of the current step."""
-        step, loss = self._evaluated
+        step, loss = self.evaluated
         self._events.pause(
             self._writer.save(self, loss if step == self.state.global_step else None)
         )

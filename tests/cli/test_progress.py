@@ -13,7 +13,7 @@ EVENTS = [
     {"event": "phase", "time": 100.0, "phase": "joining", "detail": "2 ranks"},
     {
         "event": "start", "time": 110.0, "steps": 200, "world_size": 2, "parameters": 10**9,
-        "flops_per_token": 6e9, "precision": "bf16",
+        "flops_per_token": 6e9, "peak_flops": 1e14,
     },
     {"event": "step", "time": 112.0, "step": 1, "loss": 9.5},
     {
@@ -29,7 +29,7 @@ NUMBERS = (
 
 def _screen(width: int, *, live: bool) -> tuple[RunScreen, Console]:
     console = Console(width=width, file=io.StringIO(), no_color=True)
-    screen = RunScreen(console, name="r", peak_flops={"bf16": 1e14}, live=live, clock=lambda: 211.0)
+    screen = RunScreen(console, name="r", live=live, clock=lambda: 211.0)
     for event in EVENTS:
         screen.event(event)
     return screen, console
@@ -66,4 +66,4 @@ def test_what_others_said_is_shown_as_it_is() -> None:
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert shown.count(said) == 3
     assert "w[1]" in shown
-    RunScreen(console, name="a[/b]", peak_flops=None, live=False)
+    RunScreen(console, name="a[/b]", live=False)

@@ -9,7 +9,8 @@ import pytest
 
 from dslm.cluster.checks import CHECKS, State, Subject, interface_of, judge
 from dslm.cluster.hosts import Host
-from dslm.cluster.probe import parse_accelerators
+from dslm.cluster.nvidia import parse
+from dslm.cluster.preflight import device_of_slots
 
 GIB = 2**30
 H100 = {"name": "NVIDIA H100 80GB HBM3", "memory": 80 * GIB, "free": 79 * GIB, "driver": "550.54"}
@@ -24,6 +25,7 @@ FACTS: dict[str, Any] = {
     "code": "abc",
     "accelerators": [H100, H100],
     "cores": 64,
+    "memory": 512 * GIB,
     "memory_free": 500 * GIB,
     "disk_free": 900 * GIB,
     "shm_free": 250 * GIB,
@@ -127,6 +129,33 @@ def test_what_the_driver_answers() -> None:
         "NVIDIA H100 80GB HBM3, 81559, 81002, 550.54.15\n"
         "NVIDIA GB10, [N/A], [N/A], 580.95.05\nno devices\n"
     )
-    first, second = parse_accelerators(answer)
+    first, second = parse(answer)
     assert (first["name"], first["free"]) == ("NVIDIA H100 80GB HBM3", 81002 * 2**20)
     assert second["memory"] is None
+
+
+def test_a_run_counts_on_the_smallest_device_of_all_hosts() -> None:
+    small = {**H100, "name": "NVIDIA A100-SXM4-40GB", "memory": 40 * GIB}
+    both = [(Host("w1", 8), FACTS), (Host("w2", 8), {**FACTS, "accelerators": [H100, small]})]
+    device = device_of_slots(both)
+    assert device is not None
+    assert (device.name, device.kind, device.memory_bytes) == ("a100-40gb", "cuda", 40 * GIB)
+    on_cpu = device_of_slots(both, "cpu")
+    assert on_cpu is not None
+    assert (on_cpu.kind, on_cpu.memory_bytes) == ("cpu", 512 * GIB // 8)
+
+
+def test_hosts_without_accelerators_run_on_their_cpus_unless_told_not_to() -> None:
+    told = [(Host("w1", 2), {**FACTS, **CPU}), (Host("w2", 4), {**FACTS, **CPU})]
+    device = device_of_slots(told)
+    assert device is not None
+    assert (device.kind, device.memory_bytes) == ("cpu", 128 * GIB)
+    assert device_of_slots(told, "cuda") is None
+    assert device_of_slots([]) is None
+
+
+def test_a_device_without_memory_of_its_own_has_the_hosts() -> None:
+    unified = {"name": "NVIDIA GB10", "memory": None, "free": None, "driver": "580.95"}
+    device = device_of_slots([(Host("w1", 1), {**FACTS, "accelerators": [unified]})])
+    assert device is not None
+    assert (device.kind, device.memory_bytes) == ("cuda", 512 * GIB)
