@@ -16,12 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.pages import Section
 from tests.cluster.namespaces import Cluster, missing
 from tests.launch.many_hosts import HostsRun
 from tests.processes import command_line, is_alive
 
-PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
-BEGIN, END = "<!-- faults: made by python -m benchmarks.faults -->", "<!-- end of faults -->"
 _SETTINGS = {"checkpoint__every": 10, "watchdog__timeout": 10}
 _STEP = 25  # of the harm
 
@@ -105,8 +104,6 @@ def measure(cluster: Cluster, fault: Fault, folder: Path) -> str:
 
 def report() -> str:
     """The section."""
-    from benchmarks.__main__ import machine
-
     reason = missing()
     if reason:
         return f"## Faults\n\nNot measured: {reason}.\n"
@@ -129,22 +126,15 @@ def report() -> str:
         "## Faults\n\n"
         "Two hosts under pdsh, one rank each, a checkpoint every ten steps; seconds from the fault "
         "until dslm had noticed, and until the last rank of the attempt was gone on every host; "
-        "steps that were made again. All of it shares two cores. "
-        f"`python -m benchmarks.faults`, {time.strftime('%Y-%m-%d')}, on: {machine()}.\n\n"
+        "steps that were made again. All of it shares two cores.\n\n"
         "| fault | what the run said | noticed, s | nothing left, s | steps lost |\n"
         "|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 
 
 def main() -> None:
-    """Measure, print the section, and put it into its place in docs/reliability.md."""
-    section = report()
-    text = PAGE.read_text() if PAGE.exists() else "# Reliability\n"
-    if BEGIN not in text:
-        text += f"\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{section}{END}{after}")
+    """Measure, and write it down."""
+    Section("reliability.md", "python -m benchmarks.faults").write(report())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+from benchmarks.pages import Section
 from dslm.cluster.devices import cpu_device
 from dslm.cluster.hosts import Cluster as Hosts
 from dslm.cluster.hosts import Host
@@ -24,8 +25,6 @@ from tests.cluster.namespaces import Cluster, missing, wait_for
 
 COUNTS = (2, 8, 32)
 REPEATS = 3
-PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
-BEGIN, END = "<!-- launching: begin -->", "<!-- launching: end -->"
 _PREFLIGHT = """
 import json, sys
 from pathlib import Path
@@ -100,32 +99,25 @@ def measure(counts: tuple[int, ...] = COUNTS, repeats: int = REPEATS) -> str:
 
 def report(counts: tuple[int, ...] = COUNTS) -> str:
     """The section, with how it was measured."""
-    from benchmarks.__main__ import machine
-
     reason = missing()
     if reason:
         return f"## Launching\n\nNot measured: {reason}.\n"
     return (
         "## Launching\n\n"
-        "`python -m benchmarks.launching`: seconds until every host was checked, and from the "
+        "Seconds until every host was checked, and from the "
         "start of the launcher until one rank on every host had said who it is (medians of "
         f"{REPEATS}). The hosts are namespaces that share this machine: on hosts of their own each "
-        f"would be faster. {time.strftime('%Y-%m-%d')}, on: {machine()}.\n\n{measure(counts)}"
+        f"would be faster.\n\n{measure(counts)}"
     )
 
 
 def main() -> None:
-    """Measure, print the section, and put it into its place in docs/reliability.md."""
-    counts = tuple(map(int, sys.argv[1:])) or COUNTS
-    section = report(counts)
-    print(section)
-    text = PAGE.read_text() if PAGE.exists() else "# Reliability\n"
-    if BEGIN not in text:
-        text += f"\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    if counts == COUNTS:
-        PAGE.write_text(f"{before}{BEGIN}\n{section}{END}{after}")
+    """Measure, and write it down; for other numbers of hosts only show it."""
+    counts = tuple(map(int, sys.argv[1:]))
+    if counts:
+        print(report(counts))
+    else:
+        Section("reliability.md", "python -m benchmarks.launching").write(report())
 
 
 if __name__ == "__main__":

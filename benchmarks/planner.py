@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks import planner_large, planner_memory, planner_published
-from benchmarks.__main__ import machine
+from benchmarks.pages import machine
 
 PAGE = Path(__file__).parent.parent / "docs" / "planner-accuracy.md"
 MEASURED = Path(__file__).parent.parent / "build" / "planner-memory.json"

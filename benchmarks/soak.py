@@ -26,6 +26,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.pages import Section
 from dslm import environment
 from dslm.launch.control import Control
 from dslm.launch.resume import resume_point
@@ -39,8 +40,6 @@ from dslm.run.samples import samples_of_steps
 from tests.processes import command_line
 
 DSLM = Path(sys.executable).parent / "dslm"
-PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
-START, END = "<!-- soak: made by make soak -->", "<!-- end of soak -->"
 RANKS = 2
 STEPS = 300
 SETTINGS = {
@@ -219,7 +218,7 @@ def _one_run(folder: Path, number: int, kills: int, whole: Path, tally: Tally) -
     shutil.rmtree(run.path)
 
 
-def _section(tally: Tally, minutes: float) -> str:
+def _report(tally: Tally, minutes: float) -> str:
     rows = [f"| {who} | {when} | {count} |" for (who, when), count in sorted(tally.kills.items())]
     verdict = (
         f"Problems: {len(tally.problems)}: {'; '.join(tally.problems)}"
@@ -230,9 +229,8 @@ def _section(tally: Tally, minutes: float) -> str:
     )
     return "\n".join(
         [
-            START,
             "## Killed anywhere, again and again\n",
-            f"`make soak`, {time.strftime('%Y-%m-%d')}: {tally.kills.total()} kills with -9 at "
+            f"{tally.kills.total()} kills with -9 at "
             f"random moments, over {tally.finished} runs of {STEPS} steps on {RANKS} ranks (ZeRO "
             f"stages 0 to 3, a checkpoint every {SETTINGS['checkpoint.every']} steps), in "
             f"{minutes:.0f} minutes.\n",
@@ -242,7 +240,6 @@ def _section(tally: Tally, minutes: float) -> str:
             f"\n{tally.steps_redone} steps were made a second time. After something of `dslm "
             f"train` was killed the last of its processes was gone after {tally.slowest_end:.1f} s "
             f"at most. {verdict}",
-            END,
         ]
     )
 
@@ -250,6 +247,7 @@ def _section(tally: Tally, minutes: float) -> str:
 def main() -> None:
     """Soak, print what was seen, write it down."""
     wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    section = Section("reliability.md", "make soak")
     tally, began = Tally(), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -268,12 +266,7 @@ def main() -> None:
             kills = min(_KILLS_PER_RUN, wanted - tally.kills.total())
             _one_run(folder, number, kills, whole[KINDS[number % len(KINDS)][0]], tally)
             number += 1
-    text = _section(tally, (time.monotonic() - began) / 60)
-    print(text)
-    page = PAGE.read_text() if PAGE.is_file() else "# Reliability\n"
-    before, _, rest = page.partition(START)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before.rstrip()}\n\n{text}\n{after.lstrip()}".rstrip() + "\n")
+    section.write(_report(tally, (time.monotonic() - began) / 60))
     sys.exit(bool(tally.problems))
 
 
