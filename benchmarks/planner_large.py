@@ -17,11 +17,12 @@ from dslm.plan.shape import ModelShape, shape_of
 from dslm.recipe.load import load_recipe
 
 ELEMENT = 2  # bf16
-# preset, sequences; every one of 1B to 8B that is in the catalogue
+# preset, sequences; every one of 1B to 8B that is in the catalogue, and the mixtures of experts
 MODELS = (
     ("llama-3.2-1b", 4), ("llama-3.2-3b", 2), ("llama-3.1-8b", 1), ("gpt2-1.5b", 2),
     ("pythia-1.4b", 4), ("smollm2-1.7b", 4), ("qwen3-1.7b", 2), ("qwen3-4b", 1), ("qwen3-8b", 1),
     ("gemma-3-1b", 2), ("gemma-3-4b", 1), ("mistral-7b", 1), ("olmo2-7b", 1),
+    ("mixtral-8x7b", 1), ("qwen3-30b-a3b", 1),
 )  # fmt: skip
 LENGTH = 2048
 

@@ -159,9 +159,7 @@ def draw_screen(run: Path) -> None:
     last = steps[2 * len(steps) // 3]
     console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
     console.print("$ dslm train quickstart", style="bold")
-    screen = RunScreen(
-        console, name="quickstart", peak_flops=None, live=True, clock=lambda: float(last["time"])
-    )
+    screen = RunScreen(console, name="quickstart", live=True, clock=lambda: float(last["time"]))
     for event in events[: events.index(last) + 1]:
         screen.event(event)
     console.print(screen)

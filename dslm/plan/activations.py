@@ -118,15 +118,29 @@ def _llama(shape: ModelShape, one: Pass) -> int:
     queries = 0
     heads, width, keys = shape.heads // split, shape.attention_width // split, shape.kv_width
     keys //= min(split, shape.kv_heads)
-    if shape.model_type == "qwen3":
+    if shape.model_type in ("qwen3", "qwen3_moe"):
         queries = t * (FP32 + e) * (width + keys) + t * FP32 * (heads + keys // shape.head_dim)
     elif shape.model_type == "gemma3_text":
         queries = t * 2 * FP32 * (width + keys) + t * FP32 * (heads + keys // shape.head_dim)
     elif shape.model_type == "olmo2":
         queries = t * (2 * FP32 * (width + keys) + 2 * FP32)
     # gate, its activation, up, their product; Liger keeps gate and up, and computes the rest again
-    mlp = (3 if one.liger else 4) * t * shape.intermediate_size // split * e
-    return norms + queries + _attention(shape, one) + mlp
+    rows = t * shape.experts_per_token
+    mlp = (3 if one.liger else 4) * rows * shape.intermediate_size // split * e
+    return norms + queries + _attention(shape, one) + mlp + _routing(shape, one)
+
+
+def _routing(shape: ModelShape, one: Pass) -> int:
+    """What a layer of experts keeps beside their MLPs, with a row for each token and its expert.
+
+    Source: transformers' integrations/moe.py, grouped_mm_experts_forward: the rows in the order of
+    the experts, what comes out, its weights, and the orders there and back; the router's softmax.
+    """
+    if not shape.experts:
+        return 0
+    rows = one.tokens * shape.experts_per_token
+    order = 4 * rows * _INDEX
+    return 2 * rows * shape.hidden_size * one.element + order + one.tokens * shape.experts * FP32
 
 
 def _gpt2(shape: ModelShape, one: Pass) -> int:
@@ -265,7 +279,8 @@ def _loss(shape: ModelShape, one: Pass) -> tuple[int, int, int]:
 
 def _temporary(shape: ModelShape, one: Pass) -> int:
     """Gradients of the widest tensors of a layer: the MLP's, three at a time."""
-    return 3 * one.tokens * shape.intermediate_size // one.tensor_parallel * one.element
+    rows = one.tokens * shape.experts_per_token
+    return 3 * rows * shape.intermediate_size // one.tensor_parallel * one.element
 
 
 _LAYERS: dict[str, Callable[[ModelShape, Pass], int]] = {

@@ -58,7 +58,8 @@ def lora_parameters(shape: ModelShape, rank: int) -> int:
     """Trained parameters with adapters on every linear layer of the decoder."""
     h, i, a, k = shape.hidden_size, shape.intermediate_size, shape.attention_width, shape.kv_width
     attention = (h + a) * 2 + (h + k) * 2
-    mlp = (h + i) * (3 if shape.gated_mlp else 2)
+    # experts are no linear layers but one parameter for all of them: peft leaves them alone
+    mlp = 0 if shape.experts else (h + i) * (3 if shape.gated_mlp else 2)
     return rank * (attention + mlp) * (shape.layers + shape.encoder_layers)
 
 
@@ -166,7 +167,10 @@ def _setting(
     return Setting(
         trained=trained,
         frozen=frozen,
-        largest=max(embedding, shape.hidden_size * shape.intermediate_size),
+        # the experts of a layer are one parameter, gate and up in it side by side
+        largest=max(
+            embedding, shape.hidden_size * shape.intermediate_size * (2 * shape.experts or 1)
+        ),
         layer=shape.layer_parameters,
         embedding=embedding,
         tied=shape.tied_head,

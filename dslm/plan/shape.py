@@ -37,6 +37,8 @@ class ModelShape:
     tied_head: bool
     norms_per_layer: int  # of width `hidden_size`
     qk_norm: bool = False
+    experts: int = 0  # of a layer, each with an MLP of `intermediate_size`; 0: one dense MLP
+    experts_per_token: int = 1
     sliding_window: int | None = None
     dropout: bool = False
     encoder_layers: int = 0  # of an encoder-decoder, beside `layers`
@@ -56,9 +58,11 @@ class ModelShape:
 
     @property
     def matmul_parameters(self) -> int:
-        """Parameters that every token is multiplied with, the head's matrix included."""
+        """Parameters that a token is multiplied with, the head's matrix included."""
         head = self.vocab_size * self.hidden_size if self.tied_head else 0
-        return self.parameters - self.embedding_parameters + head
+        idle = max(0, self.experts - self.experts_per_token) * self.layers
+        idle *= 3 * self.hidden_size * self.intermediate_size
+        return self.parameters - self.embedding_parameters + head - idle
 
 
 class _Config:
@@ -135,16 +139,21 @@ def shape_of(architecture: Mapping[str, Any], task: str = "pretrain") -> ModelSh
 
 
 def _llama(model_type: str, config: _Config) -> ModelShape:
-    """Llama and its kin: RMSNorm, grouped-query attention, gated MLP, rotary positions."""
+    """Llama and its kin: RMSNorm, grouped-query attention, rotary positions, gated MLPs."""
     hidden, layers = config.number("hidden_size"), config.number("num_hidden_layers")
     heads = config.number("num_attention_heads")
     kv_heads = config.number("num_key_value_heads", heads)
     head_dim = config.number("head_dim", _HEAD_DIM.get(model_type) or hidden // heads)
-    inner, vocab = config.number("intermediate_size"), config.number("vocab_size")
+    experts, chosen, own = _EXPERTS.get(model_type, (0, 1, "intermediate_size"))
+    if experts:
+        experts = config.number("num_local_experts", config.number("num_experts", experts))
+        chosen = config.number("num_experts_per_tok", chosen)
+    inner, vocab = config.number(own), config.number("vocab_size")
     width, kv_width = heads * head_dim, kv_heads * head_dim
     norms = 4 if model_type == "gemma3_text" else 2
-    layer = 2 * hidden * width + 2 * hidden * kv_width + 3 * hidden * inner + norms * hidden
-    if model_type in ("qwen3", "gemma3_text"):
+    mlp = 3 * hidden * inner * max(1, experts) + hidden * experts  # the router has a row an expert
+    layer = 2 * hidden * width + 2 * hidden * kv_width + mlp + norms * hidden
+    if model_type in ("qwen3", "qwen3_moe", "gemma3_text"):
         layer += 2 * head_dim  # one norm over each head, shared by all heads
     if model_type == "olmo2":
         layer += width + kv_width  # one norm over all heads
@@ -156,7 +165,7 @@ def _llama(model_type: str, config: _Config) -> ModelShape:
         layer += 2 * inner + hidden
     embedding = vocab * hidden
     head, tied = _head(config, embedding, hidden, tied=model_type == "gemma3_text")
-    sliding = model_type in ("mistral", "gemma3_text")
+    sliding = model_type in ("mistral", "mixtral", "gemma3_text")
     window = config.number("sliding_window", 0) if sliding else 0
     return ModelShape(
         model_type=model_type,
@@ -174,12 +183,19 @@ def _llama(model_type: str, config: _Config) -> ModelShape:
         gated_mlp=True,
         tied_head=tied,
         norms_per_layer=norms,
-        qk_norm=model_type in ("qwen3", "gemma3_text", "olmo2"),
+        qk_norm=model_type in ("qwen3", "qwen3_moe", "gemma3_text", "olmo2"),
+        experts=experts,
+        experts_per_token=chosen,
         sliding_window=window or None,
     )
 
 
-# transformers' defaults where head size isn't hidden size / heads
+# transformers' defaults: experts of a layer, those of a token, where their width stands
+_EXPERTS = {
+    "mixtral": (8, 2, "intermediate_size"),
+    "qwen3_moe": (128, 8, "moe_intermediate_size"),
+}
+# and where head size isn't hidden size / heads
 _HEAD_DIM = {"qwen3": 128, "gemma3_text": 256}
 
 
@@ -367,8 +383,10 @@ _OTHER_NAMES = {
 _FAMILIES: dict[str, tuple[_Build, dict[str, str]]] = {
     "llama": (_llama, {}),
     "mistral": (_llama, {}),
+    "mixtral": (_llama, {}),
     "qwen2": (_llama, {}),
     "qwen3": (_llama, {}),
+    "qwen3_moe": (_llama, {}),
     "gemma3_text": (_llama, {}),
     "olmo2": (_llama, {}),
     "gpt2": (_gpt, _GPT2),

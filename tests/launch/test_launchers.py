@@ -21,9 +21,18 @@ from tests.worker.conftest import SMALL, losses, train
 pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
 STEPS = 4
+BATCH = {"batch__global_size": 12}
 SECRETS = {"HF_TOKEN": "hunter2-hub", "WANDB_API_KEY": "hunter2-wandb"}
 # in the recipe, the environment and the run directory's path
 ODD = "x'\"$HOME;`touch dslm-was-here`"
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of one rank on this host."""
+    folder = tmp_path_factory.mktemp("alone")
+    settings = {"duration__steps": STEPS, "parallel__ranks": 1, "parallel__zero_stage": 2}
+    return losses(train(folder, "quickstart", **settings, **BATCH))
 
 
 def argv_of(run: Path, *options: str | Path, **settings: Any) -> list[str | Path]:
@@ -72,16 +81,14 @@ def everything_in(folder: Path) -> str:
 
 
 def test_two_hosts_under_pdsh_give_the_losses_of_one_and_no_secret_leaves(
-    hosts: MakeHosts, tmp_path: Path
+    hosts: MakeHosts, tmp_path: Path, one_rank: list[float]
 ) -> None:
     cluster = hosts(2)
     cluster["w1"].resolve_itself_to_loopback()
     cluster["w2"].resolve_itself_to_loopback()
     run = tmp_path / f"a run {ODD.replace('/', '')}"
     hostfile = cluster.hostfile(tmp_path, slots=[2, 1])
-    argv = argv_of(
-        run, "-H", hostfile, "-s", f"environment.MINE={json.dumps(ODD)}", batch__global_size=12
-    )
+    argv = argv_of(run, "-H", hostfile, "-s", f"environment.MINE={json.dumps(ODD)}", **BATCH)
     _, seen = train_on(cluster, argv, **SECRETS, NCCL_DEBUG=ODD, UCX_X=ODD, PYTHONX=ODD)
     assert hosts_of(run) == ["w1", "w1", "w2"]
     wait_for(lambda: not cluster.processes(), 10)
@@ -95,27 +102,20 @@ def test_two_hosts_under_pdsh_give_the_losses_of_one_and_no_secret_leaves(
     ]
     assert "hunter2" not in everything_in(run)
     assert not list(Path("/").glob("dslm-was-here*"))
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    one = train(
-        alone,
-        "quickstart",
-        duration__steps=STEPS,
-        parallel__ranks=1,
-        parallel__zero_stage=2,
-        batch__global_size=12,
-    )
-    assert losses(run) == pytest.approx(losses(one), abs=1e-4)
+    assert losses(run) == pytest.approx(one_rank, abs=1e-4)
 
 
-def test_four_hosts_under_openmpi(hosts: MakeHosts, tmp_path: Path) -> None:
-    cluster = hosts(4)
+@pytest.mark.parametrize(("launcher", "count"), [("pdsh", 4), ("openmpi", 2), ("openmpi", 4)])
+def test_hosts_under_a_launcher_give_the_losses_of_one(
+    launcher: str, count: int, hosts: MakeHosts, tmp_path: Path, one_rank: list[float]
+) -> None:
+    cluster = hosts(count)
     run = tmp_path / "a run"
-    hostfile = cluster.hostfile(tmp_path)
-    train_on(cluster, argv_of(run, "-H", hostfile, "--launcher", "openmpi"), **SECRETS)
-    assert hosts_of(run) == ["w1", "w2", "w3", "w4"]
+    argv = argv_of(run, "-H", cluster.hostfile(tmp_path), "--launcher", launcher, **BATCH)
+    train_on(cluster, argv, **SECRETS)
+    assert hosts_of(run) == [f"w{number + 1}" for number in range(count)]
     wait_for(lambda: not cluster.processes(), 10)
-    assert len(losses(run)) == STEPS
+    assert losses(run) == pytest.approx(one_rank, abs=1e-4)
     assert "hunter2" not in everything_in(run)
 
 

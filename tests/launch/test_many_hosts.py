@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dslm.run.directory import RunDirectory
+from dslm.run.samples import samples_of_steps
 from dslm.run.summary import summarize
 from tests.cluster.namespaces import Cluster, make_hosts
 from tests.launch.many_hosts import TINY, HostsRun
@@ -53,8 +54,13 @@ def gone(run: HostsRun, seconds: float) -> bool:
 def test_a_run_carries_on_through_a_killed_rank_and_a_lost_host(
     cluster: Cluster, started: Any, tmp_path: Path
 ) -> None:
-    steps = {"duration__steps": 120, "checkpoint__every": 10, "data__max_documents": 100}
-    run = started("--max-restarts", "3", **steps)
+    settings = {
+        "duration__steps": 120,
+        "checkpoint__every": 10,
+        "data__max_documents": 100,
+        "log__samples": "true",
+    }
+    run = started("--max-restarts", "3", **settings)
     run.wait_for_step(25)
     cluster["w2"].kill_rank(1)
     run.wait_for_step(45, attempt=2)
@@ -72,12 +78,17 @@ def test_a_run_carries_on_through_a_killed_rank_and_a_lost_host(
     assert [event["host"] for event in errors] == ["w2", "w2", "w1"]
     assert (errors[0]["rank"], errors[2]["rank"]) == (1, 0)
 
-    quiet = {key.replace("__", "."): value for key, value in steps.items()}
+    quiet = {key.replace("__", "."): value for key, value in settings.items()}
     undisturbed = run_dslm(tmp_path / "quiet", "quickstart", {**TINY, **quiet}, "--num-gpus", "2")
     expected = {e["step"]: e["loss"] for e in HostsRun.events_of(undisturbed, "step")}
     assert run.losses().keys() == expected.keys()
     for step, loss in run.losses().items():
         assert loss == pytest.approx(expected[step], abs=1e-4)
+
+    samples = samples_of_steps(RunDirectory(run.run))
+    assert samples == samples_of_steps(RunDirectory(undisturbed))
+    places = [place for step in samples.values() for place in step]
+    assert len(places) == len(set(places)) == 120 * TINY["batch.global_size"]
 
     summary = summarize(RunDirectory(run.run))
     assert summary.status == "done"
