@@ -19,7 +19,7 @@ and takes back links, addresses and mounts; it dies with this test run, even wit
 (prctl(2), PR_SET_PDEATHSIG). So there are no leftovers to clean up, and two test runs on one
 machine don't meet. Processes are seen from here, with the process ids of this machine.
 
-Needs root (namespaces, mounts), iproute2, util-linux and openssh-server; `missing()` says what is
+Needs root (namespaces, mounts), iproute2, nftables, util-linux and openssh-server; `missing()` says what is
 not there, and the fixture skips with that.
 """
 
@@ -172,14 +172,29 @@ class Host:
         """Plug the host's cable in or out, on the side of the switch."""
         self._cluster.on_switch("ip", "link", "set", self.name, "up" if up else "down")
 
-    def delay(self, milliseconds: int, *, loss_percent: float = 0) -> None:
-        """Delay everything that the host sends, and lose some of it; skips without sch_netem."""
+    def delay(self, milliseconds: int) -> None:
+        """Delay everything that the host sends; skips without sch_netem."""
         argv = ["tc", "qdisc", "replace", "dev", "eth0", "root", "netem"]
-        argv += ["delay", f"{milliseconds}ms", "loss", f"{loss_percent}%"]
-        done = self.run(argv)
+        done = self.run([*argv, "delay", f"{milliseconds}ms"])
         if "qdisc kind is unknown" in done.stderr:
-            pytest.skip("the kernel has no sch_netem: delay and loss can't be made")
+            pytest.skip("the kernel has no sch_netem: delay can't be made")
         assert done.returncode == 0, done.stderr
+
+    def slow_link(self, megabits: int) -> None:
+        """Let no more than so many Mbit/s leave the host: packets wait in a queue before that."""
+        argv = ["tc", "qdisc", "replace", "dev", "eth0", "root", "tbf"]
+        self.run(
+            [*argv, "rate", f"{megabits}mbit", "burst", "64kb", "latency", "400ms"], check=True
+        )
+
+    def lose(self, percent: int) -> None:
+        """Lose so many of a hundred packets that come in from other hosts; 0: none any more."""
+        rules = "flush ruleset\n"
+        if percent:
+            lost = f'iifname "eth0" numgen random mod 100 < {percent} drop'
+            hook = "type filter hook input priority 0"
+            rules += f"table inet loss {{ chain input {{ {hook}; {lost}; }}; }}\n"
+        self.run(["nft", "-f", "-"], input=rules, check=True)
 
     def refuse_ssh(self) -> None:
         """Stop the host's sshd: connections are refused."""

@@ -98,7 +98,49 @@ def test_a_small_disk_is_full_soon(hosts: MakeHosts, tmp_path: Path) -> None:
     assert "No space left" in w1.run(fill).stderr
 
 
-def test_delay_and_loss(hosts: MakeHosts) -> None:
+_COUNT_PACKETS = """
+import socket, sys
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("", 29999))
+server.settimeout(1)
+print("ready", flush=True)
+count = 0
+try:
+    while server.recv(9) != b"end":
+        count += 1
+except TimeoutError:
+    pass
+print(count)
+"""
+_SEND_PACKETS = """
+import socket
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range(400):
+    client.sendto(b"packet", ("w1", 29999))
+"""
+
+
+def test_a_lossy_link_loses_some_packets(hosts: MakeHosts) -> None:
+    cluster = hosts(2)
+    cluster["w1"].lose(30)
+    counting = cluster["w1"].start([sys.executable, "-c", _COUNT_PACKETS], stdout=-1, text=True)
+    assert counting.stdout is not None
+    assert counting.stdout.readline() == "ready\n"
+    cluster["w2"].run([sys.executable, "-c", _SEND_PACKETS], check=True)
+    arrived = int(counting.communicate()[0])
+    assert 200 < arrived < 360
+
+
+def test_a_slow_link_takes_its_time(hosts: MakeHosts) -> None:
+    cluster = hosts(1)
+    cluster["w1"].slow_link(2)
+    start = time.monotonic()
+    told = cluster.head.run(["ssh", "w1", "head -c 500000 /dev/zero"])
+    assert told.returncode == 0
+    assert time.monotonic() - start > 1  # 4 Mbit, less what may leave at once
+
+
+def test_a_delay(hosts: MakeHosts) -> None:
     cluster = hosts(1)
     cluster["w1"].delay(150)
     start = time.monotonic()

@@ -159,3 +159,17 @@ def test_ranks_that_wait_for_a_host_that_failed_do_not_wait_long(
     assert run.end(40) == 1, run.said()
     assert "w2" in run.said()
     assert gone(run, 10)
+
+
+def test_a_slow_link_that_loses_packets_is_no_failure(cluster: Cluster, started: Any) -> None:
+    cluster["w1"].lose(3)
+    cluster["w2"].lose(3)
+    cluster["w2"].slow_link(20)
+    try:
+        run = started("--max-restarts", "0", duration__steps=30)
+        assert run.end() == 0, run.said()
+    finally:
+        for host in cluster.hosts:
+            host.lose(0)
+        cluster["w2"].run(["tc", "qdisc", "del", "dev", "eth0", "root"], check=True)
+    assert [event["step"] for event in run.events("step")] == list(range(1, 31))
