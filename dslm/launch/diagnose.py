@@ -1,6 +1,6 @@
 """Why an attempt failed, in words: the rank that failed first, the cause, the way out, the log.
 
-Reads the run directory and, for a process that was killed, the kernel of this host; the causes are
+Reads the run directory and, for a process that was killed, the kernel of its host; the causes are
 data, `failures.yaml`. What is not in it is said to be unknown, and shown as the first failed rank
 told it. Starts and changes nothing.
 """
@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -21,11 +20,12 @@ from typing import Any
 import yaml
 
 from dslm.launch import logs
+from dslm.launch.elsewhere import Elsewhere
 from dslm.launch.evidence import Evidence, device_memory, host_memory
 from dslm.launch.supervise import Outcome, read_rank_statuses
 from dslm.run.directory import RunDirectory
 from dslm.run.events import read_events
-from dslm.run.kernel import Word, killed_for_memory
+from dslm.run.kernel import Word
 from dslm.units import render_bytes
 
 _OWN = "bad-input"  # dslm's own errors carry their remedy
@@ -145,8 +145,14 @@ def find(text: str, only: Collection[str] = ()) -> Failure | None:
     )
 
 
-def diagnose(run: RunDirectory, outcome: Outcome) -> Diagnosis:
-    """Explain a failed attempt."""
+def diagnose(run: RunDirectory, outcome: Outcome, elsewhere: Elsewhere | None = None) -> Diagnosis:
+    """Explain a failed attempt.
+
+    Args:
+        run: its directory.
+        outcome: what the supervisor saw.
+        elsewhere: how its hosts are reached; None: it ran on this one.
+    """
     file = run.logs(outcome.attempt) / "launcher.log"
     launcher = logs.read_end(file)
     ranks = [
@@ -167,7 +173,7 @@ def diagnose(run: RunDirectory, outcome: Outcome) -> Diagnosis:
     first = min(everybody, key=lambda witness: _blame(witness, outcome, launcher))
     first, facts = _look_at_the_disk(run, first)
     if not facts:
-        first, facts = _ask_the_kernel(first, launcher)
+        first, facts = _ask_the_kernel(first, launcher, elsewhere or Elsewhere())
     followers = tuple(w.rank for w in ranks if w.rank is not None and w.rank != first.rank)
     return _explain(run, outcome, first, facts, followers)
 
@@ -273,7 +279,9 @@ def _look_at_the_disk(run: RunDirectory, first: _Witness) -> tuple[_Witness, lis
     return replace(first, failure=find("No space left on device")), [fact]
 
 
-def _ask_the_kernel(first: _Witness, launcher: str) -> tuple[_Witness, list[str]]:
+def _ask_the_kernel(
+    first: _Witness, launcher: str, elsewhere: Elsewhere
+) -> tuple[_Witness, list[str]]:
     """Find out which signal ended a process, and whether the kernel sent it for memory."""
     facts: list[str] = []
     code = _return_code(launcher, first.host) if first.silent else None
@@ -283,24 +291,21 @@ def _ask_the_kernel(first: _Witness, launcher: str) -> tuple[_Witness, list[str]
         return first, facts
     if code not in (None, -signal.SIGKILL):
         return first, facts
-    word = _word(first)
+    word = _word(first, elsewhere)
     if word.killed:
         found = find("Out of memory: Killed process")
         first = replace(first, failure=found)
     return first, [*facts, word.said]
 
 
-def _word(witness: _Witness) -> Word:
+def _word(witness: _Witness, elsewhere: Elsewhere) -> Word:
     """The kernel's word on a rank and the processes that read its data."""
-    here = witness.host in (None, "localhost", socket.gethostname())
-    if not here:
-        ask = f"`ssh {witness.host} dmesg -T | grep -i 'killed process'` does"
-        return Word(killed=None, said=f"its kernel's log can't be read from here: {ask}")
     pids = {int(witness.status.get("pid", 0))}
     for listed in _WORKER_PIDS.findall(witness.traceback):
         pids |= {int(pid) for pid in listed.split(",") if pid.strip()}
     ticks = witness.status.get("start_time") or 0
-    return killed_for_memory(
+    return elsewhere.kernel_word(
+        witness.host or "localhost",
         pids,
         since=ticks / os.sysconf("SC_CLK_TCK"),
         kills_before=witness.status.get("kills_before"),

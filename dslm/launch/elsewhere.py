@@ -1,4 +1,4 @@
-"""Processes of a run, wherever they are: how one is, and how they are ended.
+"""Processes of a run, wherever they are: how one is, how they are ended, who ended them.
 
 On this host they are seen directly, on others a fixed command is run there; what it is given are
 numbers.
@@ -6,14 +6,16 @@ numbers.
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dslm import processes
 from dslm.cluster.remote import Way, run_on
 from dslm.launch.control import RankState
+from dslm.run.kernel import Word, killed_for_memory
 
 _SECONDS = 5.0  # for a host to answer: an attempt ends within ten
 
@@ -59,6 +61,27 @@ class Elsewhere:
                     named,
                 )
             )
+
+    def kernel_word(
+        self, host: str, pids: Collection[int], *, since: float, kills_before: int | None
+    ) -> Word:
+        """What the kernel of a host says of processes that were killed there.
+
+        Args:
+            host: which.
+            pids: a process, and others that belong to it.
+            since: seconds since that host's boot; what is older in its log concerns others.
+            kills_before: the cgroup's counter when the process started; used on this host.
+        """
+        if not self.remote:
+            return killed_for_memory(pids, since=since, kills_before=kills_before)
+        argv = [sys.executable, "-m", "dslm.run.kernel", str(since), *map(str, sorted(pids))]
+        answer = run_on(host, argv, seconds=_SECONDS, way=self.way)
+        try:
+            return Word(**json.loads(answer.stdout))
+        except (ValueError, TypeError):
+            ask = f"`ssh {host} dmesg -T | grep -i 'killed process'` does"
+            return Word(killed=None, said=f"its kernel's log can't be read from here: {ask}")
 
 
 def _argv(verb: str, wanted: Iterable[tuple[int, int]]) -> list[str]:

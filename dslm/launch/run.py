@@ -272,6 +272,7 @@ def _attempt(
         if meeting.apart:
             send(meeting.apart, run.path, _copied(run, number), fleet.way)
         spec = _spec(run, attempt, cluster, meeting, work)
+        elsewhere = Elsewhere(remote=fleet.remote, way=fleet.way)
         outcome = supervise(
             LAUNCHERS[fleet.launcher](spec),
             run,
@@ -279,14 +280,15 @@ def _attempt(
             control,
             grace=work.grace,
             limits=Limits(training=None if timeout == "auto" else timeout, join=work.watchdog.join),
-            elsewhere=Elsewhere(remote=fleet.remote, way=fleet.way),
+            elsewhere=elsewhere,
             on_event=on_event,
         )
     if meeting.apart:
         fetch(meeting.apart, run.path, str(run.logs(number).relative_to(run.path)), fleet.way)
     if outcome.status == Status.DONE and work.module == SCRIPT_WORKER:
         append_event(run.events, EventName.END, number, status="done")
-    diagnosis = diagnose(run, outcome) if outcome.status == Status.FAILED else None
+    failed = outcome.status == Status.FAILED
+    diagnosis = diagnose(run, outcome, elsewhere) if failed else None
     again = restarts_left > 0 and _worth_retrying(outcome, diagnosis)
     _close(run, outcome, diagnosis, again=again)
     return outcome, again

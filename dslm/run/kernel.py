@@ -3,14 +3,19 @@
 Two sources, both readable only where the host allows it: the kernel's log (/dev/kmsg), which names
 the process, and the counter of this process's memory cgroup, which only says that it happened.
 Reads, never guesses: what can't be read is said to be so. Knows nothing of runs.
+
+`python -m dslm.run.kernel SINCE PID …` says it as a line of JSON: what a supervisor runs on another
+host. The counter is not asked there: the ranks were in another cgroup than that command.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import sys
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _KILLED = re.compile(r"^\d+,\d+,(\d+),[^;]*;(.*[Oo]ut of memory: Killed process (\d+) .*)$")
@@ -111,3 +116,14 @@ def _kernel_log(since: float) -> list[tuple[int, str]]:
                 found.append((int(match[3]), match[2]))
     finally:
         os.close(log)
+
+
+def main(arguments: list[str]) -> None:
+    """Print the kernel's word on processes of this host."""
+    since, *pids = arguments
+    word = killed_for_memory([int(pid) for pid in pids], since=float(since))
+    sys.stdout.write(json.dumps(asdict(word)) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

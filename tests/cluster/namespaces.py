@@ -19,8 +19,8 @@ and takes back links, addresses and mounts; it dies with this test run, even wit
 (prctl(2), PR_SET_PDEATHSIG). So there are no leftovers to clean up, and two test runs on one
 machine don't meet. Processes are seen from here, with the process ids of this machine.
 
-Needs root (namespaces, mounts), iproute2, nftables, util-linux and openssh-server; `missing()` says what is
-not there, and the fixture skips with that.
+Needs root (namespaces, mounts), iproute2, nftables, util-linux and openssh-server; `missing()` says
+what is not there, and the fixture skips with that.
 """
 
 from __future__ import annotations

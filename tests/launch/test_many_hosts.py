@@ -77,6 +77,8 @@ def test_a_run_carries_on_through_a_killed_rank_and_a_lost_host(
     errors = run.events("error")
     assert [event["host"] for event in errors] == ["w2", "w2", "w1"]
     assert (errors[0]["rank"], errors[2]["rank"]) == (1, 0)
+    assert "the kernel's log" in " ".join(errors[0]["facts"])  # of w2, which was asked
+    assert "from here" not in " ".join(errors[0]["facts"])
 
     quiet = {key.replace("__", "."): value for key, value in settings.items()}
     undisturbed = run_dslm(tmp_path / "quiet", "quickstart", {**TINY, **quiet}, "--num-gpus", "2")
