@@ -111,11 +111,13 @@ def launch_training(
     restarts = 0
     while True:
         port = master_port or free_port()
+        decide_on = partial(decide, like=before)
         meeting = gather(
             fleet, folder, port, first=restarts == 0, needs_shared=shared,
-            needs=partial(_needs, partial(decide, like=before)),
+            needs=partial(_needs, decide_on),
         )  # fmt: skip
-        job = split(fleet, meeting.cluster, partial(decide, like=before))
+        # a restart makes do with fewer; a batch that the named hosts can't share is an error
+        job = split(fleet, meeting.cluster, decide_on) if restarts else decide_on(meeting.cluster)
         check(job)
         point = None
         if run is None:

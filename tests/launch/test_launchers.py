@@ -21,7 +21,7 @@ from tests.worker.conftest import SMALL, losses, train
 pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
 STEPS = 4
-BATCH = {"batch__global_size": 12}
+BATCH = {"batch__global_size": 12, "batch__micro_size": 1}  # for 1, 2, 3 and 4 ranks
 SECRETS = {"HF_TOKEN": "hunter2-hub", "WANDB_API_KEY": "hunter2-wandb"}
 # in the recipe, the environment and the run directory's path
 ODD = "x'\"$HOME;`touch dslm-was-here`"
@@ -175,3 +175,13 @@ def test_a_batch_job_is_preempted_and_carries_on_by_itself(
     assert made() == list(range(1, steps + 1))
     manifest = json.loads((run / "manifest.json").read_text())
     assert [attempt["status"] for attempt in manifest["attempts"]] == ["stopped", "done"]
+
+
+def test_a_batch_that_the_hosts_cannot_share_is_refused(hosts: MakeHosts, tmp_path: Path) -> None:
+    cluster = hosts(2)
+    run = tmp_path / "a run"
+    hostfile = cluster.hostfile(tmp_path)
+    refused = cluster.head.run(argv_of(run, "-H", hostfile, batch__global_size=7))
+    assert refused.returncode == 2
+    assert "7" in refused.stderr
+    assert not run.exists()
