@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum, EnumType
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -126,6 +128,16 @@ def _load(file: Path) -> dict[str, Any]:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     known = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
-    with torch.serialization.safe_globals(known):
+    # some versions of Python (3.11.2) pickle the member of an enum as getattr(enum, name)
+    by_name = [(_member, f"{module}.getattr") for module in ("builtins", "__builtin__")]
+    with torch.serialization.safe_globals([*known, *by_name]):
         loaded: dict[str, Any] = torch.load(file, mmap=True, weights_only=True, map_location="cpu")
     return loaded
+
+
+def _member(kind: object, name: str) -> Enum:
+    """What stands in for `getattr` in a checkpoint: the member of an enum, and nothing else."""
+    if not isinstance(kind, EnumType):
+        raise UnpicklingError(f"a checkpoint asks for the attribute `{name}` of {kind!r}")
+    member: Enum = kind[name]
+    return member
