@@ -6,9 +6,11 @@ Torch-free, so that a wrong path is found before anything is launched.
 from __future__ import annotations
 
 import glob
+import os
 import sysconfig
 from collections.abc import Set
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from dslm.errors import DataError, Where
@@ -51,13 +53,17 @@ def origins(recipe: Recipe, key: str) -> list[Origin]:
     Raises:
         DataError: a path is missing, or holds no file that can be read.
     """
+    known = RECORD_SUFFIXES.keys() | (IMAGE_SUFFIXES if recipe.task == "vision" else TEXT_SUFFIXES)
+    return [_find(source, f"data.{key}", known) for source in sources(recipe, key)]
+
+
+def sources(recipe: Recipe, key: str) -> list[Source]:
+    """What `data.train` or `data.eval` names; the folders aren't looked into."""
     value = getattr(recipe.data, key)
     if value is None or isinstance(value, float | int):
         return []
-    sources = [value] if isinstance(value, str) else value
-    known = RECORD_SUFFIXES.keys() | (IMAGE_SUFFIXES if recipe.task == "vision" else TEXT_SUFFIXES)
-    given = [source if isinstance(source, Source) else Source(path=source) for source in sources]
-    return [_find(source, f"data.{key}", known) for source in given]
+    given = [value] if isinstance(value, str) else value
+    return [source if isinstance(source, Source) else Source(path=source) for source in given]
 
 
 def check_data(recipe: Recipe) -> None:
@@ -120,13 +126,11 @@ def _find(source: Source, key: str, known: Set[str]) -> Origin:
     )
 
 
+@cache
 def stdlib_files() -> tuple[Path, ...]:
     """The sources of Python's standard library on this machine, sorted by path."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    return tuple(
-        sorted(
-            file
-            for file in root.rglob("*.py")
-            if not _NOT_STDLIB.intersection(file.relative_to(root).parts)
-        )
-    )
+    found = []
+    for folder, below, names in os.walk(sysconfig.get_paths()["stdlib"]):
+        below[:] = [name for name in below if name not in _NOT_STDLIB]  # these aren't gone into
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    return tuple(sorted(found))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dslm.errors import RecipeError, Where
-from dslm.recipe.data_paths import DIGITS, origins
+from dslm.recipe.data_paths import DIGITS, sources
 from dslm.recipe.schema import Recipe
 
 
@@ -24,7 +24,7 @@ class Extra:
 
 def _has_digits(recipe: Recipe) -> bool:
     return any(
-        origin.path == DIGITS for key in ("train", "eval") for origin in origins(recipe, key)
+        source.path == DIGITS for key in ("train", "eval") for source in sources(recipe, key)
     )
 
 
@@ -53,7 +53,6 @@ def check_extras(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: one isn't; says how to get it.
-        DataError: a path of the data is missing.
     """
     for extra in EXTRAS:
         if extra.needed(recipe) and importlib.util.find_spec(extra.module) is None:
