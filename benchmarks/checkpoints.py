@@ -32,7 +32,7 @@ def _train(run: Path, stage: int, ranks: int) -> None:
     argv = [str(BIN / "dslm"), "train", "quickstart", "-o", str(run), "--num-gpus", str(ranks)]
     for key, value in {**MODEL, "parallel.zero_stage": stage}.items():
         argv += ["-s", f"{key}={value}"]
-    subprocess.run([*argv, "--force"], check=True, capture_output=True)
+    subprocess.run([*argv, "--force"], check=True, stdout=subprocess.DEVNULL)
 
 
 def _size(folder: Path) -> int:

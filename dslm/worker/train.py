@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -249,6 +250,7 @@ def export(trainer: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if dist.get_rank() == 0:
         partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed while exporting
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.config.use_cache = True
         model.save_pretrained(partial, state_dict=state)
@@ -256,6 +258,8 @@ def export(trainer: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path
             tokenizer.save_pretrained(partial)
         card = model_card(RunDirectory(folder.parent), trainer.state.global_step)
         (partial / "README.md").write_text(card, encoding="utf-8")
+        if folder.is_dir():  # of an attempt that was killed after it
+            shutil.rmtree(folder)
         partial.replace(folder)
     dist.barrier()
 

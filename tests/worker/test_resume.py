@@ -232,6 +232,21 @@ def test_killed_while_saving_the_older_checkpoint_stays(trained: Train, tmp_path
     assert _whole_curve(run) == losses(undisturbed)
 
 
+def test_killed_after_its_model_was_written_it_still_ends(trained: Train, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained("--num-gpus", "2", parallel__zero_stage=2, **SETTINGS), run)
+    events = run / "events.jsonl"
+    lines = events.read_text().splitlines(keepends=True)
+    events.write_text("".join(line for line in lines if '"end"' not in line))
+    (run / ".model.partial").mkdir()
+    (run / ".model.partial" / "model-00001-of-00009.safetensors").touch()
+    done = subprocess.run(_argv(run, 2, 2), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert read_events(events)[0][-1]["event"] == "end"
+    assert len(list((run / "model").glob("*.safetensors"))) == 1
+    assert not (run / ".model.partial").exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_full_disk_leaves_the_older_checkpoint_and_is_said(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
