@@ -204,10 +204,11 @@ def _one_run(folder: Path, number: int, kills: int, whole: Path, tally: Tally) -
         elif not _kill_ranks(run, stage, dice, control, tally):
             break
         newest = _check_checkpoints(run, newest, tally) if run.path.is_dir() else 0
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode:
-        tally.problems.append(f"{run.path.name}: {done.stderr[-500:]}")
-        return
+    if not _is_done(run):  # the last kill may have come after the end
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode:
+            tally.problems.append(f"{run.path.name}: {done.stderr[-500:]}")
+            return
     if _curve(run.path) != _curve(whole):
         tally.problems.append(f"{run.path.name}: another loss curve")
     if samples_of_steps(run) != samples_of_steps(RunDirectory(whole)):
@@ -216,6 +217,11 @@ def _one_run(folder: Path, number: int, kills: int, whole: Path, tally: Tally) -
     tally.steps_redone += made - STEPS
     tally.finished += 1
     shutil.rmtree(run.path)
+
+
+def _is_done(run: RunDirectory) -> bool:
+    events = read_events(run.events)[0] if run.events.is_file() else []
+    return any(event["event"] == "end" and event["status"] == "done" for event in events)
 
 
 def _report(tally: Tally, minutes: float) -> str:

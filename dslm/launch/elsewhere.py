@@ -7,6 +7,7 @@ numbers.
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -73,15 +74,17 @@ class Elsewhere:
             since: seconds since that host's boot; what is older in its log concerns others.
             kills_before: the cgroup's counter when the process started; used on this host.
         """
-        if not self.remote:
+        if not self.remote and host in ("localhost", socket.gethostname()):
             return killed_for_memory(pids, since=since, kills_before=kills_before)
         argv = [sys.executable, "-m", "dslm.run.kernel", str(since), *map(str, sorted(pids))]
-        answer = run_on(host, argv, seconds=_SECONDS, way=self.way)
         try:
-            return Word(**json.loads(answer.stdout))
+            if self.remote:
+                answer = run_on(host, argv, seconds=_SECONDS, way=self.way)
+                return Word(**json.loads(answer.stdout))
         except (ValueError, TypeError):
-            ask = f"`ssh {host} dmesg -T | grep -i 'killed process'` does"
-            return Word(killed=None, said=f"its kernel's log can't be read from here: {ask}")
+            pass  # it gave no answer
+        ask = f"`ssh {host} dmesg -T | grep -i 'killed process'` does"
+        return Word(killed=None, said=f"its kernel's log can't be read from here: {ask}")
 
 
 def _argv(verb: str, wanted: Iterable[tuple[int, int]]) -> list[str]:

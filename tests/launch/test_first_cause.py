@@ -104,7 +104,7 @@ def test_a_killed_rank_goes_before_those_that_lost_it(left: Left) -> None:
     found = left.diagnose(1, "its process was killed from outside")
     assert (found.id, found.rank, found.host, found.retry) == ("killed", 1, "w2", True)
     assert "it was ended by SIGKILL" in found.facts
-    # the kernel of another host is not read, and that is said
+    # another host can't be asked here, and that is said
     assert any("can't be read from here" in fact and "dmesg" in fact for fact in found.facts)
 
 
