@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from dslm.worker.ranks import join, live
@@ -12,8 +13,12 @@ def main() -> None:
     rank = join(sys.argv[1:])
 
     def work() -> None:
+        # what modules define stays: looking through it for garbage, over and over, takes a second
+        gc.disable()
         from dslm.worker.train import train
 
+        gc.freeze()
+        gc.enable()
         train(rank)
 
     live(rank, work)
