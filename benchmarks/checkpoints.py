@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.commands import checked
 from dslm.run.events import read_events
 
 BIN = Path(sys.executable).parent
@@ -32,7 +33,7 @@ def _train(run: Path, stage: int, ranks: int) -> None:
     argv = [str(BIN / "dslm"), "train", "quickstart", "-o", str(run), "--num-gpus", str(ranks)]
     for key, value in {**MODEL, "parallel.zero_stage": stage}.items():
         argv += ["-s", f"{key}={value}"]
-    subprocess.run([*argv, "--force"], check=True, stdout=subprocess.DEVNULL)
+    checked([*argv, "--force"])
 
 
 def _size(folder: Path) -> int:

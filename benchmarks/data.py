@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.commands import checked
 from dslm.recipe.load import load_recipe
 from dslm.recipe.schema import Recipe
 from dslm.run.events import read_events
@@ -119,7 +119,7 @@ def _consumed() -> float:
         settings = ("duration.steps=30", "data.eval=0", "checkpoint.every=null")
         sets = [word for setting in settings for word in ("-s", setting)]
         argv = [str(BIN / "dslm"), "train", "quickstart", "-o", str(run), *sets]
-        subprocess.run(argv, check=True, capture_output=True)
+        checked(argv)
         steps = [e for e in read_events(run / "events.jsonl")[0] if e["event"] == "step"]
     return median(e["samples_per_second"] for e in steps[1:]) / 2
 

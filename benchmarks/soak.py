@@ -26,6 +26,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.commands import checked
 from benchmarks.pages import Section
 from dslm import environment
 from dslm.launch.control import Control
@@ -37,6 +38,7 @@ from dslm.run.directory import RunDirectory
 from dslm.run.events import read_events
 from dslm.run.manifest import add_attempt
 from dslm.run.samples import samples_of_steps
+from dslm.run.summary import summarize
 from tests.processes import command_line
 
 DSLM = Path(sys.executable).parent / "dslm"
@@ -204,7 +206,8 @@ def _one_run(folder: Path, number: int, kills: int, whole: Path, tally: Tally) -
         elif not _kill_ranks(run, stage, dice, control, tally):
             break
         newest = _check_checkpoints(run, newest, tally) if run.path.is_dir() else 0
-    if not _is_done(run):  # the last kill may have come after the end
+    # the last kill may have come after the end
+    if not (run.manifest.is_file() and summarize(run).status == "done"):
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode:
             tally.problems.append(f"{run.path.name}: {done.stderr[-500:]}")
@@ -217,11 +220,6 @@ def _one_run(folder: Path, number: int, kills: int, whole: Path, tally: Tally) -
     tally.steps_redone += made - STEPS
     tally.finished += 1
     shutil.rmtree(run.path)
-
-
-def _is_done(run: RunDirectory) -> bool:
-    events = read_events(run.events)[0] if run.events.is_file() else []
-    return any(event["event"] == "end" and event["status"] == "done" for event in events)
 
 
 def _report(tally: Tally, minutes: float) -> str:
@@ -262,9 +260,7 @@ def main() -> None:
         for stage, sharding in KINDS:
             whole[stage] = folder / f"whole-{stage}"
             argv = _argv(whole[stage], stage, sharding)
-            done = subprocess.run(argv, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(f"the undisturbed run failed:\n{done.stderr}")
+            checked(argv)
         import dslm.worker.train  # noqa: F401 - the forks have it from here
 
         number = 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
+from benchmarks.commands import checked
 from dslm.network import free_port
 from dslm.recipe.load import read_resolved
 from dslm.run.events import read_events
@@ -40,7 +39,7 @@ def _dslm(folder: Path, stage: int, steps: int) -> tuple[float, float]:
     for key, value in settings.items():
         argv += ["-s", f"{key}={value}"]
     start = time.time()
-    _checked(argv)
+    checked(argv)
     events, _ = read_events(run / "events.jsonl")
     ends = {e["step"]: e["time"] for e in events if e["event"] == "step"}
     return ends[1] - start, (steps - WARM) / (ends[steps] - ends[WARM])
@@ -55,15 +54,9 @@ def _handwritten(folder: Path, stage: int, steps: int) -> tuple[float, float]:
         str(free_port()), "--no_local_rank", str(HANDWRITTEN), str(run), str(_data(run)), str(out),
     ]  # fmt: skip
     start = time.time()
-    _checked(argv, DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
+    checked(argv, DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     ends = json.loads(out.read_text())
     return ends[0] - start, (steps - WARM) / (ends[steps - 1] - ends[WARM - 1])
-
-
-def _checked(argv: list[str], **environment: str) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **environment})
-    if done.returncode:
-        sys.exit(f"{' '.join(argv)} failed:\n{done.stdout}\n{done.stderr}")
 
 
 def _data(run: Path) -> Path:

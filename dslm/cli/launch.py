@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dslm.cli import options, terminal
-
-if TYPE_CHECKING:
-    from dslm.cluster.hosts import Cluster
-    from dslm.launch.job import Job
 
 
 def launch(
@@ -79,12 +76,9 @@ def launch(
         ranks=ranks,
         preflight=not no_preflight,
     )
-
-    def decide_on(cluster: Cluster) -> Job:
-        return decide(recipe or "", set_ or (), cluster=cluster)
-
+    decide_on = partial(decide, recipe, set_ or ()) if recipe else None
     if dry_run:
-        job = decide_on(fleet.cluster) if recipe else None
+        job = decide_on(cluster=fleet.cluster) if decide_on else None
         preview = script_request(
             script,
             context.args,
@@ -103,7 +97,7 @@ def launch(
             script,
             context.args,
             fleet,
-            decide_on if recipe else None,
+            decide_on,
             output,
             pass_config=pass_config,
             master_port=master_port,

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dslm import processes
@@ -74,15 +75,13 @@ class Elsewhere:
             since: seconds since that host's boot; what is older in its log concerns others.
             kills_before: the cgroup's counter when the process started; used on this host.
         """
-        if not self.remote and host in ("localhost", socket.gethostname()):
-            return killed_for_memory(pids, since=since, kills_before=kills_before)
-        argv = [sys.executable, "-m", "dslm.run.kernel", str(since), *map(str, sorted(pids))]
-        try:
-            if self.remote:
-                answer = run_on(host, argv, seconds=_SECONDS, way=self.way)
+        if self.remote:
+            argv = [sys.executable, "-m", "dslm.run.kernel", str(since), *map(str, sorted(pids))]
+            answer = run_on(host, argv, seconds=_SECONDS, way=self.way)
+            with suppress(ValueError, TypeError):  # it gave no answer
                 return Word(**json.loads(answer.stdout))
-        except (ValueError, TypeError):
-            pass  # it gave no answer
+        elif host in ("localhost", socket.gethostname()):
+            return killed_for_memory(pids, since=since, kills_before=kills_before)
         ask = f"`ssh {host} dmesg -T | grep -i 'killed process'` does"
         return Word(killed=None, said=f"its kernel's log can't be read from here: {ask}")
 

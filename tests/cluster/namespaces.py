@@ -46,7 +46,7 @@ _NETWORK = "10.77.0"
 _NETWORK6 = "fd77:"
 _HEAD = f"{_NETWORK}.254"
 _MOST_HOSTS = 200
-_PROGRAMS = ("ip", "unshare", "nsenter", "mount", "sshd", "ssh", "ssh-keygen", "pdsh")
+_PROGRAMS = ("ip", "nft", "unshare", "nsenter", "mount", "sshd", "ssh", "ssh-keygen", "pdsh")
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 # The init of a host: it reaps orphans (ignored SIGCHLD, signal(7)) and does nothing else.
 _INIT = "set -eu\n{setup}\nexec env --ignore-signal=CHLD sleep infinity"
