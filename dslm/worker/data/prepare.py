@@ -14,11 +14,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, starmap
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -39,12 +41,14 @@ from dslm.worker.data.store import (
     write_shard,
 )
 
-_FORMAT = 3  # counted up when the files change their meaning
-_PART = 4096  # records encoded at a time
+_FORMAT = 4  # counted up when the files change their meaning
+_PART = 4096  # records encoded at a time,
+_PART_SIZE = 2**22  # and no more than hold so many characters, bytes or numbers together
 _TELL = 0.5  # seconds between two words about progress
 
 Encoded = dict[str, Sequence[int]]
 OnPhase = Callable[[str], None]
+_T = TypeVar("_T")
 
 
 class Encoder(Protocol):
@@ -300,33 +304,85 @@ def _encode(
     problems: Problems,
     on_phase: OnPhase,
 ) -> _Documents:
-    """Every document of a split's sources, from parts on disk that are written as they are made."""
+    """Every document of a split's sources, from parts on disk that are written as they are made.
+
+    A thread encodes one part, the tokenizer on all cores, while the part before it is written and
+    the one after it is read.
+    """
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
     found: list[Path] = []
     count, told = 0, time.monotonic()
-    records = read_records(recipe, origins(recipe, name), problems)
-    for number, batch in enumerate(iter(lambda: list(islice(records, _PART)), [])):
-        part = parts / f"{name}-{number:06}.npz"
-        if not part.is_file():
-            _write_part(recipe, encoder, part, batch)
-        with np.load(part) as stored:
-            facts = json.loads(str(stored["facts"]))
-        encoder.labels.update(facts["labels"])
-        for place, what in facts["problems"]:
-            problems.add(place, what)
-        found.append(part)
-        count += len(batch)
-        if time.monotonic() - told > _TELL:
-            told = time.monotonic()
-            on_phase(f"encoded {count} documents ({name})")
+    batches = _batches(read_records(recipe, origins(recipe, name), problems))
+    with ThreadPoolExecutor(1) as thread:
+
+        def start(number: int, batch: list[Record]) -> tuple[Path, list[Record], Future[Any]]:
+            part = parts / f"{name}-{number:06}.npz"
+            return part, batch, thread.submit(_encode_part, encoder, part, batch)
+
+        for part, batch, encoding in _one_ahead(starmap(start, enumerate(batches))):
+            encoded = encoding.result()
+            if encoded is not None:
+                _write_part(recipe, part, batch, *encoded)
+            for place, what in _facts(part)["problems"]:
+                problems.add(place, what)
+            found.append(part)
+            count += len(batch)
+            if time.monotonic() - told > _TELL:
+                told = time.monotonic()
+                on_phase(f"encoded {count} documents ({name})")
     return _read_parts(found)
 
 
-def _write_part(recipe: Recipe, encoder: Encoder, path: Path, records: list[Record]) -> None:
+def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
+    """Records in parts, always the same ones: bounded in number and in what they hold."""
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        batch.append(record)
+        size += sum(len(value) for value in record.values.values() if isinstance(value, Sized))
+        if len(batch) == _PART or size >= _PART_SIZE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _one_ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """The items, each when the next one has been made: what that started goes on meanwhile."""
+    waiting: deque[_T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _encode_part(
+    encoder: Encoder, part: Path, records: list[Record]
+) -> tuple[list[Encoded | str], dict[str, int]] | None:
+    """The documents of records and the labels known so far; None where the part is written."""
+    if part.is_file():
+        encoder.labels.update(_facts(part)["labels"])
+        return None
+    return encoder.encode([record.values for record in records]), dict(encoder.labels)
+
+
+def _facts(part: Path) -> dict[str, Any]:
+    """What a part says beside its documents: its problems, and the labels known at its end."""
+    with np.load(part) as stored:
+        return dict(json.loads(str(stored["facts"])))
+
+
+def _write_part(
+    recipe: Recipe,
+    path: Path,
+    records: list[Record],
+    encoded: list[Encoded | str],
+    labels: dict[str, int],
+) -> None:
     columns: dict[str, list[Sequence[int]]] = {}
     problems, keys, sources = [], [], []
-    encoded = encoder.encode([record.values for record in records])
     key_field = recipe.data.key_field
     for record, document in zip(records, encoded, strict=True):
         if isinstance(document, str):
@@ -342,7 +398,7 @@ def _write_part(recipe: Recipe, encoder: Encoder, path: Path, records: list[Reco
     arrays: dict[str, np.ndarray] = {
         "keys": np.array(keys, dtype=np.uint64),
         "sources": np.array(sources, dtype=np.int32),
-        "facts": np.array(json.dumps({"problems": problems, "labels": encoder.labels})),
+        "facts": np.array(json.dumps({"problems": problems, "labels": labels})),
     }
     for name, lists in columns.items():
         lengths = np.array([len(values) for values in lists], dtype=np.int64)
