@@ -30,8 +30,8 @@ tensor's storage is followed from its making to its end, for the steps of two gl
 compares the highest phase of the plan, without the process itself (`context`), with the highest
 that was measured; on a CPU, what is offloaded lies in the same memory and is counted with it.
 Fragmentation, kernels' own workspaces and the context of an accelerator can't be seen this way:
-the plan allows {margin:.0%} of the device for them. Not measured here: accumulation over several
-micro batches, tensor and sequence parallelism, ZeRO++, MiCS, NVMe and LoRA's states.
+the plan allows {margin:.0%} of the device for them. `2 × 4` is a step of four micro batches of two
+samples. Not measured here: tensor and sequence parallelism, ZeRO++, MiCS and NVMe.
 
 """
 _LARGE = """

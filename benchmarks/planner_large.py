@@ -8,11 +8,13 @@ part of it. Attention sees an explicit mask, as with packed samples.
 from __future__ import annotations
 
 import gc
+import json
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
 from dslm.plan.activations import Pass, activations
+from dslm.plan.memory import lora_parameters
 from dslm.plan.shape import ModelShape, shape_of
 from dslm.recipe.load import load_recipe
 
@@ -24,6 +26,11 @@ MODELS = (
     ("gemma-3-1b", 2), ("gemma-3-4b", 1), ("mistral-7b", 1), ("olmo2-7b", 1),
     ("mixtral-8x7b", 1), ("qwen3-30b-a3b", 1),
 )  # fmt: skip
+LORA_MODELS = (
+    ("llama-3.2-1b", 4), ("qwen3-1.7b", 2), ("gemma-3-1b", 2), ("gpt2-1.5b", 2), ("pythia-1.4b", 4),
+    ("olmo2-7b", 1),
+)  # fmt: skip
+LORA_RANK = 16
 LENGTH = 2048
 
 
@@ -35,6 +42,7 @@ class Row:
     sequences: int
     length: int
     checkpointing: bool
+    lora_rank: int
     measured: dict[str, int]
     predicted: dict[str, int]
 
@@ -44,7 +52,9 @@ class Row:
         return {name: self.predicted[name] / self.measured[name] - 1 for name in self.measured}
 
 
-def compare(name: str, sequences: int, *, checkpointing: bool, length: int = LENGTH) -> Row:
+def compare(
+    name: str, sequences: int, *, checkpointing: bool, lora_rank: int = 0, length: int = LENGTH
+) -> Row:
     """Measure a preset and predict it."""
     architecture = dict(load_recipe(name).recipe.model.architecture)
     if architecture["model_type"] == "gpt2":
@@ -59,12 +69,14 @@ def compare(name: str, sequences: int, *, checkpointing: bool, length: int = LEN
         masked=True,
         on_cpu=True,
         checkpointing=checkpointing,
+        lora_rank=lora_rank,
     )
     return Row(
         name=name,
         sequences=sequences,
         length=length,
         checkpointing=checkpointing,
+        lora_rank=lora_rank,
         measured=measure(architecture, one),
         predicted=predict(shape, one),
     )
@@ -75,14 +87,16 @@ def predict(shape: ModelShape, one: Pass) -> dict[str, int]:
     found = activations(shape, one)
     table = shape.vocab_size * shape.hidden_size * one.element
     again = found.layer if one.checkpointing else 0
+    trained = lora_parameters(shape, one.lora_rank) if one.lora_rank else shape.parameters
+    head = 0 if one.lora_rank else table
     return {
         "kept": found.kept + found.loss_kept,
         "forward": found.kept + found.loss_forward,
         "backward": max(
             found.kept + found.loss_backward,
-            found.kept + again + found.temporary + table,
+            found.kept + again + found.temporary + head,
             # all gradients, and of a tied table the second one and the sum
-            one.element * shape.parameters + (2 * table if shape.tied_head else 0),
+            one.element * trained + (2 * head if shape.tied_head else 0),
         ),
     }
 
@@ -94,19 +108,28 @@ def measure(architecture: dict[str, Any], one: Pass) -> dict[str, int]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from benchmarks.live import Live
+    from dslm.worker.model import with_lora
 
+    settings = [f"model.activation_checkpointing={json.dumps(one.checkpointing)}"]
+    if one.lora_rank:
+        settings.append(f"lora.rank={one.lora_rank}")
+    recipe = load_recipe("gpt2-124m", settings).recipe
     sizes = {key: value for key, value in architecture.items() if key != "model_type"}
     config = AutoConfig.for_model(architecture["model_type"], **sizes)
     config.dtype = torch.bfloat16
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
             model.train()
             model.config.use_cache = False
             if one.checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
+            model = with_lora(model, recipe)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model.to_empty(device="cpu")
+            model.tie_weights()
             ids = torch.randint(1, 100, (one.sequences, one.length))
             positions = torch.arange(one.length).repeat(one.sequences, 1)
             live = Live()
@@ -125,10 +148,11 @@ def measure(architecture: dict[str, Any], one: Pass) -> dict[str, int]:
 
 
 def rows() -> list[Row]:
-    """Every model, with and without recomputation."""
+    """Every model, with and without recomputation, and one of each family with adapters."""
     return [
-        compare(name, sequences, checkpointing=again)
-        for name, sequences in MODELS
+        compare(name, sequences, checkpointing=again, lora_rank=rank)
+        for models, rank in ((MODELS, 0), (LORA_MODELS, LORA_RANK))
+        for name, sequences in models
         for again in (False, True)
     ]
 
@@ -138,19 +162,24 @@ def errors(found: list[Row]) -> list[float]:
     return [abs(off) for row in found for off in row.off.values()]
 
 
+def trained(lora_rank: int) -> str:
+    """What is trained of a model, for people."""
+    return f"LoRA {lora_rank}" if lora_rank else "all"
+
+
 def table(found: list[Row]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| model | micro batch | recomputes | kept by autograd | off | forward | off | backward "
-        "| off |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | trained | micro batch | recomputes | kept by autograd | off | forward | off "
+        "| backward | off |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found:
         cells = " | ".join(
             f"{row.measured[name] / 2**30:.2f} GiB | {row.off[name]:+.2%}" for name in row.measured
         )
         lines.append(
-            f"| {row.name} | {row.sequences} × {row.length} "
+            f"| {row.name} | {trained(row.lora_rank)} | {row.sequences} × {row.length} "
             f"| {'yes' if row.checkpointing else 'no'} | {cells} |"
         )
     off = errors(found)

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.planner_large import trained
 from dslm.launch.job import decide
 from dslm.network import free_port
 
@@ -43,8 +44,27 @@ LENGTH = 256
 MEAN_ERROR, WORST_ERROR = 0.02, 0.05
 
 
+KEYS = (
+    "architecture", "zero_stage", "offload", "activation_checkpointing", "micro", "precision",
+    "accumulation", "lora",
+)  # fmt: skip
+# several micro batches a step, and adapters
+_MORE = (
+    ("llama", 0, "none", False, 2, "fp32", 2, 0), ("gpt2", 1, "none", True, 2, "bf16", 2, 0),
+    ("llama", 1, "none", False, 1, "fp32", 2, 0), ("qwen3", 2, "none", False, 2, "bf16", 4, 0),
+    ("gpt2", 2, "optimizer", False, 2, "bf16", 2, 0), ("llama", 3, "none", True, 4, "bf16", 2, 0),
+    ("qwen3", 3, "optimizer", False, 2, "fp32", 2, 0), ("llama", 0, "none", False, 4, "bf16", 1, 8),
+    ("qwen3", 1, "none", True, 4, "bf16", 1, 8), ("gpt2", 2, "none", False, 2, "bf16", 1, 8),
+    ("llama", 2, "none", True, 2, "fp32", 1, 16), ("qwen3", 3, "none", False, 4, "bf16", 1, 8),
+    ("llama", 3, "optimizer", False, 2, "bf16", 1, 8),
+)  # fmt: skip
+
+
 def configurations() -> list[dict[str, Any]]:
-    """Every stage, offload, recomputation, precision; architectures and micro batches in turn."""
+    """Every stage, offload, recomputation, precision; architectures and micro batches in turn.
+
+    And a few with several micro batches a step, and with adapters.
+    """
     places = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"),
               (3, "optimizer"), (3, "all")]  # fmt: skip
     found = []
@@ -59,7 +79,7 @@ def configurations() -> list[dict[str, Any]]:
                 "activation_checkpointing": again, "micro": next(micros), "precision": precision,
             })  # fmt: skip
         next(micros)
-    return found
+    return found + [dict(zip(KEYS, row, strict=True)) for row in _MORE]
 
 
 def overrides(configuration: dict[str, Any]) -> list[str]:
@@ -74,6 +94,7 @@ def overrides(configuration: dict[str, Any]) -> list[str]:
         f"parallel.zero_stage={configuration['zero_stage']}",
         f"parallel.offload={configuration['offload']}",
         f"precision={configuration['precision']}",
+        *([f"lora.rank={configuration['lora']}"] if configuration.get("lora") else []),
     ]
 
 
@@ -198,14 +219,17 @@ def within_bounds(found: list[float]) -> bool:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows, people's units."""
     lines = [
-        "| model | ZeRO | offload | recomputes | micro batch | precision | measured | plan | off |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | trained | ZeRO | offload | recomputes | micro batch | precision | measured "
+        "| plan | off |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row, error in zip(rows, errors(rows), strict=True):
         again = "yes" if row["activation_checkpointing"] else "no"
+        times = row.get("accumulation", 1)
+        micro = f"{row['micro']} × {times}" if times > 1 else str(row["micro"])
         lines.append(
-            f"| {row['architecture']} | {row['zero_stage']} | {row['offload']} | {again} "
-            f"| {row['micro']} | {row['precision']} "
+            f"| {row['architecture']} | {trained(row.get('lora', 0))} | {row['zero_stage']} "
+            f"| {row['offload']} | {again} | {micro} | {row['precision']} "
             f"| {max(row['measured'].values()) / 2**20:.1f} MiB "
             f"| {max(planned(row).values()) / 2**20:.1f} MiB | {error:+.1%} |"
         )

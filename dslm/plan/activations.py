@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from dslm.plan.shape import ModelShape
 
 FP32 = 4
+PACKED = ("gpt2", "gpt_neox")  # query, key and value come from one linear layer
 _INDEX = 8  # bytes of a token id
 
 
@@ -71,6 +72,8 @@ def activations(shape: ModelShape, one: Pass) -> Activations:
     layer = layer_bytes(shape, one)
     layers = shape.layers + shape.encoder_layers
     outside = _outside(shape, one)
+    if one.lora_rank and one.causal:
+        outside -= one.tokens * _frozen_outside(shape, one)
     temporary = _temporary(shape, one)
     if one.checkpointing:
         # of each layer only its input is kept; one layer at a time is computed again
@@ -80,6 +83,8 @@ def activations(shape: ModelShape, one: Pass) -> Activations:
     else:
         kept = layers * layer + outside
     loss_kept, forward, backward = _loss(shape, one)
+    if one.lora_rank and one.causal:
+        forward += one.tokens * shape.hidden_size * one.element  # the head's input, not kept
     return Activations(
         kept=kept,
         loss_kept=loss_kept,
@@ -95,10 +100,28 @@ def layer_bytes(shape: ModelShape, one: Pass) -> int:
     kept = _LAYERS.get(shape.model_type, _llama)(shape, one)
     if not one.lora_rank:
         return kept
-    # a frozen norm's scale needs no normalised input; each adapter keeps what its first half gives
-    frozen = 2 * shape.hidden_size * one.element if shape.gated_mlp and not one.liger else 0
-    adapters = (7 if shape.gated_mlp else 6) * one.lora_rank * one.element
-    return kept + one.tokens * (adapters - frozen)
+    # each adapter keeps what its first half gives
+    adapters = _lora_layers(shape) * one.lora_rank * one.element
+    return kept + one.tokens * (adapters - _scaled(shape, one))
+
+
+def _lora_layers(shape: ModelShape) -> int:
+    """Linear layers with adapters in a layer of the model; peft leaves experts alone."""
+    attention = 2 if shape.model_type in PACKED else 4
+    return attention + (0 if shape.experts else 3 if shape.gated_mlp else 2)
+
+
+def _scaled(shape: ModelShape, one: Pass) -> int:
+    """Bytes a token of what the RMSNorms of a layer scale: not kept where the scale is frozen."""
+    if not shape.gated_mlp or one.liger:
+        return 0
+    h, split = shape.hidden_size, one.tensor_parallel
+    heads = shape.attention_width // split + shape.kv_width // min(split, shape.kv_heads)
+    if shape.model_type == "gemma3_text":
+        return FP32 * (4 * h + heads)
+    if shape.model_type == "olmo2":
+        return FP32 * (2 * h + heads)
+    return one.element * (2 * h + heads * shape.model_type.startswith("qwen3"))
 
 
 def _llama(shape: ModelShape, one: Pass) -> int:
@@ -253,6 +276,20 @@ def _outside(shape: ModelShape, one: Pass) -> int:
         # the embeddings' sum, and the head: a linear layer, GELU, a norm
         return 4 * e * t * h + norm // 2 + _dropout(shape, one) + ids
     return norm + _dropout(shape, one) + ids
+
+
+def _frozen_outside(shape: ModelShape, one: Pass) -> int:
+    """Bytes a token that aren't kept where embeddings, head and norms are frozen."""
+    e, h = one.element, shape.hidden_size
+    in_fp32 = shape.model_type in ("gemma3_text", "olmo2")
+    scaled = (FP32 if in_fp32 else e) * h if shape.gated_mlp and not one.liger else 0
+    head = e * h
+    if one.checkpointing:
+        # the embedding is made to need a gradient; GPT-2 adds the positions to it, and it stays
+        return scaled + head - (e * h if shape.model_type == "gpt2" else 0)
+    # the first norm's input needs no gradient; OLMo 2 has its norms behind attention and MLP
+    first = 0 if shape.model_type == "olmo2" else (FP32 if scaled else e) * h
+    return scaled + head + first
 
 
 def _loss(shape: ModelShape, one: Pass) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dslm.plan.activations import Activations, Pass, activations
+from dslm.plan.activations import PACKED, Activations, Pass, activations
 from dslm.plan.shape import ModelShape
 from dslm.plan.states import FP32, REUSE, SUB_GROUP, Held, Setting, held
 from dslm.plan.strategy import Strategy
@@ -57,7 +57,8 @@ class Memory:
 def lora_parameters(shape: ModelShape, rank: int) -> int:
     """Trained parameters with adapters on every linear layer of the decoder."""
     h, i, a, k = shape.hidden_size, shape.intermediate_size, shape.attention_width, shape.kv_width
-    attention = (h + a) * 2 + (h + k) * 2
+    # the input of each linear layer and its output; of query, key and value, one layer or three
+    attention = (h + a) + (h + a + 2 * k if shape.model_type in PACKED else 3 * h + a + 2 * k)
     # experts are no linear layers but one parameter for all of them: peft leaves them alone
     mlp = 0 if shape.experts else (h + i) * (3 if shape.gated_mlp else 2)
     return rank * (attention + mlp) * (shape.layers + shape.encoder_layers)

@@ -213,7 +213,7 @@ def _without_zero(setting: Setting) -> Held:
         # a tied table gets two gradients, which are added; or all are copied to be reduced
         backward_end=(0 if setting.accumulates else states.gradients)
         + max(flat, 2 * e * head * setting.tied),
-        step=step + (0 if setting.accumulates else states.gradients),
+        step=step + states.gradients,
         host_pinned=0,
         host_pageable=0,
     )
@@ -251,9 +251,12 @@ def _stages_1_and_2(setting: Setting) -> Held:
         init = max(flattened, states.parameters + temporary)
     else:
         on_host = 0
-        # step: averaged gradients, flattened, in fp32; later those in fp32 and the update's own
+        # step: averaged gradients, flattened, in fp32, and those of the partition's parameters;
+        # later those in fp32 and the update's own
+        own = e * share if carried and setting.stage == 1 else 0
         step = max(
-            2 * e * share + FP32 * share * setting.half, FP32 * share + _scratch(setting, share)
+            own + 2 * e * share + FP32 * share * setting.half,
+            FP32 * share + _scratch(setting, share),
         )
         init = max(flattened, states.parameters + 2 * FP32 * share)
     pinned = on_host if setting.pinned else 0
@@ -268,7 +271,7 @@ def _stages_1_and_2(setting: Setting) -> Held:
         gathered=0,
         arriving=buckets + _head_gradient(setting),
         backward_end=gradients - carried + buckets + last,
-        step=step + carried * (setting.stage == 1),
+        step=step,
         host_pinned=pinned,
         host_pageable=on_host - pinned,
     )

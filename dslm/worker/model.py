@@ -154,4 +154,5 @@ def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
             task_type=tasks.get(recipe.task),
             modules_to_save=["classifier"] if recipe.task == "vision" else None,
         ),
+        autocast_adapter_dtype=False,  # DeepSpeed keeps the fp32 copies; stage 3 casts nothing
     )

@@ -46,12 +46,16 @@ def test_with_recomputation_a_layer_keeps_its_input() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "checkpointing"), [("llama-3.2-1b", True), ("gpt2-1.5b", False)]
-)
+    ("preset", "checkpointing", "lora_rank"),
+    [
+        ("llama-3.2-1b", True, 0), ("gpt2-1.5b", False, 0), ("gpt2-1.5b", True, 16),
+        ("qwen3-1.7b", False, 16), ("olmo2-7b", False, 16),
+    ],
+)  # fmt: skip
 def test_activations_of_large_models_are_those_of_transformers(
-    preset: str, checkpointing: bool
+    preset: str, checkpointing: bool, lora_rank: int
 ) -> None:
-    row = compare(preset, 1, checkpointing=checkpointing, length=1024)
+    row = compare(preset, 1, checkpointing=checkpointing, lora_rank=lora_rank, length=1024)
     assert max(abs(off) for off in row.off.values()) < 0.01, row
 
 
