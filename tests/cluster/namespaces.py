@@ -30,6 +30,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import distribution
@@ -41,6 +42,7 @@ import pytest
 
 from tests.processes import command_line, is_alive
 
+_ROOT = Path(__file__).parents[2]
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NETWORK = "10.77.0"
 _NETWORK6 = "fd77:"
@@ -66,6 +68,7 @@ class Host:
         self._folder.mkdir()
         self._init: psutil.Process | None = None
         self._sshd: subprocess.Popen[bytes] | None = None
+        self._delaying: subprocess.Popen[bytes] | None = None
         self._names = self._folder / "hosts"
 
     @property
@@ -173,12 +176,28 @@ class Host:
         self._cluster.on_switch("ip", "link", "set", self.name, "up" if up else "down")
 
     def delay(self, milliseconds: int) -> None:
-        """Delay everything that the host sends; skips without sch_netem."""
-        argv = ["tc", "qdisc", "replace", "dev", "eth0", "root", "netem"]
-        done = self.run([*argv, "delay", f"{milliseconds}ms"])
-        if "qdisc kind is unknown" in done.stderr:
-            pytest.skip("the kernel has no sch_netem: delay can't be made")
-        assert done.returncode == 0, done.stderr
+        """Let every frame to and from the host take so long; 0: as ever again."""
+        near, far = f"{self.name}-delayed", f"{self.name}-link"
+        if self._delaying is not None:
+            self._cluster.head.child(self._delaying).kill()
+            self._delaying.communicate()
+            self._delaying = None
+            lines = [f"link delete {near}", f"link set {self.name} master switch"]
+            self._cluster.on_switch("ip", "-batch", "-", said="\n".join(lines))
+        if milliseconds:
+            lines = [
+                f"link add {near} type veth peer name {far}",
+                f"link set {near} up",
+                f"link set {far} master switch up",
+                f"link set {self.name} nomaster",
+            ]
+            self._cluster.on_switch("ip", "-batch", "-", said="\n".join(lines))
+            argv = [sys.executable, "-m", "tests.cluster.delayed_link"]
+            self._delaying = self._cluster.head.start(
+                [*argv, self.name, near, str(milliseconds)], cwd=_ROOT, stdout=subprocess.PIPE
+            )
+            assert self._delaying.stdout is not None
+            assert self._delaying.stdout.readline() == b"ready\n"
 
     def slow_link(self, megabits: int) -> None:
         """Let no more than so many Mbit/s leave the host: packets wait in a queue before that."""

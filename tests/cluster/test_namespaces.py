@@ -140,12 +140,18 @@ def test_a_slow_link_takes_its_time(hosts: MakeHosts) -> None:
     assert time.monotonic() - start > 1  # 4 Mbit, less what may leave at once
 
 
-def test_a_delay(hosts: MakeHosts) -> None:
-    cluster = hosts(1)
-    cluster["w1"].delay(150)
+def test_a_delayed_link_delivers_everything_later(hosts: MakeHosts) -> None:
+    cluster = hosts(2)
+    content = "head -c 3000000 /dev/zero"
+    plain = cluster.head.run(["ssh", "w1", content])
+    cluster["w1"].delay(100)
     start = time.monotonic()
+    delayed = cluster.head.run(["ssh", "w1", content])
+    assert time.monotonic() - start > 0.6  # there and back at least three times
+    assert delayed.stdout == plain.stdout
+    assert len(delayed.stdout) == 3_000_000
+    cluster["w1"].delay(0)
     assert cluster.head.run(["ssh", "w1", "true"]).returncode == 0
-    assert time.monotonic() - start > 0.3
 
 
 def test_a_killed_test_run_leaves_nothing(tmp_path: Path) -> None:

@@ -163,14 +163,18 @@ def test_ranks_that_wait_for_a_host_that_failed_do_not_wait_long(
     assert gone(run, 10)
 
 
-def test_a_slow_link_that_loses_packets_is_no_failure(cluster: Cluster, started: Any) -> None:
+def test_a_slow_link_with_delay_that_loses_packets_is_no_failure(
+    cluster: Cluster, started: Any
+) -> None:
     cluster["w1"].lose(3)
     cluster["w2"].lose(3)
     cluster["w2"].slow_link(20)
+    cluster["w1"].delay(5)
     try:
         run = started("--max-restarts", "0", duration__steps=30)
         assert run.end() == 0, run.said()
     finally:
+        cluster["w1"].delay(0)
         for host in cluster.hosts:
             host.lose(0)
         cluster["w2"].run(["tc", "qdisc", "del", "dev", "eth0", "root"], check=True)
