@@ -94,7 +94,7 @@ def predict(shape: ModelShape, one: Pass) -> dict[str, int]:
         "forward": found.kept + found.loss_forward,
         "backward": max(
             found.kept + found.loss_backward,
-            found.kept + again + found.temporary + head,
+            found.kept - found.behind + again + found.temporary + head,
             # all gradients, and of a tied table the second one and the sum
             one.element * trained + (2 * head if shape.tied_head else 0),
         ),

@@ -55,10 +55,12 @@ class Activations:
     """Bytes of one pass."""
 
     kept: int  # by autograd between forward and backward, without the loss's own
+    behind: int  # of that, behind the last layer: gone when the backward pass reaches it
     loss_kept: int  # by the loss, between forward and backward
     loss_forward: int  # at most, while the loss is computed, beside `kept`
     loss_backward: int  # at most, in the first operations of the backward pass, beside `kept`
     layer: int  # of one layer, when its backward pass starts
+    layer_input: int  # kept of a layer that is computed once more
     temporary: int  # at most, inside one layer's backward pass
 
     @property
@@ -71,27 +73,27 @@ def activations(shape: ModelShape, one: Pass) -> Activations:
     """The activations of a pass."""
     layer = layer_bytes(shape, one)
     layers = shape.layers + shape.encoder_layers
-    outside = _outside(shape, one)
-    if one.lora_rank and one.causal:
-        outside -= one.tokens * _frozen_outside(shape, one)
-    temporary = _temporary(shape, one)
+    behind, outside = _behind(shape, one), _outside(shape, one)
+    layer_input = one.tokens * shape.hidden_size * one.element if one.checkpointing else 0
     if one.checkpointing:
         # of each layer only its input is kept; one layer at a time is computed again
-        kept = layers * one.tokens * shape.hidden_size * one.element + outside
+        kept = layers * layer_input + behind + outside
         if one.masked and one.attention == "sdpa":
             kept += one.tokens * one.seen  # the mask, which every layer is given again
     else:
-        kept = layers * layer + outside
+        kept = layers * layer + behind + outside
     loss_kept, forward, backward = _loss(shape, one)
     if one.lora_rank and one.causal:
         forward += one.tokens * shape.hidden_size * one.element  # the head's input, not kept
     return Activations(
         kept=kept,
+        behind=behind,
         loss_kept=loss_kept,
         loss_forward=forward,
         loss_backward=backward,
         layer=layer,
-        temporary=temporary,
+        layer_input=layer_input,
+        temporary=_temporary(shape, one),
     )
 
 
@@ -256,40 +258,46 @@ def _dropout(shape: ModelShape, one: Pass) -> int:
     return one.tokens * shape.hidden_size * _mask_bytes(one) if shape.dropout else 0
 
 
+def _behind(shape: ModelShape, one: Pass) -> int:
+    """The norm before the head, and what the head itself keeps."""
+    t, e, h = one.tokens, one.element, shape.hidden_size
+    frozen = bool(one.lora_rank) and one.causal  # norm and head: no need for what they multiply
+    if not shape.gated_mlp:
+        # its input and its output; BERT's head is a linear layer, GELU and a norm
+        kept = 3 if shape.model_type in ("bert", "roberta") else 2
+        return t * e * h * (kept - frozen)
+    if shape.model_type in ("gemma3_text", "olmo2"):
+        return t * (2 * FP32 * h + FP32 + e * h - (FP32 + e) * h * frozen)
+    return _rms_norm(t, h, e) - t * (1 if one.liger else 2) * e * h * frozen
+
+
 def _outside(shape: ModelShape, one: Pass) -> int:
-    """The norm before the head, positions, ids; dropout and norm of the embeddings."""
+    """Positions, ids, dropout and norm of the embeddings; what frozen embeddings spare."""
     t, e, h = one.tokens, one.element, shape.hidden_size
     ids = 2 * t * _INDEX
     if shape.gated_mlp:
         rotary = 2 * (t if one.masked else one.length) * shape.head_dim * e
-        if shape.model_type in ("gemma3_text", "olmo2"):
-            norm = t * (2 * FP32 * h + FP32 + e * h)
-            if shape.model_type == "gemma3_text":
-                rotary *= 2  # one for local layers, one for global ones
-            else:
-                rotary = rotary * FP32 // e
-        else:
-            norm = _rms_norm(t, h, e)
-        return norm + rotary + ids
-    norm = 2 * e * t * h  # its input and its output
-    if shape.model_type in ("bert", "roberta"):
-        # the embeddings' sum, and the head: a linear layer, GELU, a norm
-        return 4 * e * t * h + norm // 2 + _dropout(shape, one) + ids
-    return norm + _dropout(shape, one) + ids
+        if shape.model_type == "gemma3_text":
+            rotary *= 2  # one for local layers, one for global ones
+        elif shape.model_type == "olmo2":
+            rotary = rotary * FP32 // e
+        return rotary + ids - t * _frozen_start(shape, one)
+    norm = 2 * e * t * h if shape.model_type in ("bert", "roberta") else 0
+    return norm + _dropout(shape, one) + ids - t * _frozen_start(shape, one)
 
 
-def _frozen_outside(shape: ModelShape, one: Pass) -> int:
-    """Bytes a token that aren't kept where embeddings, head and norms are frozen."""
+def _frozen_start(shape: ModelShape, one: Pass) -> int:
+    """Bytes a token that the first layer doesn't keep where the embeddings are frozen."""
+    if not one.lora_rank or not one.causal:
+        return 0
     e, h = one.element, shape.hidden_size
-    in_fp32 = shape.model_type in ("gemma3_text", "olmo2")
-    scaled = (FP32 if in_fp32 else e) * h if shape.gated_mlp and not one.liger else 0
-    head = e * h
     if one.checkpointing:
         # the embedding is made to need a gradient; GPT-2 adds the positions to it, and it stays
-        return scaled + head - (e * h if shape.model_type == "gpt2" else 0)
-    # the first norm's input needs no gradient; OLMo 2 has its norms behind attention and MLP
-    first = 0 if shape.model_type == "olmo2" else (FP32 if scaled else e) * h
-    return scaled + head + first
+        return -e * h if shape.model_type == "gpt2" else 0
+    # the first norm's input needs none; OLMo 2 has its norms behind attention and MLP
+    if shape.model_type == "olmo2":
+        return 0
+    return (FP32 if shape.gated_mlp and not one.liger else e) * h
 
 
 def _loss(shape: ModelShape, one: Pass) -> tuple[int, int, int]:
@@ -315,9 +323,9 @@ def _loss(shape: ModelShape, one: Pass) -> tuple[int, int, int]:
 
 
 def _temporary(shape: ModelShape, one: Pass) -> int:
-    """Gradients of the widest tensors of a layer: the MLP's, three at a time."""
+    """Gradients of the widest tensors of a layer: the MLP's, three, and one of them is let go."""
     rows = one.tokens * shape.experts_per_token
-    return 3 * rows * shape.intermediate_size // one.tensor_parallel * one.element
+    return 2 * rows * shape.intermediate_size // one.tensor_parallel * one.element
 
 
 _LAYERS: dict[str, Callable[[ModelShape, Pass], int]] = {

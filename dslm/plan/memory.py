@@ -207,14 +207,15 @@ def _phases(
     """The most of each phase.
 
     In the backward pass activations go as gradients come, so its peak is at the loss, in the last
-    layer, or at the end.
+    layer, in the first one, or at the end.
     """
     resident = context + states.resident
     through = resident + states.carried + states.gathered
     again = seen.layer if one.checkpointing else 0  # the layer that is computed once more
     backward = max(
         through + seen.kept + seen.loss_backward,
-        through + seen.kept + again + seen.temporary + states.arriving,
+        through + seen.kept - seen.behind + again + seen.temporary + states.arriving,
+        through + seen.layer_input + seen.layer + seen.temporary + states.first_layer,
         resident + states.carried + states.backward_end,
     )
     init = context + states.init

@@ -80,6 +80,7 @@ class Held:
     carried: int  # gradients that live through a forward pass
     gathered: int  # parameters of others, between forward and backward
     arriving: int  # beside the activations, when the first gradients arrive
+    first_layer: int  # gradients and buffers when those of the first layer arrive, the last ones
     backward_end: int  # gradients and buffers when the last gradient is there
     step: int
     host_pinned: int
@@ -210,6 +211,7 @@ def _without_zero(setting: Setting) -> Held:
         carried=states.gradients if setting.accumulates else 0,
         gathered=0,
         arriving=e * head,
+        first_layer=0 if setting.accumulates else e * max(0, trained - setting.layer),
         # a tied table gets two gradients, which are added; or all are copied to be reduced
         backward_end=(0 if setting.accumulates else states.gradients)
         + max(flat, 2 * e * head * setting.tied),
@@ -236,6 +238,10 @@ def _stages_1_and_2(setting: Setting) -> Held:
     elif setting.accumulates:
         carried = partition  # all_grad_tensors: the sum so far, and what is added to it
         gradients = 2 * partition
+    if setting.stage == 1 and not setting.overlaps:
+        arrived = 0 if setting.accumulates else e * max(0, trained - setting.layer)
+    else:
+        arrived = partition
     # where all is reduced at the end, each gradient is let go as its part is kept
     late = setting.stage == 1 and not setting.overlaps
     last = max(0, reduced - partition) if late else reduced
@@ -270,6 +276,7 @@ def _stages_1_and_2(setting: Setting) -> Held:
         carried=carried,
         gathered=0,
         arriving=buckets + _head_gradient(setting),
+        first_layer=buckets + arrived,
         backward_end=gradients - carried + buckets + last,
         step=step,
         host_pinned=pinned,
@@ -324,6 +331,7 @@ def _stage_3(setting: Setting) -> Held:
         carried=0,
         gathered=gathered,
         arriving=_head_gradient(setting),
+        first_layer=0,
         backward_end=reduced + largest * e,  # gathered still, and its gradient
         step=step,
         host_pinned=pinned,
