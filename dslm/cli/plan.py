@@ -188,9 +188,10 @@ def _show(found: dict[str, Any]) -> None:
             filled = min(_BAR, round(_BAR * device[name] / capacity))
             table.add_row(name, "█" * filled + "·" * (_BAR - filled), render_bytes(device[name]))
         verdict = "[green]fits[/]" if found["fits"] else "[bold red]does not fit[/]"
+        room = f"{render_bytes(capacity)}, {memory['margin']:.0%} kept free"
         table.add_row(
             "peak",
-            f"in {device['peak_phase']}, of {render_bytes(capacity)}: {verdict}",
+            f"in {device['peak_phase']}, of {room}: {verdict}",
             render_bytes(device["total"]),
         )
         terminal.show(table)
