@@ -110,7 +110,7 @@ def check_inputs(job: Job) -> None:
 
     Raises:
         RecipeError: the task is a script's own, or ranks share layers or sequences, which only a
-            script of one's own can do.
+            script of one's own can do; or adapters would go on a model that was never trained.
         DataError: no data, a missing path, or nothing in it.
     """
     if job.recipe.task == "script":
@@ -127,6 +127,13 @@ def check_inputs(job: Job) -> None:
                 hint="leave it out (`parallel.zero_stage: 3` partitions the model), or give the "
                 "config to your own script: `dslm launch SCRIPT --recipe RECIPE --pass-config`",
             )
+    if job.recipe.lora is not None and job.recipe.model.init == "scratch":
+        raise RecipeError(
+            "adapters need a trained model, and this one starts from scratch",
+            where=Where(key="lora"),
+            hint="name one: `--set model.init=pretrained --set model.name=FOLDER`, or leave "
+            "`lora` out",
+        )
     check_data_named(job.recipe)
 
 

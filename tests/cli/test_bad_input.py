@@ -57,6 +57,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ("more ranks than slots", [*TRAIN, "--num-gpus", "4096"], ["4096", "slots"]),
     ("include of a slot that is not", [*TRAIN, "--include", "localhost:4096"], ["4096"]),
     ("secret in the recipe", [*TRAIN, "-s", "environment.HF_TOKEN=abc"], ["HF_TOKEN"]),
+    ("adapters on nothing", [*TRAIN, "-s", "lora={}"], ["lora", "scratch", "model.init"]),
     ("batch that is no multiple", [*TRAIN, "-s", "batch.micro_size=5"], ["batch", "10", "20"]),
     ("optimizer parameter", [*TRAIN, "-s", "optimizer.learning_rate=1"], ["learning_rate", "lr"]),
     (
