@@ -13,7 +13,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dslm.errors import DataError, DslmError
-from dslm.worker.data import prepare as prepare_module
+from dslm.worker.data import parts
 from dslm.worker.data.packing import packed_sample
 from dslm.worker.data.prepare import Prepared, damaged_shards, prepare
 from dslm.worker.tasks import task_of
@@ -220,7 +220,7 @@ def test_weights_say_how_often_an_epoch_shows_a_source(
 def test_an_interrupted_preparation_goes_on_where_it_was(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "_PART", 10)
+    monkeypatch.setattr(parts, "_PART", 10)
     file = write_lines(tmp_path / "data.jsonl", [{"text": t} for t in documents(45)])
     recipe = recipe_of("pretrain", str(file))
     encoder = task_of(recipe).encoder(recipe, tokenizer)
@@ -253,7 +253,7 @@ def test_parts_are_bounded_by_what_their_records_hold(
     recipe = recipe_of("pretrain", str(file))
     encoder = task_of(recipe).encoder(recipe, tokenizer)
     whole = prepare(recipe, encoder, tokenizer)
-    monkeypatch.setattr(prepare_module, "_PART_SIZE", 2000)
+    monkeypatch.setattr(parts, "_PART_SIZE", 2000)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     sizes: list[int] = []
     original = type(encoder).encode

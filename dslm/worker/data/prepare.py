@@ -14,13 +14,11 @@ import json
 import os
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, starmap
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -30,36 +28,11 @@ from dslm.files import write_json
 from dslm.recipe.data_paths import origins
 from dslm.recipe.schema import Recipe
 from dslm.worker.data.packing import best_fit, pieces_of
+from dslm.worker.data.parts import TELL, Documents, Encoder, OnPhase, encode, key_of
 from dslm.worker.data.records import Problems, Record, read_records
-from dslm.worker.data.store import (
-    Ragged,
-    Samples,
-    checksum_of,
-    dtype_of,
-    joined,
-    offsets_of,
-    write_shard,
-)
+from dslm.worker.data.store import Ragged, Samples, checksum_of, offsets_of, write_shard
 
 _FORMAT = 4  # counted up when the files change their meaning
-_PART = 4096  # records encoded at a time,
-_PART_SIZE = 2**22  # and no more than hold so many characters, bytes or numbers together
-_TELL = 0.5  # seconds between two words about progress
-
-Encoded = dict[str, Sequence[int]]
-OnPhase = Callable[[str], None]
-_T = TypeVar("_T")
-
-
-class Encoder(Protocol):
-    """How a task makes a document of a record: columns of whole numbers, or what is wrong."""
-
-    packs: bool
-    labels: dict[str, int]
-
-    def encode(self, records: list[dict[str, Any]]) -> list[Encoded | str]:
-        """Encode records, each into its columns or a sentence about what is wrong with it."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +115,7 @@ def _wait_for(lock: IO[str], progress: Path, on_phase: OnPhase) -> None:
             if detail != told:
                 told = detail
                 on_phase(detail)
-            time.sleep(_TELL)
+            time.sleep(TELL)
         else:
             return
 
@@ -218,21 +191,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dslm"
 
 
-def key_of(recipe: Recipe, values: dict[str, Any]) -> int:
-    """A number that stands for a record, the same on every machine: a hash of its key or of it.
-
-    Where a text is all that is learnt of a record, the text alone identifies it.
-    """
-    field = recipe.data.key_field
-    if field is None and recipe.task in ("pretrain", "mlm"):
-        field = recipe.data.text_field
-    key = values.get(field) if field is not None else None
-    if key is None:
-        key = json.dumps(values, sort_keys=True, default=_json_bytes)
-    digest = hashlib.blake2b(str(key).encode(errors="surrogatepass"), digest_size=8)
-    return int.from_bytes(digest.digest(), "big")
-
-
 def is_held_out(key: int, share: float) -> bool:
     """Whether a record belongs to the held-out share: its key decides, nothing else does."""
     return key < int(share * 2**64)
@@ -246,39 +204,19 @@ def training_records(recipe: Recipe, problems: Problems) -> Iterator[Record]:
             yield record
 
 
-def _json_bytes(value: object) -> str:
-    """What JSON has no form for: bytes by their hash, anything else by its text."""
-    if isinstance(value, bytes):
-        return hashlib.blake2b(value).hexdigest()
-    return repr(value)
-
-
-@dataclass(frozen=True, slots=True)
-class _Documents:
-    """Encoded documents of a split: their columns, keys and sources, in the order of reading."""
-
-    columns: dict[str, Ragged]
-    keys: np.ndarray  # uint64
-    sources: np.ndarray  # number of the origin
-
-    def take(self, indices: np.ndarray) -> _Documents:
-        columns = {name: column.take(indices) for name, column in self.columns.items()}
-        return _Documents(columns, self.keys[indices], self.sources[indices])
-
-
 def _prepare(recipe: Recipe, encoder: Encoder, folder: Path, on_phase: OnPhase) -> dict[str, Any]:
     problems = Problems(fatal=recipe.data.on_error == "fail")
     share = recipe.data.eval
     statistics: dict[str, Any] = {}
-    splits: dict[str, _Documents] = {}
+    splits: dict[str, Documents] = {}
     if isinstance(share, float | int):
-        documents = _encode(recipe, "train", encoder, folder, problems, on_phase)
+        documents = encode(recipe, "train", encoder, folder, problems, on_phase)
         held_out = documents.keys < np.uint64(int(share * 2**64))
         splits["train"] = documents.take(np.flatnonzero(~held_out))
         splits["eval"] = documents.take(np.flatnonzero(held_out))
     else:
         for name in ("train", "eval"):
-            splits[name] = _encode(recipe, name, encoder, folder, problems, on_phase)
+            splits[name] = encode(recipe, name, encoder, folder, problems, on_phase)
     if not len(splits["train"].keys):
         shown = "; ".join(problems.examples)
         raise DataError(
@@ -296,143 +234,8 @@ def _prepare(recipe: Recipe, encoder: Encoder, folder: Path, on_phase: OnPhase) 
     }
 
 
-def _encode(
-    recipe: Recipe,
-    name: str,
-    encoder: Encoder,
-    folder: Path,
-    problems: Problems,
-    on_phase: OnPhase,
-) -> _Documents:
-    """Every document of a split's sources, from parts on disk that are written as they are made.
-
-    A thread encodes one part, the tokenizer on all cores, while the part before it is written and
-    the one after it is read.
-    """
-    parts = folder / "parts"
-    parts.mkdir(exist_ok=True)
-    found: list[Path] = []
-    count, told = 0, time.monotonic()
-    batches = _batches(read_records(recipe, origins(recipe, name), problems))
-    with ThreadPoolExecutor(1) as thread:
-
-        def start(number: int, batch: list[Record]) -> tuple[Path, list[Record], Future[Any]]:
-            part = parts / f"{name}-{number:06}.npz"
-            return part, batch, thread.submit(_encode_part, encoder, part, batch)
-
-        for part, batch, encoding in _one_ahead(starmap(start, enumerate(batches))):
-            encoded = encoding.result()
-            if encoded is not None:
-                _write_part(recipe, part, batch, *encoded)
-            for place, what in _facts(part)["problems"]:
-                problems.add(place, what)
-            found.append(part)
-            count += len(batch)
-            if time.monotonic() - told > _TELL:
-                told = time.monotonic()
-                on_phase(f"encoded {count} documents ({name})")
-    return _read_parts(found)
-
-
-def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
-    """Records in parts, always the same ones: bounded in number and in what they hold."""
-    batch: list[Record] = []
-    size = 0
-    for record in records:
-        batch.append(record)
-        size += sum(len(value) for value in record.values.values() if isinstance(value, Sized))
-        if len(batch) == _PART or size >= _PART_SIZE:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _one_ahead(items: Iterator[_T]) -> Iterator[_T]:
-    """The items, each when the next one has been made: what that started goes on meanwhile."""
-    waiting: deque[_T] = deque()
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > 1:
-            yield waiting.popleft()
-    yield from waiting
-
-
-def _encode_part(
-    encoder: Encoder, part: Path, records: list[Record]
-) -> tuple[list[Encoded | str], dict[str, int]] | None:
-    """The documents of records and the labels known so far; None where the part is written."""
-    if part.is_file():
-        encoder.labels.update(_facts(part)["labels"])
-        return None
-    return encoder.encode([record.values for record in records]), dict(encoder.labels)
-
-
-def _facts(part: Path) -> dict[str, Any]:
-    """What a part says beside its documents: its problems, and the labels known at its end."""
-    with np.load(part) as stored:
-        return dict(json.loads(str(stored["facts"])))
-
-
-def _write_part(
-    recipe: Recipe,
-    path: Path,
-    records: list[Record],
-    encoded: list[Encoded | str],
-    labels: dict[str, int],
-) -> None:
-    columns: dict[str, list[Sequence[int]]] = {}
-    problems, keys, sources = [], [], []
-    key_field = recipe.data.key_field
-    for record, document in zip(records, encoded, strict=True):
-        if isinstance(document, str):
-            problems.append((record.place, document))
-            continue
-        if key_field is not None and record.values.get(key_field) is None:
-            problems.append((record.place, f"has no `{key_field}` (data.key_field)"))
-            continue
-        for name, values in document.items():
-            columns.setdefault(name, []).append(values)
-        keys.append(key_of(recipe, record.values))
-        sources.append(record.source)
-    arrays: dict[str, np.ndarray] = {
-        "keys": np.array(keys, dtype=np.uint64),
-        "sources": np.array(sources, dtype=np.int32),
-        "facts": np.array(json.dumps({"problems": problems, "labels": labels})),
-    }
-    for name, lists in columns.items():
-        lengths = np.array([len(values) for values in lists], dtype=np.int64)
-        flat = chain.from_iterable(lists)
-        arrays[f"{name}-lengths"] = lengths
-        arrays[f"{name}-values"] = np.fromiter(flat, dtype_of(name), count=int(lengths.sum()))
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
-    partial.replace(path)
-
-
-def _read_parts(paths: list[Path]) -> _Documents:
-    columns: dict[str, list[Ragged]] = {}
-    keys, sources = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
-    for path in paths:
-        with np.load(path) as stored:
-            keys.append(stored["keys"])
-            sources.append(stored["sources"])
-            for file in stored.files:
-                if file.endswith("-lengths"):
-                    name = file.removesuffix("-lengths")
-                    offsets = offsets_of(stored[file])
-                    column = Ragged(stored[f"{name}-values"], offsets)
-                    columns.setdefault(name, []).append(column)
-    return _Documents(
-        {name: joined(parts) for name, parts in columns.items()},
-        np.concatenate(keys),
-        np.concatenate(sources),
-    )
-
-
 def _write_split(
-    recipe: Recipe, encoder: Encoder, folder: Path, name: str, documents: _Documents
+    recipe: Recipe, encoder: Encoder, folder: Path, name: str, documents: Documents
 ) -> dict[str, Any]:
     """Write the files of a split: one a shard, and one more for each source with its own weight."""
     data = recipe.data
@@ -490,7 +293,7 @@ def _packs(recipe: Recipe, encoder: Encoder) -> bool:
 
 
 def _arrange(
-    documents: _Documents, recipe: Recipe, encoder: Encoder
+    documents: Documents, recipe: Recipe, encoder: Encoder
 ) -> tuple[dict[str, Ragged], int]:
     """Documents as samples, packed if the task packs; and the tokens in them."""
     columns, length = documents.columns, recipe.data.sequence_length

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dslm.recipe.schema import Recipe
 from dslm.worker.data.packing import IGNORED
-from dslm.worker.data.prepare import Encoder
+from dslm.worker.data.parts import Encoder
 from dslm.worker.metrics import Metric, TokenLoss
 
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
