@@ -1,4 +1,7 @@
-"""Time of one optimizer step: compute, communication, optimizer, offload; and which one bounds it.
+"""Time of one optimizer step: compute, communication, offload, optimizer; and which one bounds it.
+
+Loading data is no part of it: background workers do that beside the computation, hundreds of times
+faster than a small model takes (docs/benchmarks.md).
 
 Numbers in, seconds out. Where the device's speed isn't known (a CPU that nobody measured) there is
 no prediction, rather than a guess.
@@ -92,12 +95,15 @@ def predict(
         # bandwidth of nccl-tests on hosts with a card for each device comes near their sum
         bandwidth = min(bandwidth, device.network_bandwidth * cluster.slots_per_host)
     wire = volume * repeats / (bandwidth * LINK_EFFICIENCY) if volume else 0.0
-    exposed = max(wire * (1 - OVERLAP), wire - compute * OVERLAP) + _between_layers(
+    exposed = _exposed(wire, compute) + _between_layers(
         recipe, shape, strategy, device.link_bandwidth
     )
+    fetched = _exposed(_fetching(shape.parameters * element, strategy, cluster), compute)
     optimizer = _optimizer_seconds(trained, strategy, device.memory_bandwidth, cluster)
-    step = compute + exposed + optimizer
-    parts = {"compute": compute, "communication": exposed, "optimizer": optimizer}
+    step = compute + exposed + fetched + optimizer
+    parts = {
+        "compute": compute, "communication": exposed, "offload": fetched, "optimizer": optimizer
+    }  # fmt: skip
     return StepTime(
         step_seconds=step,
         compute_seconds=compute,
@@ -107,6 +113,26 @@ def predict(
         mfu=tokens * needed / step / (cluster.world_size * peak),
         bound_by=max(parts, key=lambda part: parts[part]),
     )
+
+
+def _exposed(seconds: float, compute: float) -> float:
+    """What is left of a transfer that runs beside the computation."""
+    return max(seconds * (1 - OVERLAP), seconds - compute * OVERLAP)
+
+
+def _fetching(parameters: int, strategy: Strategy, cluster: Cluster) -> float:
+    """Seconds of a step in which offloaded parameters (bytes) come to the devices.
+
+    Each rank brings its partition twice a micro batch, for the forward and the backward pass.
+    Source: ZeRO-Infinity (arXiv 2104.07857), section 4.1.
+    """
+    if strategy.offload not in ("all", "nvme"):
+        return 0.0
+    share = 2 * strategy.gradient_accumulation_steps * parameters / strategy.data_parallel_size
+    seconds = share / PCIE_BANDWIDTH
+    if strategy.offload == "nvme":
+        seconds += share * cluster.slots_per_host / NVME_BANDWIDTH
+    return seconds
 
 
 def _between_layers(
