@@ -25,9 +25,11 @@ def render_bytes(size: float) -> str:
 
 
 def render_seconds(seconds: float) -> str:
-    """`3725` → `1:02:05`; under ten seconds with one decimal, `4.2 s`."""
+    """`3725` → `1:02:05`; under ten seconds `4.2 s`, under a tenth `17 ms`."""
     if not math.isfinite(seconds):
         return "-"
+    if 0.0005 <= seconds < 0.0995:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
