@@ -16,6 +16,7 @@ from dslm.errors import DataError, DslmError
 from dslm.worker.data import parts
 from dslm.worker.data.packing import packed_sample
 from dslm.worker.data.prepare import Prepared, damaged_shards, prepare
+from dslm.worker.data.records import Problems
 from dslm.worker.tasks import task_of
 from tests.worker.preparing import CHAT, documents, prepared, recipe_of, write_lines
 
@@ -267,6 +268,22 @@ def test_parts_are_bounded_by_what_their_records_hold(
     assert len(sizes) > 2
     assert max(sizes) < 2000
     assert in_parts.identity == whole.identity
+
+
+def test_tokens_stay_on_disk_until_they_are_written(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "_PART", 10)
+    file = write_lines(tmp_path / "data.jsonl", [{"text": t} for t in documents(45)])
+    recipe = recipe_of("pretrain", str(file))
+    encoder = task_of(recipe).encoder(recipe, tokenizer)
+    told: list[str] = []
+    found = parts.encode(recipe, "train", encoder, tmp_path, Problems(fatal=True), told.append)
+    some = found.take(np.array([40, 3, 17]))
+    for column in some.columns.values():
+        assert isinstance(column.values, np.memmap)
+    texts = [tokenizer.decode(some.columns["input_ids"][i][:-1]) for i in range(3)]
+    assert texts == [documents(45)[i] for i in (40, 3, 17)]
 
 
 def test_damage_is_found(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -12,17 +12,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, starmap
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 
 from dslm.recipe.data_paths import origins
 from dslm.recipe.schema import Recipe
 from dslm.worker.data.records import Problems, Record, read_records
-from dslm.worker.data.store import Ragged, dtype_of, joined, offsets_of
+from dslm.worker.data.store import Ragged, dtype_of, offsets_of
 
 TELL = 0.5  # seconds between two words about progress
 _PART = 4096  # records encoded at a time,
@@ -114,7 +115,7 @@ def encode(
             if time.monotonic() - told > TELL:
                 told = time.monotonic()
                 on_phase(f"encoded {count} documents ({name})")
-    return _read_parts(found)
+    return _read_parts(found, parts / name)
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -194,21 +195,30 @@ def _write_part(
     partial.replace(path)
 
 
-def _read_parts(paths: list[Path]) -> Documents:
-    columns: dict[str, list[Ragged]] = {}
+def _read_parts(paths: list[Path], target: Path) -> Documents:
+    """All parts together: each column's values in a file of its own beside them, and mapped."""
+    lengths: dict[str, list[np.ndarray]] = {}
     keys, sources = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
-    for path in paths:
-        with np.load(path) as stored:
-            keys.append(stored["keys"])
-            sources.append(stored["sources"])
-            for file in stored.files:
-                if file.endswith("-lengths"):
-                    name = file.removesuffix("-lengths")
-                    offsets = offsets_of(stored[file])
-                    column = Ragged(stored[f"{name}-values"], offsets)
-                    columns.setdefault(name, []).append(column)
-    return Documents(
-        {name: joined(parts) for name, parts in columns.items()},
-        np.concatenate(keys),
-        np.concatenate(sources),
-    )
+    with ExitStack() as streams:
+        files: dict[str, IO[bytes]] = {}
+        for path in paths:
+            with np.load(path) as stored:
+                keys.append(stored["keys"])
+                sources.append(stored["sources"])
+                for name in (n.removesuffix("-lengths") for n in stored if n.endswith("-lengths")):
+                    if name not in files:
+                        file = target.with_name(f"{target.name}-{name}")
+                        files[name] = streams.enter_context(file.open("wb"))
+                    stored[f"{name}-values"].tofile(files[name])
+                    lengths.setdefault(name, []).append(stored[f"{name}-lengths"])
+    columns = {
+        name: Ragged.of(_mapped(Path(files[name].name), name), offsets_of(np.concatenate(found)))
+        for name, found in lengths.items()
+    }
+    return Documents(columns, np.concatenate(keys), np.concatenate(sources))
+
+
+def _mapped(file: Path, column: str) -> np.ndarray:
+    if not file.stat().st_size:  # nothing can't be mapped
+        return np.empty(0, dtype_of(column))
+    return np.memmap(file, dtype_of(column), mode="r")

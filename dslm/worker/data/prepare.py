@@ -258,11 +258,12 @@ def _write_split(
                 inside &= documents.sources == source
             if not inside.any():
                 continue
-            columns, used = _arrange(documents.take(np.flatnonzero(inside)), recipe, encoder)
+            chosen = documents.take(np.flatnonzero(inside))
+            columns, bounds, used = _arrange(chosen, recipe, encoder)
             file = f"{name}-{shard:05}-of-{data.shards:05}"
             path = folder / (f"{file}-source-{source}.arrow" if apart else f"{file}.arrow")
-            checksum = write_shard(path, columns)
-            rows = len(next(iter(columns.values())))
+            checksum = write_shard(path, columns, bounds)
+            rows = len(bounds) - 1
             shards.append(
                 {
                     "file": path.name,
@@ -294,26 +295,29 @@ def _packs(recipe: Recipe, encoder: Encoder) -> bool:
 
 def _arrange(
     documents: Documents, recipe: Recipe, encoder: Encoder
-) -> tuple[dict[str, Ragged], int]:
-    """Documents as samples, packed if the task packs; and the tokens in them."""
+) -> tuple[dict[str, Ragged], np.ndarray, int]:
+    """Documents as samples, packed if the task packs: entries, bounds of samples, tokens."""
     columns, length = documents.columns, recipe.data.sequence_length
+    count = len(documents.keys)
     if not encoder.packs:
         tokens = [c for name, c in columns.items() if name not in ("image", "label", "mask")]
-        return columns, sum(len(column.values) for column in tokens)
-    tokens_column = columns["input_ids"]
+        return columns, np.arange(count + 1), sum(int(c.lengths.sum()) for c in tokens)
+    lengths = columns["input_ids"].lengths
     if recipe.data.packing:
-        starts, ends = pieces_of(tokens_column.lengths, length)
+        starts, ends = pieces_of(lengths, length)
         members = best_fit(ends - starts, length)
+        order = np.array(list(chain.from_iterable(members)), dtype=np.int64)
+        bounds = offsets_of(np.array([len(sample) for sample in members], dtype=np.int64))
+        starts, sizes = starts[order], (ends - starts)[order]
+        offsets = offsets_of(lengths)
+        document = np.searchsorted(offsets, starts, side="right") - 1
+        starts -= offsets[document]
     else:
-        starts = tokens_column.offsets[:-1]
-        ends = np.minimum(starts + length, tokens_column.offsets[1:])
-        members = [[index] for index in range(len(starts))]
-    order = np.array(list(chain.from_iterable(members)), dtype=np.int64)
-    starts, ends = starts[order], ends[order]
-    pieces = np.array([len(sample) for sample in members], dtype=np.int64)
-    bounds = offsets_of(ends - starts)[offsets_of(pieces)]
-    found = {
-        name: Ragged(column.slices(starts, ends).values, bounds) for name, column in columns.items()
-    }
-    found["lengths"] = Ragged((ends - starts).astype(np.int32), offsets_of(pieces))
-    return found, int(bounds[-1])
+        document, bounds = np.arange(count), np.arange(count + 1)
+        starts, sizes = np.zeros(count, np.int64), np.minimum(lengths, length)
+    found = {}
+    for name, column in columns.items():
+        first = column.starts[document] + starts
+        found[name] = Ragged(column.values, first, first + sizes)
+    found["lengths"] = Ragged.of(sizes.astype(np.int32), np.arange(len(sizes) + 1))
+    return found, bounds, int(sizes.sum())

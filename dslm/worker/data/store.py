@@ -23,31 +23,34 @@ _BATCH = 4096  # samples in a record batch
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """One column of many samples: sample i is `values[offsets[i]:offsets[i + 1]]`."""
+    """One column of many samples: sample i is `values[starts[i]:ends[i]]`.
+
+    `values` may be a mapped file: to choose samples, in any order, reads none of them.
+    """
 
     values: np.ndarray
-    offsets: np.ndarray  # int64, one more than there are samples
+    starts: np.ndarray  # int64
+    ends: np.ndarray  # int64
+
+    @classmethod
+    def of(cls, values: np.ndarray, offsets: np.ndarray) -> Ragged:
+        """Samples that lie one after the other: `offsets` has one more than there are samples."""
+        return cls(values, offsets[:-1], offsets[1:])
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.starts)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
+        return self.values[self.starts[index] : self.ends[index]]
 
     @property
     def lengths(self) -> np.ndarray:
         """Length of each sample."""
-        return np.diff(self.offsets)
-
-    def slices(self, starts: np.ndarray, ends: np.ndarray) -> Ragged:
-        """Other samples of the same values: each from a start to an end, in any order."""
-        parts = [self.values[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
-        values = np.concatenate(parts) if parts else self.values[:0]
-        return Ragged(values, offsets_of(ends - starts))
+        return self.ends - self.starts
 
     def take(self, indices: np.ndarray) -> Ragged:
         """Some of the samples, in this order."""
-        return self.slices(self.offsets[indices], self.offsets[indices + 1])
+        return Ragged(self.values, self.starts[indices], self.ends[indices])
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
@@ -55,28 +58,28 @@ def offsets_of(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
-def joined(parts: Sequence[Ragged]) -> Ragged:
-    """Several columns one after the other."""
-    lengths = np.concatenate([part.lengths for part in parts])
-    return Ragged(np.concatenate([part.values for part in parts]), offsets_of(lengths))
-
-
 def dtype_of(column: str) -> np.dtype[Any]:
     """The number type of a column."""
     return np.dtype(_TYPES.get(column, pa.int32()).to_pandas_dtype())
 
 
-def write_shard(path: Path, columns: Mapping[str, Ragged]) -> str:
-    """Write samples into a file, whole or not at all; its checksum (blake2b)."""
+def write_shard(path: Path, columns: Mapping[str, Ragged], bounds: np.ndarray) -> str:
+    """Write samples into a file, whole or not at all; its checksum (blake2b).
+
+    Args:
+        path: the file.
+        columns: what the samples are made of; a few thousand samples are in memory at a time.
+        bounds: sample i joins the entries from `bounds[i]` to `bounds[i + 1]` of each column.
+    """
     schema = pa.schema(
         [(name, pa.large_list(_TYPES.get(name, pa.int32()))) for name in sorted(columns)]
     )
     partial = path.with_name(f".{path.name}.partial")
-    count = len(next(iter(columns.values())))
+    count = len(bounds) - 1
     with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for start in range(0, count, _BATCH):
-            offsets = slice(start, min(start + _BATCH, count) + 1)
-            arrays = [_array(name, columns[name], offsets) for name in sorted(columns)]
+            inside = bounds[start : min(start + _BATCH, count) + 1]
+            arrays = [_array(name, columns[name], inside) for name in sorted(columns)]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
     checksum = checksum_of(partial)
     partial.replace(path)
@@ -89,12 +92,13 @@ def checksum_of(path: Path) -> str:
         return hashlib.file_digest(stream, "blake2b").hexdigest()
 
 
-def _array(name: str, column: Ragged, offsets: slice) -> pa.LargeListArray:
-    bounds = column.offsets[offsets]
-    values = column.values[bounds[0] : bounds[-1]]
+def _array(name: str, column: Ragged, bounds: np.ndarray) -> pa.LargeListArray:
+    entries = column.take(np.arange(bounds[0], bounds[-1]))
+    parts = [entries[index] for index in range(len(entries))]
+    values = np.concatenate(parts) if parts else column.values[:0]
+    offsets = offsets_of(entries.lengths)[bounds - bounds[0]]
     return pa.LargeListArray.from_arrays(
-        pa.array(bounds - bounds[0], type=pa.int64()),
-        pa.array(values, type=_TYPES.get(name, pa.int32())),
+        pa.array(offsets, type=pa.int64()), pa.array(values, type=_TYPES.get(name, pa.int32()))
     )
 
 
@@ -151,7 +155,7 @@ def _blocks(file: Path) -> Iterator[dict[str, Ragged]]:
     with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
         for batch in stream:
             yield {
-                name: Ragged(
+                name: Ragged.of(
                     column.values.to_numpy(zero_copy_only=True),
                     column.offsets.to_numpy(zero_copy_only=True),
                 )
