@@ -17,6 +17,7 @@ from dslm.plan.activations import Pass, activations
 from dslm.plan.memory import lora_parameters
 from dslm.plan.shape import ModelShape, shape_of
 from dslm.recipe.load import load_recipe
+from dslm.recipe.schema import Recipe
 
 ELEMENT = 2  # bf16
 # preset, sequences; every one of 1B to 8B that is in the catalogue, and the mixtures of experts
@@ -56,7 +57,11 @@ def compare(
     name: str, sequences: int, *, checkpointing: bool, lora_rank: int = 0, length: int = LENGTH
 ) -> Row:
     """Measure a preset and predict it."""
-    architecture = dict(load_recipe(name).recipe.model.architecture)
+    settings = [f"model.activation_checkpointing={json.dumps(checkpointing)}"]
+    if lora_rank:
+        settings.append(f"lora.rank={lora_rank}")
+    recipe = load_recipe(name, settings).recipe
+    architecture = dict(recipe.model.architecture)
     if architecture["model_type"] == "gpt2":
         # on a CPU dropout in attention takes another way than on an accelerator
         architecture |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -77,7 +82,7 @@ def compare(
         length=length,
         checkpointing=checkpointing,
         lora_rank=lora_rank,
-        measured=measure(architecture, one),
+        measured=measure(recipe, architecture, one),
         predicted=predict(shape, one),
     )
 
@@ -101,7 +106,7 @@ def predict(shape: ModelShape, one: Pass) -> dict[str, int]:
     }
 
 
-def measure(architecture: dict[str, Any], one: Pass) -> dict[str, int]:
+def measure(recipe: Recipe, architecture: dict[str, Any], one: Pass) -> dict[str, int]:
     """Bytes alive after a forward pass, and the peaks of forward and backward."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -110,10 +115,6 @@ def measure(architecture: dict[str, Any], one: Pass) -> dict[str, int]:
     from benchmarks.live import Live
     from dslm.worker.model import with_lora
 
-    settings = [f"model.activation_checkpointing={json.dumps(one.checkpointing)}"]
-    if one.lora_rank:
-        settings.append(f"lora.rank={one.lora_rank}")
-    recipe = load_recipe("gpt2-124m", settings).recipe
     sizes = {key: value for key, value in architecture.items() if key != "model_type"}
     config = AutoConfig.for_model(architecture["model_type"], **sizes)
     config.dtype = torch.bfloat16

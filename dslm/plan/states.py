@@ -238,12 +238,11 @@ def _stages_1_and_2(setting: Setting) -> Held:
     elif setting.accumulates:
         carried = partition  # all_grad_tensors: the sum so far, and what is added to it
         gradients = 2 * partition
-    if setting.stage == 1 and not setting.overlaps:
+    late = setting.stage == 1 and not setting.overlaps  # all is reduced at the end
+    arrived = partition
+    if late:
         arrived = 0 if setting.accumulates else e * max(0, trained - setting.layer)
-    else:
-        arrived = partition
-    # where all is reduced at the end, each gradient is let go as its part is kept
-    late = setting.stage == 1 and not setting.overlaps
+    # there each gradient is let go as its part is kept
     last = max(0, reduced - partition) if late else reduced
     temporary = largest * e if offloads else 0  # temp_grad_buffer_for_gpu_offload
     resident = states.parameters + states.optimizer + temporary
@@ -259,7 +258,7 @@ def _stages_1_and_2(setting: Setting) -> Held:
         on_host = 0
         # step: averaged gradients, flattened, in fp32, and those of the partition's parameters;
         # later those in fp32 and the update's own
-        own = e * share if carried and setting.stage == 1 else 0
+        own = partition if carried and setting.stage == 1 else 0
         step = max(
             own + 2 * e * share + FP32 * share * setting.half,
             FP32 * share + _scratch(setting, share),

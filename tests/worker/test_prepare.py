@@ -13,8 +13,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dslm.errors import DataError, DslmError
+from dslm.recipe.schema import Recipe
 from dslm.worker.data import parts
 from dslm.worker.data.packing import packed_sample
+from dslm.worker.data.parts import Encoder
 from dslm.worker.data.prepare import Prepared, damaged_shards, prepare
 from dslm.worker.data.records import Problems
 from dslm.worker.tasks import task_of
@@ -218,13 +220,18 @@ def test_weights_say_how_often_an_epoch_shows_a_source(
     assert counts == [1] * 15 + [2] * 10
 
 
+def _forty_five(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Recipe, Encoder]:
+    """A recipe for so many documents, and its encoder."""
+    file = write_lines(folder / "data.jsonl", [{"text": t} for t in documents(45)])
+    recipe = recipe_of("pretrain", str(file))
+    return recipe, task_of(recipe).encoder(recipe, tokenizer)
+
+
 def test_an_interrupted_preparation_goes_on_where_it_was(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "_PART", 10)
-    file = write_lines(tmp_path / "data.jsonl", [{"text": t} for t in documents(45)])
-    recipe = recipe_of("pretrain", str(file))
-    encoder = task_of(recipe).encoder(recipe, tokenizer)
+    recipe, encoder = _forty_five(tmp_path, tokenizer)
     encoded: list[int] = []
     original = type(encoder).encode
 
@@ -238,6 +245,7 @@ def test_an_interrupted_preparation_goes_on_where_it_was(
     monkeypatch.setattr(type(encoder), "encode", encode)
     with pytest.raises(KeyboardInterrupt):
         prepare(recipe, encoder, tokenizer)
+    assert encoded[:4] == [10, 10, 10, 0]
     before = len(encoded)
     found = prepare(recipe, encoder, tokenizer)
     assert encoded[before:] == [10, 5]  # the first three parts were written
@@ -250,9 +258,7 @@ def test_an_interrupted_preparation_goes_on_where_it_was(
 def test_parts_are_bounded_by_what_their_records_hold(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = write_lines(tmp_path / "data.jsonl", [{"text": t} for t in documents(45)])
-    recipe = recipe_of("pretrain", str(file))
-    encoder = task_of(recipe).encoder(recipe, tokenizer)
+    recipe, encoder = _forty_five(tmp_path, tokenizer)
     whole = prepare(recipe, encoder, tokenizer)
     monkeypatch.setattr(parts, "_PART_SIZE", 2000)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
@@ -274,11 +280,9 @@ def test_tokens_stay_on_disk_until_they_are_written(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "_PART", 10)
-    file = write_lines(tmp_path / "data.jsonl", [{"text": t} for t in documents(45)])
-    recipe = recipe_of("pretrain", str(file))
-    encoder = task_of(recipe).encoder(recipe, tokenizer)
-    told: list[str] = []
-    found = parts.encode(recipe, "train", encoder, tmp_path, Problems(fatal=True), told.append)
+    recipe, encoder = _forty_five(tmp_path, tokenizer)
+    problems = Problems(fatal=True)
+    found = parts.encode(recipe, "train", encoder, tmp_path, problems, lambda detail: None)
     some = found.take(np.array([40, 3, 17]))
     for column in some.columns.values():
         assert isinstance(column.values, np.memmap)
