@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.pages import Section
 from tests.cluster.namespaces import Cluster, missing
-from tests.launch.many_hosts import HostsRun
+from tests.lifecycle.many_hosts import HostsRun
 from tests.processes import command_line, is_alive
 
 _SETTINGS = {"checkpoint__every": 10, "watchdog__timeout": 10}

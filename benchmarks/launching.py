@@ -18,7 +18,7 @@ from benchmarks.pages import Section
 from dslm.cluster.devices import cpu_device
 from dslm.cluster.hosts import Cluster as Hosts
 from dslm.cluster.hosts import Host
-from dslm.launch.backends import openmpi, pdsh
+from dslm.launch.sites import openmpi, pdsh
 from dslm.launch.spec import LaunchSpec
 from dslm.run.directory import RunDirectory
 from tests.cluster.namespaces import Cluster, missing, wait_for
@@ -29,7 +29,7 @@ _PREFLIGHT = """
 import json, sys
 from pathlib import Path
 from dslm.cluster.hostfile import load_hostfile
-from dslm.cluster.preflight import Wants, preflight
+from dslm.reach.preflight import Wants, preflight
 found = preflight(load_hostfile(Path(sys.argv[1])), Wants(run=Path(sys.argv[2]), port=29500))
 print(found.seconds if found.ok else json.dumps([str(r) for r in found.results]))
 """
@@ -47,7 +47,7 @@ def launch_seconds(cluster: Cluster, folder: Path, launcher: str) -> float:
     run = Path(tempfile.mkdtemp(dir=folder))
     hosts = tuple(Host(host.name, 1) for host in cluster.hosts)
     spec = LaunchSpec(
-        module="tests.cluster.payload",
+        module="tests.reach.payload",
         cluster=Hosts(hosts=hosts, device=cpu_device(2**30)),
         run=run,
         attempt=1,

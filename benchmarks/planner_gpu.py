@@ -16,8 +16,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dslm.launch.job import Job, decide
-from dslm.network import free_port
+from dslm.decide.job import Job, decide
+from dslm.host.network import free_port
 
 STEPS = 8  # the first half isn't timed
 NO_DEVICE = "there is no CUDA device here: `make bench-gpu` needs one; `--list` shows what it runs"

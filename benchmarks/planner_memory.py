@@ -19,8 +19,8 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.planner_large import trained
-from dslm.launch.job import decide
-from dslm.network import free_port
+from dslm.decide.job import decide
+from dslm.host.network import free_port
 
 BIN = Path(sys.executable).parent
 PHASES = ("init", "forward", "backward", "step")

@@ -29,9 +29,9 @@ import psutil
 from benchmarks.commands import checked
 from benchmarks.pages import Section
 from dslm import environment
+from dslm.host.network import free_port
 from dslm.launch.control import Control
-from dslm.launch.resume import resume_point
-from dslm.network import free_port
+from dslm.lifecycle.resume import resume_point
 from dslm.run.attempt import Attempt, path_word
 from dslm.run.checkpoints import newest_sound
 from dslm.run.directory import RunDirectory

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.commands import checked
-from dslm.network import free_port
+from dslm.host.network import free_port
 from dslm.recipe.load import read_resolved
 from dslm.run.events import read_events
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from dslm import environment
 from dslm.cli.progress import RunScreen
-from dslm.launch.diagnose import catalogue
+from dslm.diagnose.explain import catalogue
 from dslm.plan.shape import shape_of
 from dslm.recipe.catalog import entries, recipe_schema
 from dslm.run.events import read_events
@@ -127,7 +127,7 @@ def failures_page() -> str:
     """Every failure that dslm recognises, with its cause and fix."""
     lines = [
         "# Failures\n",
-        "Made from dslm/launch/failures.yaml by `make docs`. When an attempt fails, dslm looks\n"
+        "Made from dslm/diagnose/failures.yaml by `make docs`. When an attempt fails, dslm looks\n"
         "for these in what the rank that failed first said, the first of them in this order. A\n"
         "star: the same command may work the next time.\n",
         "| failure | stage | cause | fix |",

@@ -44,7 +44,7 @@ def config(
     if check is not None:
         _check(check, json)
         return
-    from dslm.launch.job import decide
+    from dslm.decide.job import decide
 
     config = decide(str(recipe), set_ or (), num_gpus=num_gpus).config
     if not explain:

@@ -106,8 +106,8 @@ def show(
 
 
 def _ask(recipe: str, overrides: Any, *, samples: int, verify: bool) -> dict[str, Any]:
-    from dslm.launch.ask import ask
-    from dslm.launch.job import check_data_named
+    from dslm.ask.call import ask
+    from dslm.decide.job import check_data_named
     from dslm.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides).recipe

@@ -25,7 +25,7 @@ def doctor(measure: Measure = False, json: options.Json = False) -> None:
 
         dslm doctor --measure
     """
-    from dslm.cluster.doctor import check_machine
+    from dslm.reach.doctor import check_machine
 
     measured = _measure() if measure else None
     checks = check_machine()
@@ -43,7 +43,7 @@ def doctor(measure: Measure = False, json: options.Json = False) -> None:
 
 
 def _measure() -> dict[str, Any]:
-    from dslm.launch.measure import measure_here
+    from dslm.ask.measure import measure_here
 
     with terminal.busy() as tell:
         return measure_here(tell)

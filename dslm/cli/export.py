@@ -49,8 +49,8 @@ def export(
 
         dslm export runs/mine --checkpoint 500 --dtype bf16 -o mine-500
     """
-    from dslm.launch.ask import ask
-    from dslm.launch.export import export_request
+    from dslm.ask.call import ask
+    from dslm.ask.export import export_request
     from dslm.units import render_bytes, render_count
 
     request = export_request(

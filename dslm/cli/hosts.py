@@ -13,7 +13,7 @@ from dslm.errors import HostfileError, PreflightError, Where
 
 if TYPE_CHECKING:
     from dslm.cluster.hosts import Host
-    from dslm.cluster.preflight import Preflight
+    from dslm.reach.preflight import Preflight
 
 app = typer.Typer(help="Show and check hosts.", no_args_is_help=True, rich_markup_mode="rich")
 
@@ -76,8 +76,8 @@ def check(
 
         dslm hosts check hostfile -o /shared/runs --json
     """
-    from dslm.cluster.checks import wrong
-    from dslm.cluster.preflight import DEFAULT_PORT, Wants, preflight
+    from dslm.reach.checks import wrong
+    from dslm.reach.preflight import DEFAULT_PORT, Wants, preflight
 
     hosts = _hosts(hostfile, include, exclude)
     wants = Wants(run=(output or Path("runs")).absolute(), port=master_port or DEFAULT_PORT)
@@ -109,7 +109,7 @@ def show_preflight(hosts: list[Host], found: Preflight) -> None:
     """Show a table of hosts and checks, and below it every cell that isn't green, with its fix."""
     from rich.table import Table
 
-    from dslm.cluster.checks import CHECKS, State
+    from dslm.reach.checks import CHECKS, State
 
     cells = {(result.host, result.check): result.state for result in found.results}
     table = Table("host", box=None, header_style="bold")

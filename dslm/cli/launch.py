@@ -51,10 +51,10 @@ def launch(
     """
     from dslm.cli.progress import RunScreen
     from dslm.cli.train import report_end, show_dry_run
+    from dslm.decide.job import check_port, decide
     from dslm.errors import OptionError, Where
-    from dslm.launch.fleet import fleet_of
-    from dslm.launch.job import check_port, decide
-    from dslm.launch.run import launch_script, script_request
+    from dslm.lifecycle.fleet import fleet_of
+    from dslm.lifecycle.training import launch_script, script_request
     from dslm.recipe.load import load_recipe
 
     if not script.is_file():

@@ -73,7 +73,7 @@ def plan(
     if params is not None:
         _plan_states(params, zero, gpus or 1, device, json=json)
         return
-    from dslm.launch.job import plan_model
+    from dslm.decide.job import plan_model
     from dslm.plan.report import document
     from dslm.plan.report import sweep as sweep_rows
 

@@ -13,10 +13,10 @@ from dslm.units import render_seconds
 
 if TYPE_CHECKING:
     from dslm.cluster.hosts import Cluster
-    from dslm.launch.job import Job
-    from dslm.launch.sbatch import Batch
+    from dslm.decide.job import Job
     from dslm.launch.spec import LaunchRequest
     from dslm.launch.supervise import Outcome
+    from dslm.lifecycle.sbatch import Batch
     from dslm.recipe.schema import Recipe
     from dslm.run.attempt import Attempt
     from dslm.run.directory import RunDirectory
@@ -57,7 +57,7 @@ def train(
         dslm train mine.yaml --num-gpus 2 --dry-run
     """
     if slurm:
-        from dslm.launch.sbatch import batch_of
+        from dslm.lifecycle.sbatch import batch_of
 
         batch = batch_of(
             recipe,
@@ -82,8 +82,9 @@ def train(
         )
         show_batch(batch, dry_run=dry_run, json=json)
         return
-    from dslm.launch.fleet import fleet_of
-    from dslm.launch.job import check_fit, check_inputs, check_port, decide
+    from dslm.decide.advice import check_fit
+    from dslm.decide.job import check_inputs, check_port, decide
+    from dslm.lifecycle.fleet import fleet_of
     from dslm.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, set_ or ())
@@ -109,7 +110,7 @@ def train(
             check_fit(job)
 
     if dry_run:
-        from dslm.launch.run import training_request
+        from dslm.lifecycle.training import training_request
 
         if fleet.remote:
             terminal.say("planned for devices like those here; a launch asks the hosts for theirs")
@@ -119,7 +120,7 @@ def train(
     if not fleet.remote:
         check_port(master_port)
     from dslm.cli.progress import RunScreen
-    from dslm.launch.run import launch_training
+    from dslm.lifecycle.training import launch_training
 
     with RunScreen(terminal.people(), name=loaded.name) as screen:
         run, outcome = launch_training(
@@ -139,7 +140,7 @@ def train(
 
 def show_batch(batch: Batch, *, dry_run: bool, json: bool) -> None:
     """Submit a batch job and say which it is; or show its script."""
-    from dslm.launch.sbatch import batch_script, submit
+    from dslm.lifecycle.sbatch import batch_script, submit
 
     if dry_run:
         script = batch_script(batch)
@@ -200,7 +201,7 @@ def report_end(run: RunDirectory, outcome: Outcome, *, json: bool) -> None:
         RunFailed: it failed.
         Interrupted: it was stopped.
     """
-    from dslm.launch.diagnose import diagnose
+    from dslm.diagnose.explain import diagnose
     from dslm.launch.supervise import Status
     from dslm.run.summary import summarize
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dslm.network import give_up_after
+from dslm.host.network import give_up_after
 from dslm.run.attempt import ControlAddress
 
 LOOPBACK = "127.0.0.1"

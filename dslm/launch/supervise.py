@@ -26,11 +26,11 @@ from typing import Any
 import psutil
 
 from dslm.files import write_json
+from dslm.host.processes import send
 from dslm.launch import watchdog
 from dslm.launch.control import Control, RankState
-from dslm.launch.elsewhere import Elsewhere
+from dslm.launch.remote_processes import Elsewhere
 from dslm.launch.spec import LaunchRequest
-from dslm.processes import send
 from dslm.run.attempt import Attempt
 from dslm.run.directory import RunDirectory
 from dslm.run.events import EventName, append_event, append_record, read_events

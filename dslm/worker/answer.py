@@ -1,4 +1,4 @@
-"""The worker's side of `dslm.launch.ask`: a request from stdin, phases and one answer to stdout."""
+"""The worker's side of `dslm.ask.call`: a request from stdin, phases and one answer to stdout."""
 
 from __future__ import annotations
 

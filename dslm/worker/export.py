@@ -30,7 +30,7 @@ _PIECE = 2**24  # elements converted at a time
 
 
 def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
-    """Export a checkpoint; the request is what `dslm.launch.export` makes."""
+    """Export a checkpoint; the request is what `dslm.ask.export` makes."""
     began = time.monotonic()
     run = RunDirectory(Path(request["run"]))
     recipe = read_resolved(run.recipe)

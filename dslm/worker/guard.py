@@ -20,10 +20,10 @@ from typing import Any
 
 import psutil
 
-from dslm.network import give_up_after
-from dslm.processes import kill, start_time
+from dslm.host.kernel import cgroup_kills
+from dslm.host.network import give_up_after
+from dslm.host.processes import kill, start_time
 from dslm.run.attempt import Attempt
-from dslm.run.kernel import cgroup_kills
 
 _BEAT_SECONDS = 1.0
 _GONE_SECONDS = 8.0  # a little longer than the supervisor's: it is the one that reports

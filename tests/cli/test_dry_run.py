@@ -31,7 +31,7 @@ def test_cuda_devices_are_named_one_by_one() -> None:
 
     from dslm.cluster.detect import Machine, local_cluster
     from dslm.cluster.devices import device_named
-    from dslm.launch.backends import local
+    from dslm.launch.sites import local
     from dslm.launch.spec import LaunchSpec
 
     machine = Machine(

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import planner_gpu, planner_published
 from dslm.cluster.devices import device_named
-from dslm.launch.job import decide
+from dslm.decide.job import decide
 from dslm.plan.report import cluster_of
 
 ROOT = Path(__file__).parent.parent.parent

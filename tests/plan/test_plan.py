@@ -242,7 +242,8 @@ def test_train_refuses_what_cannot_fit(dslm: Dslm, tmp_path: Path) -> None:
 
 
 def test_a_refusal_names_the_three_nearest_ways_that_fit() -> None:
-    from dslm.launch.job import decide, ways_out
+    from dslm.decide.advice import ways_out
+    from dslm.decide.job import decide
 
     cluster = cluster_of(device_named("a100-80gb"), 8)
     fixed = ["parallel.zero_stage=1", "batch.micro_size=4", "model.activation_checkpointing=false"]

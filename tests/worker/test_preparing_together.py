@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dslm.network import free_port
+from dslm.host.network import free_port
 from tests.worker.prepare_slowly import PATIENCE
 from tests.worker.preparing import documents, write_lines
 

@@ -9,7 +9,7 @@ import pytest
 
 from dslm.cluster.devices import cpu_device, device_named
 from dslm.cluster.hosts import Cluster, Host
-from dslm.launch.job import Job, decide
+from dslm.decide.job import Job, decide
 from dslm.presets import preset_names
 from dslm.zero.generate import leaves
 from dslm.zero.lint import lint

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dslm.network import free_port
+from dslm.host.network import free_port
 from dslm.presets import shipped_folder
 
 ON_CPU = (

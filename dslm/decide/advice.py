@@ -1,0 +1,124 @@
+"""A job that doesn't fit, and the nearest changes that would make it fit.
+
+Plans the same recipe again with a key changed; knows nothing of launching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dslm.decide.job import Job
+from dslm.errors import DoesNotFit, RecipeError
+from dslm.plan.memory import MARGIN
+from dslm.plan.search import choose, smallest_world
+from dslm.recipe.schema import Lora, Recipe
+from dslm.units import render_bytes
+
+
+def check_fit(job: Job) -> None:
+    """Check that the plan fits.
+
+    Raises:
+        DoesNotFit: it doesn't; says what would.
+    """
+    memory = job.plan.choice.memory
+    if job.plan.fits or memory is None:
+        return
+    choice = job.plan.choice
+    hint = "; ".join(ways_out(job)) + "; or go on anyway with `--force`"
+    if not choice.fits_device:
+        raise DoesNotFit(
+            f"this needs {render_bytes(memory.total)} on each of {job.cluster.world_size} ranks "
+            f"(in {memory.peak_phase}), and there are {render_bytes(choice.capacity)}",
+            hint=hint,
+        )
+    raise DoesNotFit(
+        f"this needs {render_bytes(memory.host)} of each host's memory, and there are "
+        f"{render_bytes(choice.host_capacity or 0)}: the kernel would end a rank (exit -9)",
+        hint=hint,
+    )
+
+
+def ways_out(job: Job) -> list[str]:
+    """The three nearest changes that would make a job fit; fewer where there aren't three.
+
+    First what leaves the training as it is: how it is partitioned, one change or the shortest
+    chain of them, and how many devices. Then what trains something else: shorter sequences, LoRA.
+    """
+    if job.shape is None:
+        return []
+    found = [_said([change]) for change in _CHANGES if _fits_with(job, [change])][:2]
+    if not found:
+        found = _shortest(job, ())
+    world = smallest_world(job.recipe, job.cluster, job.shape)
+    if world is not None:
+        found.append(f"{world} such devices")
+    else:
+        found += _more_devices(job)
+    length = job.recipe.data.sequence_length
+    shorter = [("data.sequence_length", length >> halved) for halved in (1, 2, 3)]
+    for last in (*shorter, ("lora", Lora())):
+        if len(found) >= _WAYS:
+            break
+        found += _shortest(job, (last,))
+    memory = job.plan.choice.memory
+    if len(found) < _WAYS and memory is not None and not job.plan.choice.fits_device:
+        found.append(f"devices with {render_bytes(memory.total / (1 - MARGIN))} each")
+    return found[:_WAYS]
+
+
+def _more_devices(job: Job) -> list[str]:
+    """How many such devices it takes with everything that saves memory on them."""
+    chain = _CHANGES[:3]
+    changed = _changed(job.recipe, chain)
+    world = smallest_world(changed, job.cluster, job.shape) if job.shape else None
+    return [f"{world} such devices with {_said(chain)}"] if world is not None else []
+
+
+def _shortest(job: Job, last: tuple[Change, ...]) -> list[str]:
+    """The shortest chain of changes that fits, those of `last` included; none if none does."""
+    for length in range(0 if last else 2, len(_CHANGES) + 1):
+        chain = [*_CHANGES[:length], *last]
+        if _fits_with(job, chain):
+            return [_said(chain)]
+    return []
+
+
+# Changes that save memory, the cheapest in time first; (key, value).
+Change = tuple[str, Any]
+_WAYS = 3
+_CHANGES: tuple[Change, ...] = (
+    ("batch.micro_size", 1),
+    ("model.activation_checkpointing", True),
+    ("parallel.zero_stage", 3),
+    ("parallel.offload", "optimizer"),
+    ("parallel.offload", "all"),
+)
+
+
+def _fits_with(job: Job, changes: Sequence[Change]) -> bool:
+    recipe = _changed(job.recipe, changes)
+    try:
+        return recipe != job.recipe and choose(recipe, job.cluster, job.shape).fits
+    except RecipeError:
+        return False  # a combination that there is none of, such as offload at stage 0
+
+
+def _changed(recipe: Recipe, changes: Sequence[Change]) -> Recipe:
+    for key, value in changes:
+        section, _, name = key.partition(".")
+        if name:
+            changed = getattr(recipe, section).model_copy(update={name: value})
+            recipe = recipe.model_copy(update={section: changed})
+        else:
+            recipe = recipe.model_copy(update={section: value})
+    return recipe
+
+
+def _said(changes: Sequence[Change]) -> str:
+    """Changes as options; of an offload only the last, which includes those before."""
+    values = {
+        key: "{}" if isinstance(value, Lora) else str(value).lower() for key, value in changes
+    }
+    return " with ".join(f"`--set {key}={value}`" for key, value in values.items())

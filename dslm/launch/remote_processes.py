@@ -1,0 +1,91 @@
+"""Processes of a run, wherever they are: how one is, how they are ended, who ended them.
+
+On this host they are seen directly, on others a fixed command is run there; what it is given are
+numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+from dslm.host import processes
+from dslm.host.kernel import Word, killed_for_memory
+from dslm.launch.control import RankState
+from dslm.reach.remote import Way, run_on
+
+_SECONDS = 5.0  # for a host to answer: an attempt ends within ten
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Elsewhere:
+    """How the hosts of an attempt are reached; `remote` False: all is on this one."""
+
+    remote: bool = False
+    way: Way = Way.SSH
+
+    def state(self, rank: RankState) -> str:
+        """`running`, `stopped` (by a signal), `gone`, or `out of reach`."""
+        if not self.remote:
+            return processes.state(rank.pid, rank.start_time)
+        argv = _argv("state", [(rank.pid, rank.start_time)])
+        answer = run_on(rank.host, argv, seconds=_SECONDS, way=self.way)
+        return answer.stdout.strip() if answer.ok else "out of reach"
+
+    def kill(self, ranks: Iterable[RankState], *, parents: bool) -> None:
+        """End what is left of ranks, and of what started them, on all other hosts at once.
+
+        Args:
+            ranks: all that have come.
+            parents: whether the process that started a rank belongs to the run alone, too.
+        """
+        if not self.remote:
+            return  # the launcher's descendants are ours
+        named: dict[str, set[tuple[int, int]]] = {}
+        for rank in ranks:
+            mine = named.setdefault(rank.host, set())
+            mine.add((rank.pid, rank.start_time))
+            if parents and rank.parent_start_time:
+                mine.add((rank.parent_pid, rank.parent_start_time))
+        if not named:
+            return
+        with ThreadPoolExecutor(min(64, len(named))) as pool:
+            list(
+                pool.map(
+                    lambda host: run_on(
+                        host, _argv("kill", named[host]), seconds=_SECONDS, way=self.way
+                    ),
+                    named,
+                )
+            )
+
+    def kernel_word(
+        self, host: str, pids: Collection[int], *, since: float, kills_before: int | None
+    ) -> Word:
+        """What the kernel of a host says of processes that were killed there.
+
+        Args:
+            host: which.
+            pids: a process, and others that belong to it.
+            since: seconds since that host's boot; what is older in its log concerns others.
+            kills_before: the cgroup's counter when the process started; used on this host.
+        """
+        if self.remote:
+            argv = [sys.executable, "-m", "dslm.host.kernel", str(since), *map(str, sorted(pids))]
+            answer = run_on(host, argv, seconds=_SECONDS, way=self.way)
+            with suppress(ValueError, TypeError):  # it gave no answer
+                return Word(**json.loads(answer.stdout))
+        elif host in ("localhost", socket.gethostname()):
+            return killed_for_memory(pids, since=since, kills_before=kills_before)
+        ask = f"`ssh {host} dmesg -T | grep -i 'killed process'` does"
+        return Word(killed=None, said=f"its kernel's log can't be read from here: {ask}")
+
+
+def _argv(verb: str, wanted: Iterable[tuple[int, int]]) -> list[str]:
+    words = [f"{pid}:{started}" for pid, started in sorted(wanted)]
+    return [sys.executable, "-m", "dslm.host.processes", verb, *words]

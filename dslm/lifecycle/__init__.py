@@ -1,0 +1,1 @@
+"""A whole run: its attempts from the first to the end."""

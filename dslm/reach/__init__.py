@@ -1,0 +1,1 @@
+"""Other machines, reached by commands: asked, checked, given files."""

@@ -1,0 +1,311 @@
+"""The checks of a cluster, as data: a name and how to judge what a host said about itself.
+
+In come the facts of `dslm.reach.probe`, out come results: one per host and check, with the fix
+where it is wrong. Pure; knows nothing of how hosts are reached.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from dslm.cluster.hosts import Host
+from dslm.units import render_bytes
+
+_CLOCK_SECONDS = 2.0
+_FREE_DISK = 5 * 2**30
+_SHM = "/dev/shm"  # noqa: S108 - what is checked
+_SHM_PER_SLOT = 128 * 2**20  # DeepSpeed shares 66 MiB a rank there, NCCL and data loaders the rest
+_OPEN_FILES_NEEDED = 1024
+_OPEN_FILES = 4096
+_LOCKED_MEMORY = 64 * 2**20  # InfiniBand registers its buffers
+_FREE_SHARE = 0.9  # of a device, when the run's own need isn't known
+_RANKS_PER_CORE = 4  # as for a local run: more ranks than cores is slow but right
+
+
+class State(StrEnum):
+    """How a check came out; only `wrong` stops a launch."""
+
+    OK = "ok"
+    NOTE = "note"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckResult:
+    """One check on one host: what was found, and how to fix it."""
+
+    host: str
+    check: str
+    state: State
+    detail: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """What is judged: a host's facts, beside those of this machine and what the run wants."""
+
+    host: Host
+    facts: Mapping[str, Any]
+    here: Mapping[str, Any]
+    run: str
+    marker: (
+        str | None
+    )  # what must be read in the run directory; None: no run directory is asked for
+    needs_shared: bool
+    master: str  # the host's name
+    master_address: str | None
+    port: int
+    port_problem: str | None
+    kind: str | None  # what ranks run on, cuda or cpu; None: whatever the hosts have
+    memory_bytes: int | None  # that a rank needs on its device, when it is planned
+    clock: float  # of the host, in Unix seconds, read at some time between these two of this one
+    sent: float
+    received: float
+
+
+Verdict = tuple[State, str, str]
+Judge = Callable[[Subject], Verdict]
+_PACKAGES = ("dslm", "torch", "deepspeed", "transformers", "accelerate", "datasets")
+
+
+def interface_of(subject: Subject) -> str | None:
+    """The interface that leads to the master; on the master, that which the others reach."""
+    if subject.host.name == subject.master:
+        address = subject.master_address
+    else:
+        address = (subject.facts["reach"] or {}).get("address")
+    return subject.facts["interfaces"].get(address) if address else None
+
+
+def judge(subject: Subject) -> list[CheckResult]:
+    """All checks of one host that has answered."""
+    results = []
+    for name, verdict in CHECKS.items():
+        state, detail, fix = verdict(subject)
+        results.append(
+            CheckResult(host=subject.host.name, check=name, state=state, detail=detail, fix=fix)
+        )
+    return results
+
+
+def not_reached(host: Host, check: str, detail: str, fix: str) -> list[CheckResult]:
+    """The one result of a host that could not be asked."""
+    return [
+        CheckResult(host=host.name, check=check, state=State.WRONG, detail=detail, fix=fix),
+    ]
+
+
+def _ssh(subject: Subject) -> Verdict:
+    return State.OK, f"{subject.received - subject.sent:.1f} s", ""
+
+
+def _versions(subject: Subject) -> Verdict:
+    here, there = subject.here, subject.facts
+    pairs = [("Python", here["python"], there["python"])]
+    pairs += [(n, here["versions"].get(n), there["versions"].get(n)) for n in _PACKAGES]
+    pairs += [("CUDA", here["cuda"], there["cuda"]), ("NCCL", here["nccl"], there["nccl"])]
+    other = [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
+    if not other:
+        return State.OK, f"torch {there['versions'].get('torch')}", ""
+    detail = ", ".join(f"{name} {theirs or 'missing'}, here {ours}" for name, ours, theirs in other)
+    name, ours, _ = other[0]
+    fix = (
+        f"install the same there: pip install {name}=={ours}"
+        if name in _PACKAGES
+        else f"use the same environment on every host: {name} {ours}"
+    )
+    return State.WRONG, detail, fix
+
+
+def _code(subject: Subject) -> Verdict:
+    if subject.facts["code"] != subject.here["code"]:
+        return State.WRONG, "another dslm", "install the same version and code of dslm there"
+    for path, digest in subject.facts["files"].items():
+        ours = subject.here["files"].get(path)
+        if digest is None:
+            return State.WRONG, f"{path} is not there", "copy it there, or use a shared folder"
+        if digest != ours:
+            return State.WRONG, f"{path} differs", "copy this host's there, or use a shared folder"
+    return State.OK, "the same", ""
+
+
+def _slots(subject: Subject) -> Verdict:
+    host, devices = subject.host, subject.facts["accelerators"]
+    kind = subject.kind or ("cuda" if devices else "cpu")
+    if kind == "cuda":
+        highest = max(host.devices, default=host.slots - 1)
+        if highest >= len(devices):
+            have = f"{len(devices)} accelerator{'' if len(devices) == 1 else 's'}"
+            fix = f"`slots={len(devices)}` in the hostfile" if devices else "is its driver loaded?"
+            return State.WRONG, f"{have} for {host.slots} slots", fix
+        return State.OK, f"{len(devices)} × {devices[0]['name']}", ""
+    most = subject.facts["cores"] * _RANKS_PER_CORE
+    if host.slots > most:
+        return (
+            State.WRONG,
+            f"{subject.facts['cores']} CPU cores for {host.slots} slots",
+            f"`slots={subject.facts['cores']}` in the hostfile",
+        )
+    return State.OK, f"{subject.facts['cores']} CPU cores", ""
+
+
+def _memory(subject: Subject) -> Verdict:
+    host, devices = subject.host, subject.facts["accelerators"]
+    if devices and subject.kind != "cpu":
+        used = host.devices or range(host.slots)
+        chosen = [(n, devices[n]) for n in used if n < len(devices)]
+        known = [(n, d) for n, d in chosen if d["free"] is not None and d["memory"] is not None]
+        if not known:
+            return State.NOTE, "the driver doesn't say", ""
+        index, device = min(known, key=lambda pair: pair[1]["free"])
+        free, total = device["free"], device["memory"]
+        text = f"{render_bytes(free)} free of {render_bytes(total)} on device {index}"
+        if subject.memory_bytes is not None and free < subject.memory_bytes:
+            needed = render_bytes(subject.memory_bytes)
+            return State.WRONG, text, f"the plan needs {needed}: end what uses it (nvidia-smi)"
+        if subject.memory_bytes is None and free < total * _FREE_SHARE:
+            return State.NOTE, text, "something else uses it: nvidia-smi"
+        return State.OK, text, ""
+    free = subject.facts["memory_free"]
+    text = f"{render_bytes(free)} free"
+    total = (subject.memory_bytes or 0) * host.slots
+    if free < total:
+        return State.WRONG, text, f"the plan needs {render_bytes(total)} for {host.slots} ranks"
+    return State.OK, text, ""
+
+
+def _run_directory(subject: Subject) -> Verdict:
+    if subject.marker is None:
+        return State.OK, "not asked", ""
+    if subject.facts["marker"] == subject.marker:
+        return State.OK, "shared", ""
+    if not subject.needs_shared:
+        return (
+            State.NOTE,
+            "not shared: this host gets a copy of the run's files",
+            "put it on a shared folder with `-o DIR` to have checkpoints",
+        )
+    return (
+        State.WRONG,
+        f"{subject.run} of this machine is not seen there",
+        "put the run on a folder that all hosts share: `-o DIR`; without one, train with "
+        "`--set checkpoint.every=null`",
+    )
+
+
+def _disk(subject: Subject) -> Verdict:
+    free = subject.facts["disk_free"]
+    if free is None:
+        return State.NOTE, "not known", ""
+    if free < _FREE_DISK:
+        fix = f"less than {render_bytes(_FREE_DISK)}: free some, or another folder with `-o DIR`"
+        return State.WRONG, f"{render_bytes(free)} free", fix
+    return State.OK, f"{render_bytes(free)} free", ""
+
+
+def _shm(subject: Subject) -> Verdict:
+    free, needed = subject.facts["shm_free"], _SHM_PER_SLOT * subject.host.slots
+    if free is None:
+        return State.WRONG, "can't be used", f"mount -t tmpfs none {_SHM}"
+    if free < needed:
+        fix = f"{subject.host.slots} ranks need {render_bytes(needed)}; docker: --shm-size=8g"
+        return State.WRONG, f"{render_bytes(free)} free", fix
+    return State.OK, f"{render_bytes(free)} free", ""
+
+
+def _port(subject: Subject) -> Verdict:
+    if subject.host.name != subject.master:
+        return State.OK, "", ""
+    if subject.port_problem is not None:
+        fix = "another with `--master-port`, or leave it out"
+        return State.WRONG, f"{subject.port}: {subject.port_problem}", fix
+    return State.OK, f"{subject.port} is free", ""
+
+
+def _master(subject: Subject) -> Verdict:
+    if subject.master_address is None:
+        return (
+            State.WRONG,
+            f"no address of {subject.master} is known that others can reach",
+            f"let {subject.master} resolve the other hosts' names (/etc/hosts, DNS)",
+        )
+    interface = interface_of(subject)
+    if subject.host.name == subject.master:
+        if interface is None:
+            fix = "the ranks meet there: give it an address that the others can reach"
+            return State.WRONG, f"has no address {subject.master_address}", fix
+    else:
+        reach = subject.facts["reach"] or {"error": "not tried", "address": None}
+        where = f"{subject.master_address} port {subject.port}"
+        if reach["error"] is not None:
+            fix = f"open {where} for it: firewall, network of the hosts"
+            # nothing listens there when the port is taken: that is told on the master
+            state = State.NOTE if subject.port_problem is not None else State.WRONG
+            return state, f"{where}: {reach['error']}", fix
+    if _is_loopback(subject.facts["name_address"]):
+        # the ranks are told the interface, so nothing has to be changed for dslm's own runs
+        detail = f"over {interface}; its own name is {subject.facts['name_address']}"
+        fix = f"dslm sets GLOO_SOCKET_IFNAME={interface}; better: take that out of its /etc/hosts"
+        return State.NOTE, detail, fix
+    return State.OK, f"over {interface}", ""
+
+
+def _clock(subject: Subject) -> Verdict:
+    early, late = subject.clock - subject.sent, subject.clock - subject.received
+    off = min(early, 0.0) + max(late, 0.0)  # anywhere between the two is right
+    if abs(off) > _CLOCK_SECONDS:
+        return State.WRONG, f"{off:+.1f} s", "synchronise it: chrony or systemd-timesyncd"
+    return State.OK, f"within {max(early, -late):.1f} s", ""
+
+
+def _open_files(subject: Subject) -> Verdict:
+    soft, hard = subject.facts["open_files"]
+    if soft is None or soft >= _OPEN_FILES:
+        return State.OK, "unlimited" if soft is None else str(soft), ""
+    most = "unlimited" if hard is None else str(hard)
+    fix = f"`ulimit -n {min(hard or 65536, 65536)}`, or nofile in /etc/security/limits.conf"
+    state = State.WRONG if soft < _OPEN_FILES_NEEDED else State.NOTE
+    return state, f"{soft}, at most {most}", fix
+
+
+def _locked_memory(subject: Subject) -> Verdict:
+    soft, _ = subject.facts["locked_memory"]
+    text = "unlimited" if soft is None else render_bytes(soft)
+    if subject.facts["infiniband"] and soft is not None and soft < _LOCKED_MEMORY:
+        fix = "InfiniBand needs `memlock unlimited` in /etc/security/limits.conf"
+        return State.WRONG, text, fix
+    return State.OK, text, ""
+
+
+def _is_loopback(address: str | None) -> bool:
+    try:
+        return address is not None and ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+CHECKS: Mapping[str, Judge] = {
+    "ssh": _ssh,
+    "versions": _versions,
+    "code": _code,
+    "slots": _slots,
+    "memory": _memory,
+    "run directory": _run_directory,
+    "disk": _disk,
+    _SHM: _shm,
+    "port": _port,
+    "master": _master,
+    "clock": _clock,
+    "open files": _open_files,
+    "locked memory": _locked_memory,
+}
+
+
+def wrong(results: Sequence[CheckResult]) -> list[CheckResult]:
+    """Those that stop a launch."""
+    return [result for result in results if result.state == State.WRONG]

@@ -1,0 +1,209 @@
+"""Requests are what they were, and start ranks on real hosts without a shell reading anything."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dslm
+from dslm.cluster.devices import cpu_device
+from dslm.cluster.hosts import Cluster, Host
+from dslm.errors import HostfileError, OptionError
+from dslm.launch.sites import openmpi, pdsh, slurm
+from dslm.launch.spec import LaunchRequest, LaunchSpec
+from dslm.lifecycle.forward import forwarded
+from dslm.run.attempt import path_of_word
+from tests.cluster.namespaces import MakeHosts, wait_for
+from tests.processes import command_line
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "launch"
+TWO = (Host("w1", 2), Host("w2", 2))
+ODD = "a b'\"$HOME;`id`\n$(reboot)"
+Request = Callable[..., LaunchRequest]
+
+
+def spec(hosts: tuple[Host, ...] = TWO, **other: Any) -> LaunchSpec:
+    given: dict[str, Any] = {
+        "module": "dslm.worker.main",
+        "cluster": Cluster(hosts=hosts, device=cpu_device(2**30)),
+        "run": Path("/runs/mine"),
+        "attempt": 1,
+        "master_port": 29500,
+        "master_address": "10.0.0.1",
+        "interface": "eth0",
+    }
+    return LaunchSpec(**{**given, **other})
+
+
+def test_requests_are_what_they_were() -> None:
+    """Each file is one backend's request; a changed one is looked at, then written by hand."""
+    requests = {
+        "pdsh.txt": pdsh.request(spec(), {}),
+        "pdsh-chosen-slots.txt": pdsh.request(spec((Host("w1", 2, (0, 3)), Host("w2", 1))), {}),
+        "pdsh-one-host.txt": pdsh.request(
+            spec((Host("me@w1", 4),)), {"PDSH_SSH_ARGS_APPEND": "-4"}
+        ),
+        "openmpi.txt": openmpi.request(spec(), {}, root=False),
+        "slurm.txt": slurm.request(spec(), {}),
+    }
+    for name, request in requests.items():
+        text = request.render()
+        places = {sys.executable: "PYTHON", str(Path(sys.executable).parent): "BIN"}
+        for place, word in {**places, str(Path(dslm.__file__).parent): "DSLM"}.items():
+            text = text.replace(place, word)
+        hostfile = "".join(request.files.values())
+        assert f"{text}\n---\n{hostfile}" == (GOLDEN / name).read_text(), name
+        assert request.folder == Path("/")
+    assert sorted(requests) == sorted(path.name for path in GOLDEN.iterdir())
+
+
+@pytest.mark.parametrize("request_of", [pdsh.request, openmpi.request, slurm.request])
+def test_what_deepspeed_would_export_is_taken_away(request_of: Request) -> None:
+    inherited = {
+        "PATH": "/bin", "PYTHONPATH": ODD, "NCCL_DEBUG": ODD, "UCX_TLS": "x", "MV2_X": "x",
+        "MLFLOW_TRACKING_TOKEN": "secret", "HF_TOKEN": "secret", "CUDA_VISIBLE_DEVICES": "0",
+    }  # fmt: skip
+    whole = request_of(spec(), inherited).whole_environment(inherited)
+    assert whole["PATH"] == "/bin"
+    assert not {"PYTHONPATH", "NCCL_DEBUG", "UCX_TLS", "MV2_X", "MLFLOW_TRACKING_TOKEN"} & {*whole}
+    assert whole["DS_ENV_FILE"] == "/dev/null/none"
+
+
+@given(st.text(st.characters(exclude_characters="\0"), min_size=1))
+def test_no_run_directory_reaches_a_shell(name: str) -> None:
+    try:
+        run = Path("/runs") / name
+        request = pdsh.request(spec(run=run), {})
+    except UnicodeEncodeError:
+        return  # half a surrogate pair: no file has such a name
+    word = request.argv[-3]
+    assert shlex.quote(word) == word
+    assert path_of_word(word) == run
+    # the hostfile's path stays on this machine; mpirun gets it as one argument
+    assert request.argv[request.argv.index("--hostfile") + 1] == str(
+        run / "logs" / "attempt-1" / "hostfile"
+    )
+
+
+def test_a_python_in_an_odd_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/home/me/my envs/bin/python")
+    with pytest.raises(OptionError, match="shell"):
+        pdsh.request(spec(), {})
+
+
+REFUSED = [
+    (openmpi.request, (Host("w1", 2, (0, 3)),), "slots 0, 3"),
+    (openmpi.request, (Host("fe80::1", 2),), "IPv6"),
+    (slurm.request, (Host("w1", 2, (1, 2)),), "slots 1, 2"),
+    (slurm.request, (Host("w1", 2), Host("w2", 4)), "w1 2, w2 4"),
+    (pdsh.request, (Host("me@w1", 1, (3,)),), "me@w1"),
+]
+
+
+@pytest.mark.parametrize(("request_of", "hosts", "said"), REFUSED)
+def test_what_a_launcher_cannot_do_is_said(
+    request_of: Request, hosts: tuple[Host, ...], said: str
+) -> None:
+    with pytest.raises(HostfileError) as caught:
+        request_of(spec(hosts), {})
+    assert said in caught.value.message
+    assert caught.value.hint
+
+
+def test_variables_are_forwarded_by_an_allow_list() -> None:
+    inherited = {
+        "NCCL_IB_HCA": "mlx5", "GLOO_X": ODD, "UCX_TLS": "rc", "HF_HUB_OFFLINE": "1",
+        "TORCH_LOGS": "x", "CUDA_LAUNCH_BLOCKING": "1", "OMP_NUM_THREADS": "4",
+        "HF_TOKEN": "secret", "AWS_SECRET_ACCESS_KEY": "secret", "PATH": "/bin", "HOME": "/root",
+        "CUDA_VISIBLE_DEVICES": "0", "WANDB_API_KEY": "secret", "NCCL_PASSWORD": "secret",
+    }  # fmt: skip
+    found = forwarded(inherited, {"MINE": "1", "OMP_NUM_THREADS": "2"})
+    assert found == {
+        "NCCL_IB_HCA": "mlx5", "GLOO_X": ODD, "UCX_TLS": "rc", "HF_HUB_OFFLINE": "1",
+        "TORCH_LOGS": "x", "CUDA_LAUNCH_BLOCKING": "1", "OMP_NUM_THREADS": "2", "MINE": "1",
+    }  # fmt: skip
+
+
+STARTED = [
+    ("pdsh, two users", pdsh.request, ["root@w1", "w2"]),
+    ("pdsh, IPv6", pdsh.request, ["[fd77::1]", "fd77::2"]),
+    ("pdsh, one host", pdsh.request, ["w2"]),
+    ("openmpi, two users", openmpi.request, ["root@w1", "w2"]),
+    ("openmpi, one host", openmpi.request, ["w2"]),
+]
+
+
+@pytest.mark.hosts
+@pytest.mark.slow
+def test_ranks_start_on_every_host_and_nothing_reaches_a_shell(
+    hosts: MakeHosts, tmp_path: Path
+) -> None:
+    """Every launcher, with an environment full of signs that mean something to a shell."""
+    cluster = hosts(2)
+    tempting = {
+        "NCCL_DEBUG": "$(touch /tmp/dslm-was-here)", "PYTHONSTARTUP": "`touch /tmp/dslm-was-here`",
+        "UCX_X": "a\"; touch /tmp/dslm-was-here; \"", "MLFLOW_TRACKING_TOKEN": "hunter2-mlflow",
+        "HF_TOKEN": "hunter2-hub",
+    }  # fmt: skip
+    inherited = {**os.environ, **tempting}
+    home = tmp_path / "a folder; touch /tmp/dslm-was-here"
+    home.mkdir(parents=True)  # its name has a slash, so it is a folder in a folder
+    (home / ".deepspeed_env").write_text("SECRET=hunter2-file\n")
+    for title, request_of, names in STARTED:
+        folder = tmp_path / f"{title}; {ODD[:20]}"
+        (folder / "logs" / "attempt-1").mkdir(parents=True)
+        given = tuple(Host(name, 2) for name in names)
+        request = request_of(
+            spec(
+                given,
+                module="tests.reach.payload",
+                run=folder,
+                master_address=cluster["w1"].address,
+            ),
+            inherited,
+        )
+        for file, text in request.files.items():
+            file.write_text(text)
+        (folder / "wait").touch()
+        started = cluster.head.start(
+            # the folder that DeepSpeed is given, not the one that dslm was started in
+            ["env", "-C", str(request.folder), *request.argv],
+            env={**request.whole_environment(inherited), "HOME": str(home)},
+            stdout=(folder / "log").open("wb"),
+            stderr=-2,
+        )
+
+        def log(folder: Path = folder) -> str:
+            return (folder / "log").read_text()
+
+        world = 2 * len(names)
+        wait_for(lambda f=folder, n=world: len(list(f.glob("rank-*.json"))) == n, 120)  # type: ignore[misc]
+        lines = {tuple(command_line(process)) for process in cluster.processes()}
+        assert any("tests.reach.payload" in line for line in lines)
+        assert not any("hunter2" in " ".join(line) for line in lines), title
+        (folder / "wait").unlink()
+        assert started.wait(120) == 0, log()
+        ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(world)]
+        where = [cluster["w1"].name, cluster["w2"].name][2 - len(names) :]
+        assert [rank["host"] for rank in ranks] == [name for name in where for _ in range(2)], title
+        assert [rank["local_rank"] for rank in ranks] == [0, 1] * len(names)
+        assert {rank["world_size"] for rank in ranks} == {world}
+        assert not any("hunter2" in json.dumps(rank["environment"]) for rank in ranks), title
+        assert "hunter2" not in log()
+    assert not Path("/tmp/dslm-was-here").exists()
+
+
+def test_the_hosts_on_the_command_line_are_letters_and_numbers() -> None:
+    """DeepSpeed's own encoding of hosts and slots, which goes through the shell."""
+    world = base64.urlsafe_b64encode(json.dumps({"me@w1": [0, 1]}).encode()).decode()
+    assert shlex.quote(world) == world or set(shlex.quote(world)) - set(world) == {"'"}

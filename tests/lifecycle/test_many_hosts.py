@@ -1,0 +1,181 @@
+"""On real hosts: what fails is noticed, explained, ended everywhere, and gone on from."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dslm.run.directory import RunDirectory
+from dslm.run.samples import samples_of_steps
+from dslm.run.summary import summarize
+from tests.cluster.namespaces import Cluster, make_hosts
+from tests.lifecycle.many_hosts import TINY, HostsRun
+from tests.worker.conftest import run_dslm
+
+pytestmark = [pytest.mark.slow, pytest.mark.hosts]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    for make in make_hosts(lambda: tmp_path_factory.mktemp("hosts")):
+        yield make(2)
+
+
+@pytest.fixture
+def started(cluster: Cluster, tmp_path: Path) -> Iterator[Any]:
+    """Start a training on the hosts; whatever becomes of it, nothing of it is left."""
+    runs: list[HostsRun] = []
+
+    def start(*options: str, **settings: Any) -> HostsRun:
+        runs.append(HostsRun(cluster, tmp_path, *options, **settings))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.kill()
+    for host in cluster.world:
+        if not host.is_on:
+            host.power_on()
+
+
+def gone(run: HostsRun, seconds: float) -> bool:
+    """Whether no process of a run is left on any host within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while run.alive() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not run.alive()
+
+
+def test_a_run_carries_on_through_a_killed_rank_and_a_lost_host(
+    cluster: Cluster, started: Any, tmp_path: Path
+) -> None:
+    settings = {
+        "duration__steps": 120,
+        "checkpoint__every": 10,
+        "data__max_documents": 100,
+        "log__samples": "true",
+    }
+    run = started("--max-restarts", "3", **settings)
+    run.wait_for_step(25)
+    cluster["w2"].kill_rank(1)
+    run.wait_for_step(45, attempt=2)
+    cluster["w2"].power_off()
+    run.wait_for_step(70, attempt=3)  # with one rank: the checkpoint was converted
+    cluster["w2"].power_on()
+    cluster["w1"].kill_rank(0)
+    assert run.end() == 0, run.said()
+    assert gone(run, 10)
+
+    restarts = run.events("restart")
+    assert [event["world_size"] for event in restarts] == [2, 1, 2]
+    assert all(0 <= event["lost_steps"] <= 60 for event in restarts)
+    errors = run.events("error")
+    assert [event["host"] for event in errors] == ["w2", "w2", "w1"]
+    assert (errors[0]["rank"], errors[2]["rank"]) == (1, 0)
+    assert "the kernel's log" in " ".join(errors[0]["facts"])  # of w2, which was asked
+    assert "from here" not in " ".join(errors[0]["facts"])
+
+    quiet = {key.replace("__", "."): value for key, value in settings.items()}
+    undisturbed = run_dslm(tmp_path / "quiet", "quickstart", {**TINY, **quiet}, "--num-gpus", "2")
+    expected = {e["step"]: e["loss"] for e in HostsRun.events_of(undisturbed, "step")}
+    assert run.losses().keys() == expected.keys()
+    for step, loss in run.losses().items():
+        assert loss == pytest.approx(expected[step], abs=1e-4)
+
+    samples = samples_of_steps(RunDirectory(run.run))
+    assert samples == samples_of_steps(RunDirectory(undisturbed))
+    places = [place for step in samples.values() for place in step]
+    assert len(places) == len(set(places)) == 120 * TINY["batch.global_size"]
+
+    summary = summarize(RunDirectory(run.run))
+    assert summary.status == "done"
+    assert summary.attempts == 4
+    assert summary.goodput is not None
+    assert 0 < summary.goodput < 1
+
+
+def test_a_host_without_its_cable_is_noticed_and_ends_its_ranks_itself(
+    cluster: Cluster, started: Any
+) -> None:
+    run = started("--max-restarts", "0")
+    run.wait_for_step(3)
+    cluster["w2"].link(up=False)
+    try:
+        assert run.end(20) == 1, run.said()
+        assert "w2" in run.said()
+        assert gone(run, 10)
+    finally:
+        cluster["w2"].link(up=True)
+
+
+def test_nothing_is_left_on_any_host_after_a_killed_supervisor(started: Any) -> None:
+    run = started()
+    run.wait_for_step(2)
+    run.supervisor().kill()
+    assert gone(run, 10), run.alive()
+
+
+def test_a_stopped_rank_is_named_and_the_stacks_of_the_others_are_kept(
+    cluster: Cluster, started: Any
+) -> None:
+    run = started("--max-restarts", "0", watchdog__timeout=12)
+    run.wait_for_step(2)
+    cluster["w2"].stop_rank(1)
+    assert run.end(60) == 1
+    (stall,) = run.events("stall")
+    assert (stall["rank"], stall["host"]) == (1, "w2")
+    assert "stopped" in stall["message"]
+    assert "distributed_c10d.py" in (run.run / "logs/attempt-1/stacks-rank-0.txt").read_text()
+    assert gone(run, 10)
+
+
+def test_ctrl_c_saves_and_ends_every_host_and_the_jobs_of_others_go_on(
+    cluster: Cluster, started: Any
+) -> None:
+    # what DeepSpeed's own clean-up would find: `pkill -f` on the launcher's command line
+    other = cluster["w1"].start(
+        ["python3", "-c", "import time; time.sleep(600)", "-u", "-m", "deepspeed.launcher.launch"],
+        stdout=subprocess.DEVNULL,
+    )
+    run = started()
+    run.wait_for_step(3)
+    run.supervisor().terminate()
+    assert run.end(30) == 130, run.said()
+    assert gone(run, 10)
+    assert list((run.run / "checkpoints").glob("step-*/manifest.json"))
+    assert other.poll() is None
+    cluster["w1"].child(other).kill()
+
+
+def test_ranks_that_wait_for_a_host_that_failed_do_not_wait_long(
+    cluster: Cluster, started: Any
+) -> None:
+    run = started("--max-restarts", "0")
+    run.wait(lambda: len(cluster["w1"].ranks()) == 1)
+    cluster["w2"].power_off()
+    assert run.end(40) == 1, run.said()
+    assert "w2" in run.said()
+    assert gone(run, 10)
+
+
+def test_a_slow_link_with_delay_that_loses_packets_is_no_failure(
+    cluster: Cluster, started: Any
+) -> None:
+    cluster["w1"].lose(3)
+    cluster["w2"].lose(3)
+    cluster["w2"].slow_link(20)
+    cluster["w1"].delay(5)
+    try:
+        run = started("--max-restarts", "0", duration__steps=30)
+        assert run.end() == 0, run.said()
+    finally:
+        cluster["w1"].delay(0)
+        for host in cluster.hosts:
+            host.lose(0)
+        cluster["w2"].run(["tc", "qdisc", "del", "dev", "eth0", "root"], check=True)
+    assert [event["step"] for event in run.events("step")] == list(range(1, 31))

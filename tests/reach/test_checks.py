@@ -1,0 +1,161 @@
+"""Every check tells right from wrong on what a host says, and says how to fix it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from dslm.cluster.hosts import Host
+from dslm.cluster.nvidia import parse
+from dslm.reach.checks import CHECKS, State, Subject, interface_of, judge
+from dslm.reach.preflight import device_of_slots
+
+GIB = 2**30
+H100 = {"name": "NVIDIA H100 80GB HBM3", "memory": 80 * GIB, "free": 79 * GIB, "driver": "550.54"}
+# As two hosts with GPUs answer.
+FACTS: dict[str, Any] = {
+    "name": "w2",
+    "name_address": "10.0.0.2",
+    "python": "3.11.9",
+    "versions": {"dslm": "0.1.0", "torch": "2.6.0", "deepspeed": "0.19.8"},
+    "cuda": "12.4",
+    "nccl": "2.21.5",
+    "code": "abc",
+    "accelerators": [H100, H100],
+    "cores": 64,
+    "memory": 512 * GIB,
+    "memory_free": 500 * GIB,
+    "disk_free": 900 * GIB,
+    "shm_free": 250 * GIB,
+    "marker": "m",
+    "files": {"/shared/recipe.yaml": "f00"},
+    "reach": {"error": None, "address": "10.0.0.2"},
+    "open_files": [65536, 1048576],
+    "locked_memory": [None, None],
+    "infiniband": ["mlx5_0"],
+    "interfaces": {"10.0.0.2": "ib0", "127.0.0.1": "lo"},
+}
+CPU = {"accelerators": [], "cores": 4, "infiniband": []}
+
+
+def subject(there: dict[str, Any] | None = None, **other: Any) -> Subject:
+    facts = {**copy.deepcopy(FACTS), **(there or {})}
+    given: dict[str, Any] = {
+        "host": Host("w2", 2), "facts": facts, "here": FACTS, "run": "/shared/run", "marker": "m",
+        "needs_shared": True, "master": "w1", "master_address": "10.0.0.1", "port": 29500,
+        "port_problem": None, "kind": None, "memory_bytes": None, "clock": 100.2, "sent": 100.0,
+        "received": 100.5,
+    }  # fmt: skip
+    return Subject(**{**given, **other})
+
+
+def test_all_is_well_on_a_good_host() -> None:
+    results = judge(subject())
+    assert [result.check for result in results] == list(CHECKS)
+    assert {result.state for result in results} == {State.OK}
+    assert interface_of(subject()) == "ib0"
+
+
+# what differs, in what the host says or what the run wants; the check; how it comes out; said
+BAD = [
+    ({"versions": {**FACTS["versions"], "torch": "2.5.1"}}, {}, "versions", "torch==2.6.0"),
+    ({"versions": {}}, {}, "versions", "missing"),
+    ({"python": "3.12.1"}, {}, "versions", "3.11.9"),
+    ({"cuda": "11.8"}, {}, "versions", "CUDA 11.8"),
+    ({"nccl": "2.18.1"}, {}, "versions", "NCCL 2.18.1"),
+    ({"code": "xyz"}, {}, "code", "another dslm"),
+    ({"files": {"/shared/recipe.yaml": None}}, {}, "code", "is not there"),
+    ({"files": {"/shared/recipe.yaml": "bad"}}, {}, "code", "differs"),
+    ({"accelerators": [H100]}, {}, "slots", "1 accelerator for 2 slots"),
+    ({}, {"host": Host("w2", 1, (5,))}, "slots", "2 accelerators"),
+    (CPU, {"kind": "cuda"}, "slots", "driver"),
+    (CPU, {"host": Host("w2", 17)}, "slots", "`slots=4`"),
+    ({"accelerators": [H100, {**H100, "free": 9 * GIB}]}, {"memory_bytes": 40 * GIB},
+     "memory", "on device 1"),
+    ({**CPU, "memory_free": 3 * GIB}, {"memory_bytes": 2 * GIB}, "memory", "4.0 GiB"),
+    ({"marker": None}, {}, "run directory", "-o DIR"),
+    ({"marker": "old"}, {}, "run directory", "-o DIR"),
+    ({"disk_free": 2 * GIB}, {}, "disk", "2.0 GiB free"),
+    ({"shm_free": 64 * 2**20}, {}, "/dev/shm", "--shm-size"),
+    ({"shm_free": None}, {}, "/dev/shm", "mount"),
+    ({"interfaces": {"10.0.0.1": "ib0"}},
+     {"host": Host("w1", 2), "port_problem": "Address already in use"}, "port", "29500"),
+    ({"reach": {"error": "Connection timed out", "address": None}}, {}, "master", "timed out"),
+    ({}, {"master_address": None}, "master", "resolve"),
+    ({}, {"host": Host("w1", 2)}, "master", "has no address 10.0.0.1"),
+    ({}, {"clock": 97.0}, "clock", "-3.0 s"),
+    ({}, {"clock": 104.0}, "clock", "+3.5 s"),
+    ({"open_files": [256, 4096]}, {}, "open files", "ulimit -n 4096"),
+    ({"locked_memory": [65536, 65536]}, {}, "locked memory", "memlock"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("there", "other", "check", "said"), BAD)
+def test_what_is_wrong_is_red_and_has_a_fix(
+    there: dict[str, Any], other: dict[str, Any], check: str, said: str
+) -> None:
+    red = [result for result in judge(subject(there, **other)) if result.state == State.WRONG]
+    assert [result.check for result in red] == [check]
+    assert said in red[0].detail + " " + red[0].fix
+    assert red[0].fix
+
+
+NOTES = [
+    ({"marker": None}, {"needs_shared": False}, "run directory", "copy"),
+    ({"name_address": "127.0.1.1"}, {}, "master", "GLOO_SOCKET_IFNAME=ib0"),
+    ({"accelerators": [H100, {**H100, "free": 40 * GIB}]}, {}, "memory", "device 1"),
+    ({"open_files": [1024, 1048576]}, {}, "open files", "65536"),
+]
+
+
+@pytest.mark.parametrize(("there", "other", "check", "said"), NOTES)
+def test_what_is_doubtful_is_noted(
+    there: dict[str, Any], other: dict[str, Any], check: str, said: str
+) -> None:
+    told = [result for result in judge(subject(there, **other)) if result.state != State.OK]
+    assert [(result.check, result.state) for result in told] == [(check, State.NOTE)]
+    assert said in told[0].detail + " " + told[0].fix
+
+
+def test_every_check_has_a_red_case() -> None:
+    # ssh is judged by reaching the host at all: tests/reach/test_preflight.py
+    assert {row[2] for row in BAD} == set(CHECKS) - {"ssh"}
+
+
+def test_what_the_driver_answers() -> None:
+    answer = (
+        "NVIDIA H100 80GB HBM3, 81559, 81002, 550.54.15\n"
+        "NVIDIA GB10, [N/A], [N/A], 580.95.05\nno devices\n"
+    )
+    first, second = parse(answer)
+    assert (first["name"], first["free"]) == ("NVIDIA H100 80GB HBM3", 81002 * 2**20)
+    assert second["memory"] is None
+
+
+def test_a_run_counts_on_the_smallest_device_of_all_hosts() -> None:
+    small = {**H100, "name": "NVIDIA A100-SXM4-40GB", "memory": 40 * GIB}
+    both = [(Host("w1", 8), FACTS), (Host("w2", 8), {**FACTS, "accelerators": [H100, small]})]
+    device = device_of_slots(both)
+    assert device is not None
+    assert (device.name, device.kind, device.memory_bytes) == ("a100-40gb", "cuda", 40 * GIB)
+    on_cpu = device_of_slots(both, "cpu")
+    assert on_cpu is not None
+    assert (on_cpu.kind, on_cpu.memory_bytes) == ("cpu", 512 * GIB // 8)
+
+
+def test_hosts_without_accelerators_run_on_their_cpus_unless_told_not_to() -> None:
+    told = [(Host("w1", 2), {**FACTS, **CPU}), (Host("w2", 4), {**FACTS, **CPU})]
+    device = device_of_slots(told)
+    assert device is not None
+    assert (device.kind, device.memory_bytes) == ("cpu", 128 * GIB)
+    assert device_of_slots(told, "cuda") is None
+    assert device_of_slots([]) is None
+
+
+def test_a_device_without_memory_of_its_own_has_the_hosts() -> None:
+    unified = {"name": "NVIDIA GB10", "memory": None, "free": None, "driver": "580.95"}
+    device = device_of_slots([(Host("w1", 1), {**FACTS, "accelerators": [unified]})])
+    assert device is not None
+    assert (device.kind, device.memory_bytes) == ("cuda", 512 * GIB)
