@@ -26,7 +26,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Where:
-    """A place in the input: a file, its line (from 1) and the dotted key, each if known."""
+    """A place in the input: a file or option, its line (from 1), the dotted key; each if known."""
 
     file: str | Path | None = None
     line: int | None = None
@@ -34,6 +34,8 @@ class Where:
 
     def __str__(self) -> str:
         place = str(self.file) if self.file is not None else ""
+        if place.startswith("--") and self.key:
+            return f"{place} {self.key}"  # an option that gave the key: `--set batch.global_size`
         if place and self.line is not None:
             place += f":{self.line}"
         if self.key:

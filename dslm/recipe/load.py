@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from dslm.errors import Finding, OptionError, RecipeError, Where, did_you_mean
 from dslm.presets import preset_names, preset_path
 from dslm.recipe.schema import Recipe
-from dslm.recipe.yaml import Document, parse_value, parse_yaml
+from dslm.recipe.yaml import OPTION, Document, parse_value, parse_yaml
 
 # These hold alternatives: what a child says replaces the parent's whole mapping.
 _REPLACED_WHOLE = frozenset({"duration"})
@@ -49,7 +49,14 @@ class LoadedRecipe:
     recipe: Recipe
     name: str
     source: Path
-    origins: dict[str, Where]
+    places: dict[str, Where]
+
+    def where(self, key: str) -> Where:
+        """The place of a dotted key as the user gave it: `--set KEY`, or the file and its line.
+
+        A key that nobody gave is missing in the recipe's own file.
+        """
+        return _where(key, self.places, self.source)
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -60,11 +67,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
         OptionError: an override isn't `KEY=VALUE`.
     """
     source = find_recipe(name)
-    tree, origins = read_tree(source)
+    tree, places = read_tree(source)
     for override in overrides:
-        _apply_override(tree, origins, override)
+        _apply_override(tree, places, override)
     return LoadedRecipe(
-        recipe=validate(tree, origins, source), name=source.stem, source=source, origins=origins
+        recipe=validate(tree, places, source), name=source.stem, source=source, places=places
     )
 
 
@@ -120,15 +127,30 @@ def read_tree(
             where=document.places["extends"],
         )
     tree: dict[str, Any] = {}
-    origins: dict[str, Where] = {}
+    places: dict[str, Where] = {}
     for name in names:
-        parent, places = read_tree(find_recipe(name, source), (*seen, source), cache)
+        parent, above = read_tree(find_recipe(name, source), (*seen, source), cache)
         merge(tree, parent)
-        origins.update(places)
+        places.update(above)
     own = {key: value for key, value in document.tree.items() if key != "extends"}
     merge(tree, own)
-    origins.update({k: v for k, v in document.places.items() if k != "extends"})
-    return tree, origins
+    places.update({k: v for k, v in document.places.items() if k != "extends"})
+    return tree, _without_gone(places, tree)
+
+
+def _without_gone(places: Mapping[str, Where], tree: Mapping[str, Any]) -> dict[str, Where]:
+    """The places of the keys that are still in the tree: what replaces a mapping drops its keys."""
+    paths = set(_paths(tree, ""))
+    return {key: place for key, place in places.items() if key in paths}
+
+
+def _paths(value: Any, prefix: str) -> Iterator[str]:
+    """Every dotted path in a tree."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, below in items:
+        yield f"{prefix}{key}"
+        if isinstance(below, dict | list):
+            yield from _paths(below, f"{prefix}{key}.")
 
 
 def merge(target: dict[str, Any], source: Mapping[str, Any], *, top: bool = True) -> None:
@@ -145,7 +167,7 @@ def merge(target: dict[str, Any], source: Mapping[str, Any], *, top: bool = True
             target[key] = value
 
 
-def validate(tree: Mapping[str, Any], origins: Mapping[str, Where], source: Path) -> Recipe:
+def validate(tree: Mapping[str, Any], places: Mapping[str, Where], source: Path) -> Recipe:
     """The typed recipe of a tree.
 
     Raises:
@@ -154,7 +176,7 @@ def validate(tree: Mapping[str, Any], origins: Mapping[str, Where], source: Path
     try:
         return Recipe.model_validate(tree)
     except ValidationError as failure:
-        findings = list(_findings(failure, tree, origins, source))
+        findings = list(_findings(failure, tree, places, source))
     if len(findings) == 1:
         only = findings[0]
         raise RecipeError(only.message, where=only.where, hint=only.hint)
@@ -198,20 +220,20 @@ def _shown(source: Path) -> Path:
     return resolved.relative_to(Path.cwd()) if resolved.is_relative_to(Path.cwd()) else source
 
 
-def _apply_override(tree: dict[str, Any], origins: dict[str, Where], override: str) -> None:
+def _apply_override(tree: dict[str, Any], places: dict[str, Where], override: str) -> None:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key or not all(key.split(".")):
         raise OptionError(
             f"`{override}` is not KEY=VALUE",
-            where=Where(key="--set"),
+            where=Where(key=OPTION),
             hint="such as `--set batch.global_size=64`",
         )
     try:
-        value = parse_value(text)
+        value, given = parse_value(text, key)
     except ValueError as failure:
         raise OptionError(
-            f"the value of `{key}` is not YAML: {failure}", where=Where(key="--set")
+            f"the value is not YAML: {failure}", where=Where(file=OPTION, key=key)
         ) from failure
     *parents, last = key.split(".")
     place = tree
@@ -223,11 +245,13 @@ def _apply_override(tree: dict[str, Any], origins: dict[str, Where], override: s
     if parents == ["duration"]:
         place.clear()  # exactly one of steps, epochs and tokens
     place[last] = value
-    origins[key] = Where(file="--set", key=key)
+    for path in [path for path in places if path.startswith(f"{key}.")]:
+        del places[path]
+    places.update(given)
 
 
 def _findings(
-    failure: ValidationError, tree: Mapping[str, Any], origins: Mapping[str, Where], source: Path
+    failure: ValidationError, tree: Mapping[str, Any], places: Mapping[str, Where], source: Path
 ) -> Iterator[Finding]:
     seen: set[str] = set()
     errors = failure.errors(include_url=False)
@@ -250,7 +274,7 @@ def _findings(
             template = _MESSAGES.get(error["type"], "`{key}`: " + error["msg"].lower())
             message = template.format(key=key, input=repr(error["input"]), **context)
         hint = _hint(key) if error["type"] == "extra_forbidden" else ""
-        yield Finding(message=message, where=_where(key, origins, source), hint=hint)
+        yield Finding(message=message, where=_where(key, places, source), hint=hint)
 
 
 def _key_of(loc: Sequence[int | str], tree: Mapping[str, Any]) -> str:
@@ -272,14 +296,15 @@ def _is_field(parts: Sequence[str], part: int | str) -> bool:
     return ".".join([*parts, str(part)]) in known_keys()
 
 
-def _where(key: str, origins: Mapping[str, Where], source: Path) -> Where:
-    """The place of a key, or of the nearest key above it."""
+def _where(key: str, places: Mapping[str, Where], source: Path) -> Where:
+    """The place of a key; of one that is missing, the nearest above it that the user gave."""
+    shown = _shown(source)
     parts = key.split(".") if key else []
     for length in range(len(parts), 0, -1):
-        place = origins.get(".".join(parts[:length]))
-        if place is not None:
+        place = places.get(".".join(parts[:length]))
+        if place is not None and (length == len(parts) or place.file in (shown, OPTION)):
             return Where(file=place.file, line=place.line, key=key)
-    return Where(file=_shown(source), key=key or None)
+    return Where(file=shown, key=key or None)
 
 
 def known_keys() -> list[str]:

@@ -14,6 +14,7 @@ import yaml
 
 from dslm.errors import RecipeError, Where
 
+OPTION = "--set"  # where an override stands
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # YAML 1.1 takes `2e-5` for text; YAML 1.2, and whoever writes a learning rate, for a number.
 _FLOAT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+")
@@ -60,20 +61,24 @@ def parse_yaml(text: str, file: str | Path) -> Document:
     return Document(tree, places)
 
 
-def parse_value(text: str) -> Any:
-    """The value of an override: `8`, `2e-5`, `[a, b]`, `{steps: 10}` or plain text.
+def parse_value(text: str, key: str) -> tuple[Any, dict[str, Where]]:
+    """The value that `--set` gives to a key, and the place of each key in it.
+
+    The text is `8`, `2e-5`, `[a, b]`, `{steps: 10}` or plain words.
 
     Raises:
         ValueError: it is not YAML.
     """
     loader = _Loader(text)
+    places: dict[str, Where] = {}
     try:
         node = loader.get_single_node()
-        return _build(node, "", "--set", {}, loader) if node is not None else None
+        value = _build(node, key, OPTION, places, loader) if node is not None else None
     except yaml.YAMLError as failure:
         raise ValueError(str(failure).splitlines()[0]) from failure
     finally:
         loader.dispose()
+    return value, {key: Where(file=OPTION, key=key)} | places
 
 
 def _build(node: Any, key: str, file: str | Path, places: dict[str, Where], loader: Any) -> Any:
@@ -83,12 +88,11 @@ def _build(node: Any, key: str, file: str | Path, places: dict[str, Where], load
         for key_node, value_node in node.value:
             name = str(key_node.value)
             path = f"{key}.{name}" if key else name
-            place = Where(file=file, line=key_node.start_mark.line + 1, key=path)
+            line = None if file == OPTION else key_node.start_mark.line + 1
+            place = Where(file=file, line=line, key=path)
             if name in result:
-                raise RecipeError(
-                    f"`{path}` stands here twice; the first is in line {places[path].line}",
-                    where=place,
-                )
+                first = "" if line is None else f"; the first is in line {places[path].line}"
+                raise RecipeError(f"`{path}` stands here twice{first}", where=place)
             places[path] = place
             result[name] = _build(value_node, path, file, places, loader)
         return result

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dslm.errors import RecipeError
+from dslm.errors import InputError, RecipeError
 from dslm.presets import preset_names
 from dslm.recipe.load import dump_recipe, known_keys, load_recipe, read_resolved
 
@@ -95,3 +95,42 @@ def test_every_key_is_explained() -> None:
     ]
     assert not silent
     assert len(known_keys()) > 50
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "said"),
+    [
+        ([], "batch.global_size", "mine.yaml:3 (batch.global_size)"),
+        ([], "deepspeed.a.b", "mine.yaml:4 (deepspeed.a.b)"),
+        ([], "batch.micro_size", "mine.yaml:2 (batch.micro_size)"),  # absent: its section is there
+        (
+            [],
+            "checkpoint.keep",
+            "mine.yaml (checkpoint.keep)",
+        ),  # nobody gave it: it is missing here
+        (["batch.global_size=8"], "batch.global_size", "--set batch.global_size"),
+        (["batch={global_size: 8}"], "batch.global_size", "--set batch.global_size"),
+        (["deepspeed={c: {d: 1}}"], "deepspeed.c.d", "--set deepspeed.c.d"),
+        (["deepspeed={c: {d: 1}}"], "deepspeed.a.b", "--set deepspeed.a.b"),  # the new one lacks it
+        (["data.train=[{path: stdlib}]"], "data.train.0.path", "--set data.train.0.path"),
+    ],
+)
+def test_a_key_is_found_where_the_user_gave_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], key: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "extends: quickstart\nbatch:\n  global_size: 4\ndeepspeed: {a: {b: 1}}\n"
+    loaded = load_recipe(_file(tmp_path, text), overrides)
+    assert str(loaded.where(key)) == said
+
+
+def test_what_only_the_preset_says_stands_in_the_preset(tmp_path: Path) -> None:
+    loaded = load_recipe(_file(tmp_path, "extends: quickstart\n"))
+    assert str(loaded.where("checkpoint.every").file).endswith("quickstart.yaml")
+
+
+@pytest.mark.parametrize("value", ["[", "{a: 1, a: 2}", "-1", "{global_size: -1}"])
+def test_an_override_is_named_by_its_option(value: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe("quickstart", [f"batch={value}"])
+    assert str(caught.value.where).startswith("--set batch")
