@@ -16,8 +16,10 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dslm.decide.job import Job, decide
+from dslm.cluster.detect import local_cluster
+from dslm.decide.job import Job, resolve_job
 from dslm.host.network import free_port
+from dslm.recipe.load import load_recipe
 
 STEPS = 8  # the first half isn't timed
 NO_DEVICE = "there is no CUDA device here: `make bench-gpu` needs one; `--list` shows what it runs"
@@ -75,7 +77,8 @@ CONFIGURATIONS = (
 
 def decided(configuration: Configuration) -> Job:
     """The job of a configuration, on one device of this machine."""
-    return decide(configuration.preset, configuration.overrides(), num_gpus=1)
+    loaded = load_recipe(configuration.preset, configuration.overrides())
+    return resolve_job(loaded, local_cluster(num_gpus=1))
 
 
 def measure(configuration: Configuration) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.planner_large import trained
-from dslm.decide.job import decide
+from dslm.cluster.detect import local_cluster
+from dslm.decide.job import Job, resolve_job
 from dslm.host.network import free_port
+from dslm.recipe.load import load_recipe
 
 BIN = Path(sys.executable).parent
 PHASES = ("init", "forward", "backward", "step")
@@ -98,9 +100,15 @@ def overrides(configuration: dict[str, Any]) -> list[str]:
     ]
 
 
+def _planned_job(configuration: dict[str, Any]) -> Job:
+    return resolve_job(
+        load_recipe("quickstart", overrides(configuration)), local_cluster(num_gpus=2)
+    )
+
+
 def planned(configuration: dict[str, Any]) -> dict[str, int]:
     """What the plan says of each phase, without the process itself."""
-    memory = decide("quickstart", overrides(configuration), num_gpus=2).plan.choice.memory
+    memory = _planned_job(configuration).plan.choice.memory
     if memory is None:
         raise LookupError("the planner doesn't know this architecture")
     # on a CPU, what is offloaded lies in the same memory
@@ -118,7 +126,7 @@ def measure(configuration: dict[str, Any], *, explain: bool = False) -> dict[str
     from dslm.worker.arguments import training_arguments
     from dslm.worker.model import build_model
 
-    job = decide("quickstart", overrides(configuration), num_gpus=2)
+    job = _planned_job(configuration)
     config = job.config.values
     recipe = job.recipe
     live = Live(explain=explain)

@@ -44,9 +44,13 @@ def config(
     if check is not None:
         _check(check, json)
         return
-    from dslm.decide.job import decide
+    from dslm.cluster.detect import local_cluster
+    from dslm.decide.job import resolve_job
+    from dslm.recipe.load import load_recipe
 
-    config = decide(str(recipe), set_ or (), num_gpus=num_gpus).config
+    loaded = load_recipe(str(recipe), set_ or ())
+    cluster = local_cluster(num_gpus=num_gpus, ranks=loaded.recipe.parallel.ranks)
+    config = resolve_job(loaded, cluster).config
     if not explain:
         terminal.write_json(config.values)
         return

@@ -51,7 +51,7 @@ def launch(
     """
     from dslm.cli.progress import RunScreen
     from dslm.cli.train import report_end, show_dry_run
-    from dslm.decide.job import check_port, decide
+    from dslm.decide.job import check_port, resolve_job
     from dslm.errors import OptionError, Where
     from dslm.lifecycle.fleet import fleet_of
     from dslm.lifecycle.training import launch_script, script_request
@@ -65,7 +65,7 @@ def launch(
             where=Where(key="--pass-config" if pass_config else "--set"),
             hint="add `--recipe RECIPE`",
         )
-    ranks = load_recipe(recipe, set_ or ()).recipe.parallel.ranks if recipe else "auto"
+    loaded = load_recipe(recipe, set_ or ()) if recipe else None
     fleet = fleet_of(
         hostfile=hostfile,
         launcher=launcher,
@@ -73,12 +73,12 @@ def launch(
         num_gpus=num_gpus,
         include=include,
         exclude=exclude,
-        ranks=ranks,
+        ranks=loaded.recipe.parallel.ranks if loaded else "auto",
         preflight=not no_preflight,
     )
-    decide_on = partial(decide, recipe, set_ or ()) if recipe else None
+    decide_on = partial(resolve_job, loaded) if loaded else None
     if dry_run:
-        job = decide_on(cluster=fleet.cluster) if decide_on else None
+        job = decide_on(fleet.cluster) if decide_on else None
         preview = script_request(
             script,
             context.args,

@@ -73,12 +73,12 @@ def plan(
     if params is not None:
         _plan_states(params, zero, gpus or 1, device, json=json)
         return
-    from dslm.decide.job import plan_model
+    from dslm.decide.job import load_to_plan, resolve_job
     from dslm.plan.report import document
     from dslm.plan.report import sweep as sweep_rows
 
     cluster = _cluster(gpus, hosts, device, hostfile)
-    made = plan_model(str(recipe), set_ or (), cluster)
+    made = resolve_job(load_to_plan(str(recipe), set_ or ()), cluster)
     if sweep:
         if made.shape is None:
             raise OptionError("the model's shape is not known, so there is nothing to compare")

@@ -83,7 +83,7 @@ def train(
         show_batch(batch, dry_run=dry_run, json=json)
         return
     from dslm.decide.advice import check_fit
-    from dslm.decide.job import check_inputs, check_port, decide
+    from dslm.decide.job import check_inputs, check_port, resolve_job
     from dslm.lifecycle.fleet import fleet_of
     from dslm.recipe.load import load_recipe
 
@@ -102,7 +102,7 @@ def train(
     )
 
     def decide_on(cluster: Cluster, *, like: Recipe | None = None) -> Job:
-        return decide(recipe, set_ or (), cluster=cluster, like=like)
+        return resolve_job(loaded, cluster, resumed=like)
 
     def check(job: Job) -> None:
         check_inputs(job)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dslm.cluster.detect import local_cluster
 from dslm.cluster.hosts import Cluster
 from dslm.errors import DataError, OptionError, RecipeError, Where
 from dslm.plan.report import document
@@ -20,7 +19,7 @@ from dslm.plan.search import Plan, choose
 from dslm.plan.shape import ModelShape, shape_of
 from dslm.recipe.data_paths import check_data
 from dslm.recipe.extras import check_extras
-from dslm.recipe.load import load_recipe
+from dslm.recipe.load import LoadedRecipe, load_recipe
 from dslm.recipe.schema import Recipe
 from dslm.run.manifest import SECRET
 from dslm.zero.generate import ResolvedConfig, generate
@@ -31,59 +30,46 @@ _SHARED = {"tensor": "layers", "sequence": "sequences"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One training, decided: the resolved recipe, where it runs, the plan and the config."""
+    """One training, resolved: what was asked for, and what of it runs where, how planned."""
 
-    name: str
+    asked: LoadedRecipe  # with the place of each key, for what is found wrong later
     recipe: Recipe
     cluster: Cluster
     shape: ModelShape | None
     plan: Plan
     config: ResolvedConfig
 
+    @property
+    def name(self) -> str:
+        """The recipe's name."""
+        return self.asked.name
 
-def decide(
-    recipe_name: str,
-    overrides: Sequence[str] = (),
-    *,
-    num_gpus: int | None = None,
-    include: str | None = None,
-    exclude: str | None = None,
-    cluster: Cluster | None = None,
-    like: Recipe | None = None,
-) -> Job:
-    """Decide everything about one training; reads files, writes none.
+
+def resolve_job(loaded: LoadedRecipe, cluster: Cluster, *, resumed: Recipe | None = None) -> Job:
+    """Resolve one training on a cluster; reads a model folder's config.json, and nothing else.
 
     Args:
-        recipe_name: a preset or a file.
-        overrides: `KEY=VALUE`, each.
-        num_gpus: ranks per host.
-        include: DeepSpeed's filter of slots.
-        exclude: the opposite.
-        cluster: where it runs; this machine when absent.
-        like: the resolved recipe of the run to go on with: its stage stays unless the recipe says
-            another, since a checkpoint's optimizer state belongs to a stage.
+        loaded: the recipe, as it was asked for.
+        cluster: where it runs.
+        resumed: the resolved recipe of the run that is resumed: its stage stays unless the recipe
+            says another, since a checkpoint's optimizer state belongs to a stage.
 
     Raises:
-        InputError: the recipe, an option or the model folder is wrong.
+        InputError: the recipe or the model folder is wrong.
     """
-    loaded = load_recipe(recipe_name, overrides)
     recipe = loaded.recipe
     _check_secrets(recipe)
-    if like is not None and recipe.parallel.zero_stage == "auto":
-        kept = recipe.parallel.model_copy(update={"zero_stage": like.parallel.zero_stage})
+    if resumed is not None and recipe.parallel.zero_stage == "auto":
+        kept = recipe.parallel.model_copy(update={"zero_stage": resumed.parallel.zero_stage})
         recipe = recipe.model_copy(update={"parallel": kept})
     shape = _shape(recipe)
     _check_length(recipe, shape)
-    if cluster is None:
-        cluster = local_cluster(
-            num_gpus=num_gpus, ranks=recipe.parallel.ranks, include=include, exclude=exclude
-        )
     plan = choose(recipe, cluster, shape)
     resolved = resolve_recipe(recipe, plan, cluster)
     config = generate(recipe, cluster, plan.strategy, shape)
     _check_config(config)
     return Job(
-        name=loaded.name,
+        asked=loaded,
         recipe=resolved,
         cluster=cluster,
         shape=shape,
@@ -157,16 +143,15 @@ def plan_document(job: Job) -> dict[str, Any]:
     return document(job.plan, job.recipe, job.cluster, job.shape)
 
 
-def plan_model(name: str, overrides: Sequence[str], cluster: Cluster) -> Job:
-    """Decide about a recipe, or about a model of which only the architecture is known.
+def load_to_plan(name: str, overrides: Sequence[str]) -> LoadedRecipe:
+    """Load a recipe, or a model of which only the architecture is known.
 
     Args:
         name: a recipe, a model folder, or a config.json.
         overrides: of the recipe; for a model, of the one that pre-trains it from scratch.
-        cluster: where it is planned to run.
 
     Raises:
-        InputError: as `decide`.
+        InputError: the recipe, an override or the model's config is wrong.
     """
     path = Path(name).expanduser()
     if path.is_dir() or path.suffix == ".json":
@@ -176,8 +161,8 @@ def plan_model(name: str, overrides: Sequence[str], cluster: Cluster) -> Job:
         length = min(1024, limit if isinstance(limit, int) else 1024)
         # JSON is YAML, so an architecture can be given as an override
         given = [f"model={model}", f"data.sequence_length={length}", *overrides]
-        return decide("_scratch", given, cluster=cluster)
-    return decide(name, overrides, cluster=cluster)
+        return load_recipe("_scratch", given)
+    return load_recipe(name, overrides)
 
 
 def resolve_recipe(recipe: Recipe, plan: Plan, cluster: Cluster) -> Recipe:

@@ -16,8 +16,9 @@ from typing import Any
 from dslm.cluster.devices import DEVICES, Device, cpu_device, device_reported
 from dslm.cluster.hosts import Cluster, Host
 from dslm.decide.advice import ways_out
-from dslm.decide.job import Job, decide
+from dslm.decide.job import Job, resolve_job
 from dslm.errors import DslmError
+from dslm.recipe.load import load_recipe
 from dslm.run.directory import RunDirectory
 from dslm.run.manifest import read_manifest
 from dslm.units import render_bytes
@@ -155,7 +156,7 @@ def _job(run: RunDirectory, plan: dict[str, Any]) -> Job | None:
     device = _device(cluster["device"], memory["capacity"])
     hosts = tuple(Host(str(h["host"]), int(h["slots"])) for h in read_manifest(run)["hosts"])
     try:
-        return decide(str(run.recipe), cluster=Cluster(hosts=hosts, device=device))
+        return resolve_job(load_recipe(str(run.recipe)), Cluster(hosts=hosts, device=device))
     except DslmError:
         return None  # the model folder has gone, or a newer dslm refuses the recipe
 

@@ -180,7 +180,7 @@ def launch_script(
     port = master_port or free_port()
     files_read = (script.absolute(),)
     meeting = gather(fleet, folder, port, first=True, needs_shared=False, files=files_read)
-    job = decide(cluster=meeting.cluster) if decide else None
+    job = decide(meeting.cluster) if decide else None
     files: dict[str, Any] = {}
     if job is not None:
         files = {"recipe.yaml": dump_recipe(job.recipe), "ds_config.json": job.config.values}

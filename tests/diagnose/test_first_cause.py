@@ -14,10 +14,10 @@ import pytest
 from dslm.cli.failure import headline, panel
 from dslm.cluster.devices import Device, cpu_device, device_named
 from dslm.cluster.hosts import Cluster, Host
-from dslm.decide.job import Job, decide, plan_document
+from dslm.decide.job import Job, plan_document, resolve_job
 from dslm.diagnose.explain import Diagnosis, diagnose
 from dslm.launch.supervise import Outcome, Status
-from dslm.recipe.load import dump_recipe
+from dslm.recipe.load import dump_recipe, load_recipe
 from dslm.run.directory import RunDirectory
 from dslm.run.events import EventName, append_event
 from dslm.run.manifest import new_manifest
@@ -249,7 +249,7 @@ def planned(left: Left, *overrides: str, device: Device | None = None) -> Job:
     """Put the files of a run that was planned for two devices of 24 GiB into its directory."""
     device = device or device_named("rtx-4090")
     cluster = Cluster(hosts=(Host("w1", 2),), device=device)
-    job = decide("llama-3.2-1b", overrides, cluster=cluster)
+    job = resolve_job(load_recipe("llama-3.2-1b", overrides), cluster)
     left.run.recipe.write_text(dump_recipe(job.recipe))
     left.run.plan.write_text(json.dumps(plan_document(job)))
     hosts = [{"host": "w1", "slots": 2}]

@@ -12,8 +12,9 @@ import torch
 
 from benchmarks import planner_gpu, planner_published
 from dslm.cluster.devices import device_named
-from dslm.decide.job import decide
+from dslm.decide.job import resolve_job
 from dslm.plan.report import cluster_of
+from dslm.recipe.load import load_recipe
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -35,7 +36,8 @@ def test_its_configurations_can_be_listed_and_planned() -> None:
     assert len(lines) == len(planner_gpu.CONFIGURATIONS) >= 12
     cluster = cluster_of(device_named("h100-80gb"), 1)
     for configuration in planner_gpu.CONFIGURATIONS:
-        job = decide(configuration.preset, configuration.overrides(), cluster=cluster)
+        loaded = load_recipe(configuration.preset, configuration.overrides())
+        job = resolve_job(loaded, cluster)
         assert job.plan.fits, planner_gpu.title(configuration)
         assert job.plan.strategy.zero_stage == configuration.zero_stage
 

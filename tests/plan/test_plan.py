@@ -243,11 +243,12 @@ def test_train_refuses_what_cannot_fit(dslm: Dslm, tmp_path: Path) -> None:
 
 def test_a_refusal_names_the_three_nearest_ways_that_fit() -> None:
     from dslm.decide.advice import ways_out
-    from dslm.decide.job import decide
+    from dslm.decide.job import resolve_job
+    from dslm.recipe.load import load_recipe
 
     cluster = cluster_of(device_named("a100-80gb"), 8)
     fixed = ["parallel.zero_stage=1", "batch.micro_size=4", "model.activation_checkpointing=false"]
-    job = decide("llama-3.1-8b", fixed, cluster=cluster)
+    job = resolve_job(load_recipe("llama-3.1-8b", fixed), cluster)
     assert not job.plan.fits
     ways = ways_out(job)
     assert len(ways) == 3
@@ -255,4 +256,5 @@ def test_a_refusal_names_the_three_nearest_ways_that_fit() -> None:
         if way.startswith("`--set") and " with " not in way:
             change = way.removeprefix("`--set ").removesuffix("`")
             changed = [given for given in fixed if given.split("=")[0] != change.split("=")[0]]
-            assert decide("llama-3.1-8b", [*changed, change], cluster=cluster).plan.fits
+            loaded = load_recipe("llama-3.1-8b", [*changed, change])
+            assert resolve_job(loaded, cluster).plan.fits

@@ -9,8 +9,9 @@ import pytest
 
 from dslm.cluster.devices import cpu_device, device_named
 from dslm.cluster.hosts import Cluster, Host
-from dslm.decide.job import Job, decide
+from dslm.decide.job import Job, resolve_job
 from dslm.presets import preset_names
+from dslm.recipe.load import load_recipe
 from dslm.zero.generate import leaves
 from dslm.zero.lint import lint
 
@@ -20,7 +21,7 @@ TABLE = [(name, p) for name in preset_names("recipes", ".yaml") for p in ("bf16"
 
 def _on(world_size: int, name: str, *overrides: str) -> Job:
     cluster = Cluster(hosts=(Host("localhost", world_size),), device=H100)
-    return decide(name, overrides, cluster=cluster)
+    return resolve_job(load_recipe(name, overrides), cluster)
 
 
 class Ranks:
@@ -109,6 +110,6 @@ def test_the_strategies_start_from_their_presets() -> None:
 
 def test_on_a_cpu_nothing_is_pinned_or_built() -> None:
     cluster = Cluster(hosts=(Host("localhost", 2),), device=cpu_device(8 * 2**30))
-    values = decide("quickstart", (), cluster=cluster).config.values
+    values = resolve_job(load_recipe("quickstart"), cluster).config.values
     assert values["optimizer"]["params"]["torch_adam"] is True
     assert values["zero_optimization"]["overlap_comm"] is False
