@@ -29,8 +29,8 @@ _PREFLIGHT = """
 import json, sys
 from pathlib import Path
 from dslm.cluster.hostfile import load_hostfile
-from dslm.reach.preflight import Wants, preflight
-found = preflight(load_hostfile(Path(sys.argv[1])), Wants(run=Path(sys.argv[2]), port=29500))
+from dslm.reach.preflight import Requirements, preflight
+found = preflight(load_hostfile(Path(sys.argv[1])), Requirements(run=Path(sys.argv[2]), port=29500))
 print(found.seconds if found.ok else json.dumps([str(r) for r in found.results]))
 """
 

@@ -77,19 +77,21 @@ def check(
         dslm hosts check hostfile -o /shared/runs --json
     """
     from dslm.reach.checks import wrong
-    from dslm.reach.preflight import DEFAULT_PORT, Wants, preflight
+    from dslm.reach.preflight import DEFAULT_PORT, Requirements, preflight
 
     hosts = _hosts(hostfile, include, exclude)
-    wants = Wants(run=(output or Path("runs")).absolute(), port=master_port or DEFAULT_PORT)
+    requirements = Requirements(
+        run=(output or Path("runs")).absolute(), port=master_port or DEFAULT_PORT
+    )
     with terminal.people().status(f"asking {len(hosts)} hosts"):
-        found = preflight(hosts, wants)
+        found = preflight(hosts, requirements)
     if json:
         terminal.write_json(
             {
                 "ok": found.ok,
                 "master_address": found.master_address,
                 "interfaces": dict(found.interfaces),
-                "apart": list(found.apart),
+                "hosts_without_run_dir": list(found.hosts_without_run_dir),
                 "seconds": round(found.seconds, 3),
                 "checks": [asdict(result) for result in found.results],
             }

@@ -21,8 +21,8 @@ import yaml
 
 from dslm.diagnose import logs
 from dslm.diagnose.evidence import Evidence, device_memory, host_memory
-from dslm.host.kernel import Word
-from dslm.launch.remote_processes import Elsewhere
+from dslm.host.kernel import OomVerdict
+from dslm.launch.remote_processes import RemoteProcesses
 from dslm.launch.supervise import Outcome, read_rank_statuses
 from dslm.run.directory import RunDirectory
 from dslm.run.events import read_events
@@ -145,7 +145,9 @@ def find(text: str, only: Collection[str] = ()) -> Failure | None:
     )
 
 
-def diagnose(run: RunDirectory, outcome: Outcome, elsewhere: Elsewhere | None = None) -> Diagnosis:
+def diagnose(
+    run: RunDirectory, outcome: Outcome, elsewhere: RemoteProcesses | None = None
+) -> Diagnosis:
     """Explain a failed attempt.
 
     Args:
@@ -173,7 +175,7 @@ def diagnose(run: RunDirectory, outcome: Outcome, elsewhere: Elsewhere | None = 
     first = min(everybody, key=lambda witness: _blame(witness, outcome, launcher))
     first, facts = _look_at_the_disk(run, first)
     if not facts:
-        first, facts = _ask_the_kernel(first, launcher, elsewhere or Elsewhere())
+        first, facts = _ask_the_kernel(first, launcher, elsewhere or RemoteProcesses())
     followers = tuple(w.rank for w in ranks if w.rank is not None and w.rank != first.rank)
     return _explain(run, outcome, first, facts, followers)
 
@@ -280,7 +282,7 @@ def _look_at_the_disk(run: RunDirectory, first: _Witness) -> tuple[_Witness, lis
 
 
 def _ask_the_kernel(
-    first: _Witness, launcher: str, elsewhere: Elsewhere
+    first: _Witness, launcher: str, elsewhere: RemoteProcesses
 ) -> tuple[_Witness, list[str]]:
     """Find out which signal ended a process, and whether the kernel sent it for memory."""
     facts: list[str] = []
@@ -298,13 +300,13 @@ def _ask_the_kernel(
     return first, [*facts, word.said]
 
 
-def _word(witness: _Witness, elsewhere: Elsewhere) -> Word:
+def _word(witness: _Witness, elsewhere: RemoteProcesses) -> OomVerdict:
     """The kernel's word on a rank and the processes that read its data."""
     pids = {int(witness.status.get("pid", 0))}
     for listed in _WORKER_PIDS.findall(witness.traceback):
         pids |= {int(pid) for pid in listed.split(",") if pid.strip()}
     ticks = witness.status.get("start_time") or 0
-    return elsewhere.kernel_word(
+    return elsewhere.oom_verdict(
         witness.host or "localhost",
         pids,
         since=ticks / os.sysconf("SC_CLK_TCK"),

@@ -23,7 +23,7 @@ _RECORD_BYTES = 8192  # the kernel hands out one record a read (Documentation/AB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Word:
+class OomVerdict:
     """The kernel's word: `killed` it for memory, or None when it can't be told."""
 
     killed: bool | None
@@ -32,7 +32,7 @@ class Word:
 
 def killed_for_memory(
     pids: Collection[int], *, since: float, kills_before: int | None = None
-) -> Word:
+) -> OomVerdict:
     """Whether the kernel of this host killed one of some processes because memory was full.
 
     Args:
@@ -46,9 +46,9 @@ def killed_for_memory(
         return _by_counter(kills_before, f"the kernel's log can't be read ({failure.strerror})")
     for pid, line in lines:
         if pid in pids:
-            return Word(killed=True, said=f"kernel: {line}")
+            return OomVerdict(killed=True, said=f"kernel: {line}")
     found = _by_counter(kills_before, "the kernel's log names none of its processes")
-    return found if found.killed else Word(killed=False, said=found.said)
+    return found if found.killed else OomVerdict(killed=False, said=found.said)
 
 
 def cgroup_kills() -> int | None:
@@ -66,17 +66,17 @@ def cgroup_kills() -> int | None:
     return None
 
 
-def _by_counter(before: int | None, otherwise: str) -> Word:
+def _by_counter(before: int | None, otherwise: str) -> OomVerdict:
     now = cgroup_kills()
     if before is None or now is None:
-        return Word(killed=None, said=otherwise)
+        return OomVerdict(killed=None, said=otherwise)
     if now > before:
         many = f"{now - before} process{'es' if now - before > 1 else ''}"
-        return Word(
+        return OomVerdict(
             killed=True,
             said=f"Out of memory: Killed process of this cgroup ({many} since this one started)",
         )
-    return Word(
+    return OomVerdict(
         killed=False, said=f"{otherwise}; its memory cgroup counts no kill since it started"
     )
 

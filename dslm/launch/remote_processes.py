@@ -15,26 +15,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from dslm.host import processes
-from dslm.host.kernel import Word, killed_for_memory
+from dslm.host.kernel import OomVerdict, killed_for_memory
 from dslm.launch.control import RankState
-from dslm.reach.remote import Way, run_on
+from dslm.reach.remote import Transport, run_on
 
 _SECONDS = 5.0  # for a host to answer: an attempt ends within ten
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Elsewhere:
-    """How the hosts of an attempt are reached; `remote` False: all is on this one."""
+class RemoteProcesses:
+    """The processes of an attempt; `transport` None: all of them are on this host."""
 
-    remote: bool = False
-    way: Way = Way.SSH
+    transport: Transport | None = None
 
     def state(self, rank: RankState) -> str:
         """`running`, `stopped` (by a signal), `gone`, or `out of reach`."""
-        if not self.remote:
+        if self.transport is None:
             return processes.state(rank.pid, rank.start_time)
         argv = _argv("state", [(rank.pid, rank.start_time)])
-        answer = run_on(rank.host, argv, seconds=_SECONDS, way=self.way)
+        answer = run_on(rank.host, argv, seconds=_SECONDS, transport=self.transport)
         return answer.stdout.strip() if answer.ok else "out of reach"
 
     def kill(self, ranks: Iterable[RankState], *, parents: bool) -> None:
@@ -44,7 +43,8 @@ class Elsewhere:
             ranks: all that have come.
             parents: whether the process that started a rank belongs to the run alone, too.
         """
-        if not self.remote:
+        transport = self.transport
+        if transport is None:
             return  # the launcher's descendants are ours
         named: dict[str, set[tuple[int, int]]] = {}
         for rank in ranks:
@@ -54,19 +54,16 @@ class Elsewhere:
                 mine.add((rank.parent_pid, rank.parent_start_time))
         if not named:
             return
-        with ThreadPoolExecutor(min(64, len(named))) as pool:
-            list(
-                pool.map(
-                    lambda host: run_on(
-                        host, _argv("kill", named[host]), seconds=_SECONDS, way=self.way
-                    ),
-                    named,
-                )
-            )
 
-    def kernel_word(
+        def end(host: str) -> None:
+            run_on(host, _argv("kill", named[host]), seconds=_SECONDS, transport=transport)
+
+        with ThreadPoolExecutor(min(64, len(named))) as pool:
+            list(pool.map(end, named))
+
+    def oom_verdict(
         self, host: str, pids: Collection[int], *, since: float, kills_before: int | None
-    ) -> Word:
+    ) -> OomVerdict:
         """What the kernel of a host says of processes that were killed there.
 
         Args:
@@ -75,15 +72,15 @@ class Elsewhere:
             since: seconds since that host's boot; what is older in its log concerns others.
             kills_before: the cgroup's counter when the process started; used on this host.
         """
-        if self.remote:
+        if self.transport is not None:
             argv = [sys.executable, "-m", "dslm.host.kernel", str(since), *map(str, sorted(pids))]
-            answer = run_on(host, argv, seconds=_SECONDS, way=self.way)
+            answer = run_on(host, argv, seconds=_SECONDS, transport=self.transport)
             with suppress(ValueError, TypeError):  # it gave no answer
-                return Word(**json.loads(answer.stdout))
+                return OomVerdict(**json.loads(answer.stdout))
         elif host in ("localhost", socket.gethostname()):
             return killed_for_memory(pids, since=since, kills_before=kills_before)
         ask = f"`ssh {host} dmesg -T | grep -i 'killed process'` does"
-        return Word(killed=None, said=f"its kernel's log can't be read from here: {ask}")
+        return OomVerdict(killed=None, said=f"its kernel's log can't be read from here: {ask}")
 
 
 def _argv(verb: str, wanted: Iterable[tuple[int, int]]) -> list[str]:

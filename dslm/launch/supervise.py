@@ -29,7 +29,7 @@ from dslm.files import write_json
 from dslm.host.processes import send
 from dslm.launch import watchdog
 from dslm.launch.control import Control, RankState
-from dslm.launch.remote_processes import Elsewhere
+from dslm.launch.remote_processes import RemoteProcesses
 from dslm.launch.spec import LaunchRequest
 from dslm.run.attempt import Attempt
 from dslm.run.directory import RunDirectory
@@ -102,7 +102,7 @@ def supervise(
     *,
     grace: float,
     limits: watchdog.Limits,
-    elsewhere: Elsewhere,
+    elsewhere: RemoteProcesses,
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> Outcome:
     """Run one attempt to its end; when this returns, no process of it is alive.
@@ -162,7 +162,7 @@ class _Watch:
         stop: _Stop,
         grace: float,
         limits: watchdog.Limits,
-        elsewhere: Elsewhere,
+        elsewhere: RemoteProcesses,
         on_event: Callable[[dict[str, Any]], None],
     ) -> None:
         self._run = run

@@ -19,9 +19,10 @@ from dslm.cluster.hostfile import load_hosts
 from dslm.cluster.hosts import Cluster, Host
 from dslm.cluster.select import select
 from dslm.errors import Finding, OptionError, PreflightError, RecipeError, Where, did_you_mean
+from dslm.launch.sites.slurm import SRUN
 from dslm.reach.checks import CheckResult, wrong
-from dslm.reach.preflight import Wants, hosts_here, preflight
-from dslm.reach.remote import Way
+from dslm.reach.preflight import Requirements, hosts_here, preflight
+from dslm.reach.remote import SSH, Transport
 
 LAUNCHERS = ("local", "pdsh", "openmpi", "slurm")
 _RESTARTS = 3  # after a failure of a run on several hosts
@@ -45,19 +46,19 @@ class Fleet:
         return self.launcher != "local"
 
     @property
-    def way(self) -> Way:
+    def transport(self) -> Transport:
         """How commands reach its hosts."""
-        return Way.SRUN if self.launcher == "slurm" else Way.SSH
+        return SRUN if self.launcher == "slurm" else SSH
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Meeting:
+class Rendezvous:
     """Where one attempt runs and how its ranks meet; hosts are named as in the hostfile."""
 
     cluster: Cluster
     master_address: str = _LOOPBACK
     interfaces: Mapping[str, str] = field(default_factory=dict)
-    apart: tuple[str, ...] = ()  # hosts that don't see the run directory
+    hosts_without_run_dir: tuple[str, ...] = ()
     left_out: tuple[CheckResult, ...] = ()  # what was wrong with the others
 
 
@@ -136,7 +137,7 @@ def gather(
     needs_shared: bool = True,
     files: tuple[Path, ...] = (),
     needs: Callable[[Cluster], int | None] = lambda cluster: None,
-) -> Meeting:
+) -> Rendezvous:
     """The hosts of an attempt: all of them at first, later those that are fit.
 
     Args:
@@ -153,10 +154,10 @@ def gather(
     """
     cluster, hosts = fleet.cluster, fleet.cluster.hosts
     if not fleet.remote:
-        return Meeting(cluster=cluster)
+        return Rendezvous(cluster=cluster)
     if not fleet.preflight:
-        return Meeting(cluster=cluster, master_address=_resolve(hosts[0]))
-    wants = Wants(
+        return Rendezvous(cluster=cluster, master_address=_resolve(hosts[0]))
+    requirements = Requirements(
         run=run,
         port=port,
         needs_shared=needs_shared,
@@ -164,18 +165,18 @@ def gather(
         kind=cluster.device.kind if cluster.device.kind != "cpu" or cpu_wanted() else None,
         needs=lambda device: needs(replace(cluster, hosts=hosts, device=device)),
         files=files,
-        way=fleet.way,
+        transport=fleet.transport,
     )
     left_out: list[CheckResult] = []
     while hosts:
-        found = preflight(hosts, wants)
+        found = preflight(hosts, requirements)
         red = wrong(found.results)
         if not red and found.master_address is not None:
-            return Meeting(
+            return Rendezvous(
                 cluster=replace(cluster, hosts=hosts, device=found.device or cluster.device),
                 master_address=found.master_address,
                 interfaces=found.interfaces,
-                apart=found.apart,
+                hosts_without_run_dir=found.hosts_without_run_dir,
                 left_out=tuple(left_out),
             )
         left_out += red

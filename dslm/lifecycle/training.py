@@ -23,12 +23,12 @@ from dslm.errors import OptionError, RecipeError, Where
 from dslm.files import write_atomic, write_json
 from dslm.host.network import address_towards, free_port
 from dslm.launch.control import Control
-from dslm.launch.remote_processes import Elsewhere
+from dslm.launch.remote_processes import RemoteProcesses
 from dslm.launch.sites import LAUNCHERS
 from dslm.launch.spec import LaunchRequest, LaunchSpec
 from dslm.launch.supervise import Kind, Outcome, Status, supervise
 from dslm.launch.watchdog import Limits
-from dslm.lifecycle.fleet import Fleet, Meeting, gather, split
+from dslm.lifecycle.fleet import Fleet, Rendezvous, gather, split
 from dslm.lifecycle.folder import default_folder, make_run
 from dslm.lifecycle.forward import forwarded
 from dslm.lifecycle.resume import ResumePoint, check_same_recipe, resume_point, unfinished_run
@@ -54,7 +54,7 @@ class Decide(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
+class RankProgram:
     """What the ranks of an attempt execute."""
 
     module: str
@@ -112,12 +112,16 @@ def launch_training(
     while True:
         port = master_port or free_port()
         decide_on = partial(decide, like=before)
-        meeting = gather(
+        rendezvous = gather(
             fleet, folder, port, first=restarts == 0, needs_shared=shared,
             needs=partial(_needs, decide_on),
         )  # fmt: skip
         # a restart makes do with fewer; a batch that the named hosts can't share is an error
-        job = split(fleet, meeting.cluster, decide_on) if restarts else decide_on(meeting.cluster)
+        job = (
+            split(fleet, rendezvous.cluster, decide_on)
+            if restarts
+            else decide_on(rendezvous.cluster)
+        )
         check(job)
         point = None
         if run is None:
@@ -130,9 +134,9 @@ def launch_training(
             point = _resume(run, job, on_event)
             _write_again(run, job, point)
         if restarts:
-            _tell_restart(run, meeting, job, point, on_event)
+            _tell_restart(run, rendezvous, job, point, on_event)
         outcome, again = _attempt(
-            run, job.cluster, meeting, fleet, _work(job.recipe), port, on_event,
+            run, job.cluster, rendezvous, fleet, _work(job.recipe), port, on_event,
             point=point, restarts_left=fleet.max_restarts - restarts,
         )  # fmt: skip
         if not again:
@@ -179,15 +183,15 @@ def launch_script(
     folder = (output or default_folder(script.stem)).absolute()
     port = master_port or free_port()
     files_read = (script.absolute(),)
-    meeting = gather(fleet, folder, port, first=True, needs_shared=False, files=files_read)
-    job = decide(meeting.cluster) if decide else None
+    rendezvous = gather(fleet, folder, port, first=True, needs_shared=False, files=files_read)
+    job = decide(rendezvous.cluster) if decide else None
     files: dict[str, Any] = {}
     if job is not None:
         files = {"recipe.yaml": dump_recipe(job.recipe), "ds_config.json": job.config.values}
-    run = make_run(folder, script.stem, files, command, meeting.cluster.hosts)
+    run = make_run(folder, script.stem, files, command, rendezvous.cluster.hosts)
     on_run(run.path)
     work = script_work(script, arguments, job, run, pass_config=pass_config)
-    outcome, _ = _attempt(run, meeting.cluster, meeting, fleet, work, port, on_event)
+    outcome, _ = _attempt(run, rendezvous.cluster, rendezvous, fleet, work, port, on_event)
     return run, outcome
 
 
@@ -222,13 +226,13 @@ def script_work(
     run: RunDirectory,
     *,
     pass_config: bool,
-) -> Work:
+) -> RankProgram:
     """A user's script as the ranks execute it."""
     settings = dict(job.recipe.environment) if job else {}
     if job is not None:
         settings[environment.DS_CONFIG] = str(run.ds_config)
     extra = ["--deepspeed", str(run.ds_config)] if pass_config else []
-    return Work(
+    return RankProgram(
         module=SCRIPT_WORKER,
         environment=settings,
         script=str(script.absolute()),
@@ -236,8 +240,8 @@ def script_work(
     )
 
 
-def _work(recipe: Recipe) -> Work:
-    return Work(
+def _work(recipe: Recipe) -> RankProgram:
+    return RankProgram(
         module=WORKER,
         environment=recipe.environment,
         grace=recipe.checkpoint.grace,
@@ -248,9 +252,9 @@ def _work(recipe: Recipe) -> Work:
 def _attempt(
     run: RunDirectory,
     cluster: Cluster,
-    meeting: Meeting,
+    rendezvous: Rendezvous,
     fleet: Fleet,
-    work: Work,
+    work: RankProgram,
     port: int,
     on_event: OnEvent,
     *,
@@ -266,15 +270,15 @@ def _attempt(
     )
     timeout = work.watchdog.timeout
     with Control(everywhere=fleet.remote) as control:
-        addresses = (address_towards(meeting.master_address),) if fleet.remote else ()
+        addresses = (address_towards(rendezvous.master_address),) if fleet.remote else ()
         attempt = _describe(
-            number, cluster, meeting, fleet, work, port, control.address(*addresses)
+            number, cluster, rendezvous, fleet, work, port, control.address(*addresses)
         )
         attempt.write(run)
-        if meeting.apart:
-            send(meeting.apart, run.path, _copied(run, number), fleet.way)
-        spec = _spec(run, attempt, cluster, meeting, work)
-        elsewhere = Elsewhere(remote=fleet.remote, way=fleet.way)
+        if rendezvous.hosts_without_run_dir:
+            send(rendezvous.hosts_without_run_dir, run.path, _copied(run, number), fleet.transport)
+        spec = _spec(run, attempt, cluster, rendezvous, work)
+        elsewhere = RemoteProcesses(transport=fleet.transport if fleet.remote else None)
         outcome = supervise(
             LAUNCHERS[fleet.launcher](spec),
             run,
@@ -285,8 +289,13 @@ def _attempt(
             elsewhere=elsewhere,
             on_event=on_event,
         )
-    if meeting.apart:
-        fetch(meeting.apart, run.path, str(run.logs(number).relative_to(run.path)), fleet.way)
+    if rendezvous.hosts_without_run_dir:
+        fetch(
+            rendezvous.hosts_without_run_dir,
+            run.path,
+            str(run.logs(number).relative_to(run.path)),
+            fleet.transport,
+        )
     if outcome.status == Status.DONE and work.module == SCRIPT_WORKER:
         append_event(run.events, EventName.END, number, status="done")
     failed = outcome.status == Status.FAILED
@@ -315,9 +324,9 @@ def _copied(run: RunDirectory, number: int) -> list[str]:
 def _describe(
     number: int,
     cluster: Cluster,
-    meeting: Meeting,
+    rendezvous: Rendezvous,
     fleet: Fleet,
-    work: Work,
+    work: RankProgram,
     port: int,
     control: ControlAddress,
 ) -> Attempt:
@@ -330,25 +339,25 @@ def _describe(
     return Attempt(
         number=number,
         hosts=tuple((host.name, host.slots) for host in cluster.hosts),
-        master_address=meeting.master_address,
+        master_address=rendezvous.master_address,
         master_port=port,
         control=control,
         folder=str(Path.cwd()),
         environment=settings,
         host_environment={
             host: {name: interface for name in environment.INTERFACES if name not in settings}
-            for host, interface in meeting.interfaces.items()
+            for host, interface in rendezvous.interfaces.items()
         },
-        apart=meeting.apart,
+        hosts_without_run_dir=rendezvous.hosts_without_run_dir,
         script=work.script,
         arguments=work.arguments,
     )
 
 
 def _spec(
-    run: RunDirectory, attempt: Attempt, cluster: Cluster, meeting: Meeting, work: Work
+    run: RunDirectory, attempt: Attempt, cluster: Cluster, rendezvous: Rendezvous, work: RankProgram
 ) -> LaunchSpec:
-    interfaces = set(meeting.interfaces.values())
+    interfaces = set(rendezvous.interfaces.values())
     return LaunchSpec(
         module=work.module,
         cluster=cluster,
@@ -361,15 +370,17 @@ def _spec(
 
 
 def _preview(
-    run: RunDirectory, fleet: Fleet, work: Work, master_port: int | None
+    run: RunDirectory, fleet: Fleet, work: RankProgram, master_port: int | None
 ) -> tuple[LaunchRequest, Attempt]:
     cluster = fleet.cluster
-    address = cluster.hosts[0].address if fleet.remote else Meeting(cluster=cluster).master_address
-    meeting = Meeting(cluster=cluster, master_address=address)
+    address = (
+        cluster.hosts[0].address if fleet.remote else Rendezvous(cluster=cluster).master_address
+    )
+    rendezvous = Rendezvous(cluster=cluster, master_address=address)
     control = ControlAddress(addresses=(), port=0, token="")
     port = master_port or free_port()
-    attempt = _describe(1, cluster, meeting, fleet, work, port, control)
-    return LAUNCHERS[fleet.launcher](_spec(run, attempt, cluster, meeting, work)), attempt
+    attempt = _describe(1, cluster, rendezvous, fleet, work, port, control)
+    return LAUNCHERS[fleet.launcher](_spec(run, attempt, cluster, rendezvous, work)), attempt
 
 
 def _files(job: Job) -> dict[str, Any]:
@@ -413,7 +424,11 @@ def _resume(run: RunDirectory, job: Job, on_event: OnEvent) -> ResumePoint | Non
 
 
 def _tell_restart(
-    run: RunDirectory, meeting: Meeting, job: Job, point: ResumePoint | None, on_event: OnEvent
+    run: RunDirectory,
+    rendezvous: Rendezvous,
+    job: Job,
+    point: ResumePoint | None,
+    on_event: OnEvent,
 ) -> None:
     """Write down why there is another attempt, what was lost, and who takes part in it."""
     events, _ = read_events(run.events)
@@ -433,7 +448,7 @@ def _tell_restart(
         lost_seconds=round(time.time() - began, 3),
         hosts=[host.name for host in job.cluster.hosts],
         world_size=job.cluster.world_size,
-        left_out=[f"{r.host}: {r.check}: {r.detail}" for r in meeting.left_out],
+        left_out=[f"{r.host}: {r.check}: {r.detail}" for r in rendezvous.left_out],
     )
 
 

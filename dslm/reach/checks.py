@@ -46,7 +46,7 @@ class CheckResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
+class HostReport:
     """What is judged: a host's facts, beside those of this machine and what the run wants."""
 
     host: Host
@@ -69,26 +69,26 @@ class Subject:
 
 
 Verdict = tuple[State, str, str]
-Judge = Callable[[Subject], Verdict]
+Judge = Callable[[HostReport], Verdict]
 _PACKAGES = ("dslm", "torch", "deepspeed", "transformers", "accelerate", "datasets")
 
 
-def interface_of(subject: Subject) -> str | None:
+def interface_of(report: HostReport) -> str | None:
     """The interface that leads to the master; on the master, that which the others reach."""
-    if subject.host.name == subject.master:
-        address = subject.master_address
+    if report.host.name == report.master:
+        address = report.master_address
     else:
-        address = (subject.facts["reach"] or {}).get("address")
-    return subject.facts["interfaces"].get(address) if address else None
+        address = (report.facts["reach"] or {}).get("address")
+    return report.facts["interfaces"].get(address) if address else None
 
 
-def judge(subject: Subject) -> list[CheckResult]:
+def judge(report: HostReport) -> list[CheckResult]:
     """All checks of one host that has answered."""
     results = []
     for name, verdict in CHECKS.items():
-        state, detail, fix = verdict(subject)
+        state, detail, fix = verdict(report)
         results.append(
-            CheckResult(host=subject.host.name, check=name, state=state, detail=detail, fix=fix)
+            CheckResult(host=report.host.name, check=name, state=state, detail=detail, fix=fix)
         )
     return results
 
@@ -100,12 +100,12 @@ def not_reached(host: Host, check: str, detail: str, fix: str) -> list[CheckResu
     ]
 
 
-def _ssh(subject: Subject) -> Verdict:
-    return State.OK, f"{subject.received - subject.sent:.1f} s", ""
+def _ssh(report: HostReport) -> Verdict:
+    return State.OK, f"{report.received - report.sent:.1f} s", ""
 
 
-def _versions(subject: Subject) -> Verdict:
-    here, there = subject.here, subject.facts
+def _versions(report: HostReport) -> Verdict:
+    here, there = report.here, report.facts
     pairs = [("Python", here["python"], there["python"])]
     pairs += [(n, here["versions"].get(n), there["versions"].get(n)) for n in _PACKAGES]
     pairs += [("CUDA", here["cuda"], there["cuda"]), ("NCCL", here["nccl"], there["nccl"])]
@@ -122,11 +122,11 @@ def _versions(subject: Subject) -> Verdict:
     return State.WRONG, detail, fix
 
 
-def _code(subject: Subject) -> Verdict:
-    if subject.facts["code"] != subject.here["code"]:
+def _code(report: HostReport) -> Verdict:
+    if report.facts["code"] != report.here["code"]:
         return State.WRONG, "another dslm", "install the same version and code of dslm there"
-    for path, digest in subject.facts["files"].items():
-        ours = subject.here["files"].get(path)
+    for path, digest in report.facts["files"].items():
+        ours = report.here["files"].get(path)
         if digest is None:
             return State.WRONG, f"{path} is not there", "copy it there, or use a shared folder"
         if digest != ours:
@@ -134,9 +134,9 @@ def _code(subject: Subject) -> Verdict:
     return State.OK, "the same", ""
 
 
-def _slots(subject: Subject) -> Verdict:
-    host, devices = subject.host, subject.facts["accelerators"]
-    kind = subject.kind or ("cuda" if devices else "cpu")
+def _slots(report: HostReport) -> Verdict:
+    host, devices = report.host, report.facts["accelerators"]
+    kind = report.kind or ("cuda" if devices else "cpu")
     if kind == "cuda":
         highest = max(host.devices, default=host.slots - 1)
         if highest >= len(devices):
@@ -144,19 +144,19 @@ def _slots(subject: Subject) -> Verdict:
             fix = f"`slots={len(devices)}` in the hostfile" if devices else "is its driver loaded?"
             return State.WRONG, f"{have} for {host.slots} slots", fix
         return State.OK, f"{len(devices)} × {devices[0]['name']}", ""
-    most = subject.facts["cores"] * _RANKS_PER_CORE
+    most = report.facts["cores"] * _RANKS_PER_CORE
     if host.slots > most:
         return (
             State.WRONG,
-            f"{subject.facts['cores']} CPU cores for {host.slots} slots",
-            f"`slots={subject.facts['cores']}` in the hostfile",
+            f"{report.facts['cores']} CPU cores for {host.slots} slots",
+            f"`slots={report.facts['cores']}` in the hostfile",
         )
-    return State.OK, f"{subject.facts['cores']} CPU cores", ""
+    return State.OK, f"{report.facts['cores']} CPU cores", ""
 
 
-def _memory(subject: Subject) -> Verdict:
-    host, devices = subject.host, subject.facts["accelerators"]
-    if devices and subject.kind != "cpu":
+def _memory(report: HostReport) -> Verdict:
+    host, devices = report.host, report.facts["accelerators"]
+    if devices and report.kind != "cpu":
         used = host.devices or range(host.slots)
         chosen = [(n, devices[n]) for n in used if n < len(devices)]
         known = [(n, d) for n, d in chosen if d["free"] is not None and d["memory"] is not None]
@@ -165,26 +165,26 @@ def _memory(subject: Subject) -> Verdict:
         index, device = min(known, key=lambda pair: pair[1]["free"])
         free, total = device["free"], device["memory"]
         text = f"{render_bytes(free)} free of {render_bytes(total)} on device {index}"
-        if subject.memory_bytes is not None and free < subject.memory_bytes:
-            needed = render_bytes(subject.memory_bytes)
+        if report.memory_bytes is not None and free < report.memory_bytes:
+            needed = render_bytes(report.memory_bytes)
             return State.WRONG, text, f"the plan needs {needed}: end what uses it (nvidia-smi)"
-        if subject.memory_bytes is None and free < total * _FREE_SHARE:
+        if report.memory_bytes is None and free < total * _FREE_SHARE:
             return State.NOTE, text, "something else uses it: nvidia-smi"
         return State.OK, text, ""
-    free = subject.facts["memory_free"]
+    free = report.facts["memory_free"]
     text = f"{render_bytes(free)} free"
-    total = (subject.memory_bytes or 0) * host.slots
+    total = (report.memory_bytes or 0) * host.slots
     if free < total:
         return State.WRONG, text, f"the plan needs {render_bytes(total)} for {host.slots} ranks"
     return State.OK, text, ""
 
 
-def _run_directory(subject: Subject) -> Verdict:
-    if subject.marker is None:
+def _run_directory(report: HostReport) -> Verdict:
+    if report.marker is None:
         return State.OK, "not asked", ""
-    if subject.facts["marker"] == subject.marker:
+    if report.facts["marker"] == report.marker:
         return State.OK, "shared", ""
-    if not subject.needs_shared:
+    if not report.needs_shared:
         return (
             State.NOTE,
             "not shared: this host gets a copy of the run's files",
@@ -192,14 +192,14 @@ def _run_directory(subject: Subject) -> Verdict:
         )
     return (
         State.WRONG,
-        f"{subject.run} of this machine is not seen there",
+        f"{report.run} of this machine is not seen there",
         "put the run on a folder that all hosts share: `-o DIR`; without one, train with "
         "`--set checkpoint.every=null`",
     )
 
 
-def _disk(subject: Subject) -> Verdict:
-    free = subject.facts["disk_free"]
+def _disk(report: HostReport) -> Verdict:
+    free = report.facts["disk_free"]
     if free is None:
         return State.NOTE, "not known", ""
     if free < _FREE_DISK:
@@ -208,63 +208,63 @@ def _disk(subject: Subject) -> Verdict:
     return State.OK, f"{render_bytes(free)} free", ""
 
 
-def _shm(subject: Subject) -> Verdict:
-    free, needed = subject.facts["shm_free"], _SHM_PER_SLOT * subject.host.slots
+def _shm(report: HostReport) -> Verdict:
+    free, needed = report.facts["shm_free"], _SHM_PER_SLOT * report.host.slots
     if free is None:
         return State.WRONG, "can't be used", f"mount -t tmpfs none {_SHM}"
     if free < needed:
-        fix = f"{subject.host.slots} ranks need {render_bytes(needed)}; docker: --shm-size=8g"
+        fix = f"{report.host.slots} ranks need {render_bytes(needed)}; docker: --shm-size=8g"
         return State.WRONG, f"{render_bytes(free)} free", fix
     return State.OK, f"{render_bytes(free)} free", ""
 
 
-def _port(subject: Subject) -> Verdict:
-    if subject.host.name != subject.master:
+def _port(report: HostReport) -> Verdict:
+    if report.host.name != report.master:
         return State.OK, "", ""
-    if subject.port_problem is not None:
+    if report.port_problem is not None:
         fix = "another with `--master-port`, or leave it out"
-        return State.WRONG, f"{subject.port}: {subject.port_problem}", fix
-    return State.OK, f"{subject.port} is free", ""
+        return State.WRONG, f"{report.port}: {report.port_problem}", fix
+    return State.OK, f"{report.port} is free", ""
 
 
-def _master(subject: Subject) -> Verdict:
-    if subject.master_address is None:
+def _master(report: HostReport) -> Verdict:
+    if report.master_address is None:
         return (
             State.WRONG,
-            f"no address of {subject.master} is known that others can reach",
-            f"let {subject.master} resolve the other hosts' names (/etc/hosts, DNS)",
+            f"no address of {report.master} is known that others can reach",
+            f"let {report.master} resolve the other hosts' names (/etc/hosts, DNS)",
         )
-    interface = interface_of(subject)
-    if subject.host.name == subject.master:
+    interface = interface_of(report)
+    if report.host.name == report.master:
         if interface is None:
             fix = "the ranks meet there: give it an address that the others can reach"
-            return State.WRONG, f"has no address {subject.master_address}", fix
+            return State.WRONG, f"has no address {report.master_address}", fix
     else:
-        reach = subject.facts["reach"] or {"error": "not tried", "address": None}
-        where = f"{subject.master_address} port {subject.port}"
+        reach = report.facts["reach"] or {"error": "not tried", "address": None}
+        where = f"{report.master_address} port {report.port}"
         if reach["error"] is not None:
             fix = f"open {where} for it: firewall, network of the hosts"
             # nothing listens there when the port is taken: that is told on the master
-            state = State.NOTE if subject.port_problem is not None else State.WRONG
+            state = State.NOTE if report.port_problem is not None else State.WRONG
             return state, f"{where}: {reach['error']}", fix
-    if _is_loopback(subject.facts["name_address"]):
+    if _is_loopback(report.facts["name_address"]):
         # the ranks are told the interface, so nothing has to be changed for dslm's own runs
-        detail = f"over {interface}; its own name is {subject.facts['name_address']}"
+        detail = f"over {interface}; its own name is {report.facts['name_address']}"
         fix = f"dslm sets GLOO_SOCKET_IFNAME={interface}; better: take that out of its /etc/hosts"
         return State.NOTE, detail, fix
     return State.OK, f"over {interface}", ""
 
 
-def _clock(subject: Subject) -> Verdict:
-    early, late = subject.clock - subject.sent, subject.clock - subject.received
+def _clock(report: HostReport) -> Verdict:
+    early, late = report.clock - report.sent, report.clock - report.received
     off = min(early, 0.0) + max(late, 0.0)  # anywhere between the two is right
     if abs(off) > _CLOCK_SECONDS:
         return State.WRONG, f"{off:+.1f} s", "synchronise it: chrony or systemd-timesyncd"
     return State.OK, f"within {max(early, -late):.1f} s", ""
 
 
-def _open_files(subject: Subject) -> Verdict:
-    soft, hard = subject.facts["open_files"]
+def _open_files(report: HostReport) -> Verdict:
+    soft, hard = report.facts["open_files"]
     if soft is None or soft >= _OPEN_FILES:
         return State.OK, "unlimited" if soft is None else str(soft), ""
     most = "unlimited" if hard is None else str(hard)
@@ -273,10 +273,10 @@ def _open_files(subject: Subject) -> Verdict:
     return state, f"{soft}, at most {most}", fix
 
 
-def _locked_memory(subject: Subject) -> Verdict:
-    soft, _ = subject.facts["locked_memory"]
+def _locked_memory(report: HostReport) -> Verdict:
+    soft, _ = report.facts["locked_memory"]
     text = "unlimited" if soft is None else render_bytes(soft)
-    if subject.facts["infiniband"] and soft is not None and soft < _LOCKED_MEMORY:
+    if report.facts["infiniband"] and soft is not None and soft < _LOCKED_MEMORY:
         fix = "InfiniBand needs `memlock unlimited` in /etc/security/limits.conf"
         return State.WRONG, text, fix
     return State.OK, text, ""

@@ -19,14 +19,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dslm.errors import PreflightError, Where
-from dslm.reach.remote import Answer, Way, run_everywhere
+from dslm.reach.remote import SSH, Answer, Transport, run_everywhere
 
 _SECONDS = 30.0
 _FETCHED_BYTES = 2 * 2**20  # of each log: its end says how it ended
 _ARGV = [sys.executable, "-m", "dslm.reach.copies"]
 
 
-def send(hosts: Sequence[str], run: Path, names: Iterable[str], way: Way = Way.SSH) -> None:
+def send(hosts: Sequence[str], run: Path, names: Iterable[str], transport: Transport = SSH) -> None:
     """Copy files of a run directory to the same place on hosts.
 
     Args:
@@ -45,7 +45,9 @@ def send(hosts: Sequence[str], run: Path, names: Iterable[str], way: Way = Way.S
         files[name] = {"content": _packed(file.read_bytes()), "mode": mode}
     said = json.dumps({"put": {"folder": str(run), "files": files}})
     failed = [
-        a for a in run_everywhere(hosts, _ARGV, said=said, seconds=_SECONDS, way=way) if not a.ok
+        a
+        for a in run_everywhere(hosts, _ARGV, said=said, seconds=_SECONDS, transport=transport)
+        if not a.ok
     ]
     if failed:
         raise PreflightError(
@@ -56,14 +58,14 @@ def send(hosts: Sequence[str], run: Path, names: Iterable[str], way: Way = Way.S
         )
 
 
-def fetch(hosts: Sequence[str], run: Path, folder: str, way: Way = Way.SSH) -> list[Path]:
+def fetch(hosts: Sequence[str], run: Path, folder: str, transport: Transport = SSH) -> list[Path]:
     """Bring the files of a folder of the run directory here, where they aren't yet.
 
     A host that can't be reached any more gives nothing. Long files lose their beginning.
     """
     said = json.dumps({"get": {"folder": str(run / folder)}})
     made = []
-    for answer in run_everywhere(hosts, _ARGV, said=said, seconds=_SECONDS, way=way):
+    for answer in run_everywhere(hosts, _ARGV, said=said, seconds=_SECONDS, transport=transport):
         if not answer.ok:
             continue
         for name, content in json.loads(answer.stdout).items():

@@ -1,7 +1,8 @@
 """Preflight: ask every host at once, judge what they say, know how the ranks will meet.
 
-What comes in is hosts and what the run wants; what goes out is results, what the ranks will run on,
-the master's address, each host's interface towards it, and which hosts don't see the run directory.
+What comes in is hosts and what the run requires; what goes out is results, what the ranks will
+run on, the master's address, each host's interface towards it, and which hosts don't see the run
+directory.
 The edge around `dslm.reach.checks` (judging), `dslm.reach.probe` (what runs there) and
 `dslm.reach.remote` (how it gets there).
 """
@@ -27,13 +28,13 @@ from dslm.cluster.measured import with_measured
 from dslm.reach import probe
 from dslm.reach.checks import (
     CheckResult,
+    HostReport,
     State,
-    Subject,
     interface_of,
     judge,
     not_reached,
 )
-from dslm.reach.remote import UNREACHED, Answer, Remote, Way
+from dslm.reach.remote import SSH, Answer, Remote, Transport
 
 DEFAULT_PORT = 29500  # torch's and DeepSpeed's own
 _SECONDS = 13.0  # for all of it: a host that takes longer has failed
@@ -41,8 +42,8 @@ _NO_PROGRAM = (126, 127)  # of a shell: it can't be run, it isn't there
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wants:
-    """What a run wants of its hosts."""
+class Requirements:
+    """What a run requires of its hosts."""
 
     run: Path  # its directory: it, or the folder above that is there, is looked for on every host
     port: int  # where the ranks will meet
@@ -51,18 +52,18 @@ class Wants:
     kind: str | None = None  # what ranks run on, cuda or cpu; None: whatever the hosts have
     needs: Callable[[Device], int | None] = lambda device: None  # bytes that a rank needs on it
     files: tuple[Path, ...] = ()  # that must be the same everywhere
-    way: Way = Way.SSH
+    transport: Transport = SSH
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preflight:
-    """What came out; `interfaces` and `apart` speak of hosts by their names in the hostfile."""
+    """What came out; hosts are named as in the hostfile."""
 
     results: tuple[CheckResult, ...]
     master_address: str | None
     device: Device | None = None  # what every slot has: the smallest of them; None: nobody said
     interfaces: Mapping[str, str] = field(default_factory=dict)
-    apart: tuple[str, ...] = ()  # hosts that don't see the run directory
+    hosts_without_run_dir: tuple[str, ...] = ()  # hosts that don't see the run directory
     seconds: float = 0.0
 
     @property
@@ -82,64 +83,64 @@ class _Said:
     received: float
 
 
-def preflight(hosts: Sequence[Host], wants: Wants) -> Preflight:
+def preflight(hosts: Sequence[Host], requirements: Requirements) -> Preflight:
     """Check all hosts at once; the first is the master."""
     began = time.monotonic()
     deadline = began + _SECONDS
-    with _marker(wants.run) as (marker, content):
+    with _marker(requirements.run) as (marker, content):
         request = {
-            "run": str(wants.run),
+            "run": str(requirements.run),
             "marker": str(marker) if marker else None,
-            "files": [str(path.absolute()) for path in wants.files],
+            "files": [str(path.absolute()) for path in requirements.files],
         }
         here = probe.facts(request)
-        said, address = _ask(hosts, wants, request, deadline)
+        said, address = _ask(hosts, requirements, request, deadline)
     master = hosts[0].name
     told = [(h, words.facts) for h, words in zip(hosts, said, strict=True) if words.facts]
-    device = device_of_slots(told, wants.kind)
-    memory_bytes = wants.needs(device) if device else None
+    device = device_of_slots(told, requirements.kind)
+    memory_bytes = requirements.needs(device) if device else None
     results: list[CheckResult] = []
     interfaces: dict[str, str] = {}
-    apart: list[str] = []
+    hosts_without_run_dir: list[str] = []
     for host, words in zip(hosts, said, strict=True):
         if words.facts is None:
-            results += not_reached(host, *_why(host, words.answer, wants.way))
+            results += not_reached(host, *_why(host, words.answer, requirements.transport))
             continue
-        subject = Subject(
+        report = HostReport(
             host=host,
             facts=words.facts,
             here=here,
-            run=str(wants.run),
+            run=str(requirements.run),
             marker=content,
-            needs_shared=wants.needs_shared,
+            needs_shared=requirements.needs_shared,
             master=master,
             master_address=address,
-            port=wants.port,
+            port=requirements.port,
             port_problem=said[0].hello.get("port_problem"),
-            kind=device.kind if device else wants.kind,
+            kind=device.kind if device else requirements.kind,
             memory_bytes=memory_bytes,
             clock=words.hello["time"],
             sent=words.sent,
             received=words.received,
         )
-        results += judge(subject)
-        interface = interface_of(subject)
+        results += judge(report)
+        interface = interface_of(report)
         if interface is not None:
             interfaces[host.name] = interface
         if content is not None and words.facts["marker"] != content:
-            apart.append(host.name)
+            hosts_without_run_dir.append(host.name)
     return Preflight(
         results=tuple(results),
         master_address=address,
         device=device,
         interfaces=interfaces,
-        apart=tuple(apart),
+        hosts_without_run_dir=tuple(hosts_without_run_dir),
         seconds=time.monotonic() - began,
     )
 
 
 def _ask(
-    hosts: Sequence[Host], wants: Wants, request: Mapping[str, Any], deadline: float
+    hosts: Sequence[Host], requirements: Requirements, request: Mapping[str, Any], deadline: float
 ) -> tuple[list[_Said], str | None]:
     """Ask the master first, so that it listens, and then all others at once."""
     argv = [sys.executable, "-m", "dslm.reach.probe"]
@@ -147,15 +148,18 @@ def _ask(
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(hosts)) as pool:
         # all connections are made at once; only what is asked has to wait for the master
         remotes = list(
-            pool.map(lambda host: stack.enter_context(Remote(host.name, argv, wants.way)), hosts)
+            pool.map(
+                lambda host: stack.enter_context(Remote(host.name, argv, requirements.transport)),
+                hosts,
+            )
         )
         sent = time.time()
         master = remotes[0]
-        master.say(json.dumps({**request, "listen": wants.port, "peers": names[1:]}) + "\n")
+        master.say(json.dumps({**request, "listen": requirements.port, "peers": names[1:]}) + "\n")
         hello = _document(master.line(deadline - time.monotonic()))
         received = time.time()
-        address = wants.master_address or _master_address(hosts[0], hello)
-        reach = [address, wants.port] if address else None
+        address = requirements.master_address or _master_address(hosts[0], hello)
+        reach = [address, requirements.port] if address else None
 
         def ask(remote: Remote) -> _Said:
             began = time.time()
@@ -213,7 +217,7 @@ def _document(line: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _why(host: Host, answer: Answer, way: Way) -> tuple[str, str, str]:
+def _why(host: Host, answer: Answer, transport: Transport) -> tuple[str, str, str]:
     """Which check failed, how, and the fix, for a host that gave no facts."""
     lines = [line for line in answer.stderr.strip().splitlines() if line.strip()]
     said = lines[-1].strip() if lines else answer.stdout.strip()[:200] or "no answer"
@@ -222,7 +226,7 @@ def _why(host: Host, answer: Answer, way: Way) -> tuple[str, str, str]:
     if answer.exit_code in _NO_PROGRAM:
         fix = f"install the same environment there: {sys.executable} must be there too"
         return "versions", f"{sys.executable} can't be run there", fix
-    if answer.exit_code != UNREACHED or way == Way.SRUN:
+    if answer.exit_code != transport.unreached:
         fix = f"install the same there: {sys.executable} -m dslm.reach.probe must run"
         return "versions", said, fix
     fixes = {

@@ -1,9 +1,9 @@
 """Run a command on hosts: the only place of dslm that starts a process elsewhere.
 
-In comes a list of arguments, over the way that reaches the hosts: ssh, Slurm's srun inside an
-allocation, or nothing at all for this machine. Out come exit code, output and how long it took. A
-remote command passes one shell, the login shell that sshd starts; each argument is one quoted word
-of it. What a program is told beyond fixed words goes through its stdin.
+In comes a list of arguments and the transport that takes it to a host: ssh, or one that a site
+brings along; a command for this machine needs none. Out come exit code, output and how long it
+took. Over ssh a command passes one shell, the login shell that sshd starts; each argument is one
+quoted word of it. What a program is told beyond fixed words goes through its stdin.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import StrEnum
 from types import TracebackType
 
 from dslm.cluster.hostfile import check_host_name
@@ -25,14 +24,30 @@ from dslm.cluster.hostfile import check_host_name
 LOCALHOST = "localhost"
 _CONNECT_SECONDS = 8  # a host that is off or unplugged is told by then
 _MOST_AT_ONCE = 256
-UNREACHED = 255  # ssh(1), EXIT STATUS
 
 
-class Way(StrEnum):
-    """How a host is reached."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transport:
+    """A way to run a command on a host."""
 
-    SSH = "ssh"
-    SRUN = "srun"
+    name: str
+    command: Callable[[str, Sequence[str]], list[str]]  # host and arguments: the local command
+    unreached: int | None = None  # its exit code when it could not reach the host, if it has one
+
+
+def _ssh(host: str, argv: Sequence[str]) -> list[str]:
+    options = {
+        "BatchMode": "yes",  # never ask for a password or a new host's key
+        "ConnectTimeout": str(_CONNECT_SECONDS),
+        "ServerAliveInterval": "2",
+        "ServerAliveCountMax": "3",
+        "LogLevel": "ERROR",
+    }
+    given = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    return ["ssh", "-T", *given, "--", host.strip("[]"), shlex.join(argv)]
+
+
+SSH = Transport(name="ssh", command=_ssh, unreached=255)  # ssh(1), EXIT STATUS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +66,7 @@ class Answer:
         return self.exit_code == 0
 
 
-def remote_argv(host: str, argv: Sequence[str], way: Way = Way.SSH) -> list[str]:
+def remote_argv(host: str, argv: Sequence[str], transport: Transport = SSH) -> list[str]:
     """The local command that runs `argv` on a host.
 
     Raises:
@@ -60,26 +75,14 @@ def remote_argv(host: str, argv: Sequence[str], way: Way = Way.SSH) -> list[str]
     check_host_name(host)
     if host == LOCALHOST:
         return list(argv)
-    if way == Way.SRUN:
-        # srun starts the program itself, without a shell; --overlap: beside what runs already
-        place = ["--nodes=1", "--ntasks=1", f"--nodelist={host}", "--overlap", "--quiet"]
-        return ["srun", *place, "--", *argv]
-    options = {
-        "BatchMode": "yes",  # never ask for a password or a new host's key
-        "ConnectTimeout": str(_CONNECT_SECONDS),
-        "ServerAliveInterval": "2",
-        "ServerAliveCountMax": "3",
-        "LogLevel": "ERROR",
-    }
-    given = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-    return ["ssh", "-T", *given, "--", host.strip("[]"), shlex.join(argv)]
+    return transport.command(host, argv)
 
 
 def run_on(
-    host: str, argv: Sequence[str], *, said: str = "", seconds: float, way: Way = Way.SSH
+    host: str, argv: Sequence[str], *, said: str = "", seconds: float, transport: Transport = SSH
 ) -> Answer:
     """Run a command on one host, with this text as its stdin; never longer than so many seconds."""
-    with Remote(host, argv, way) as remote:
+    with Remote(host, argv, transport) as remote:
         remote.say(said)
         return remote.end(seconds)
 
@@ -90,7 +93,7 @@ def run_everywhere(
     *,
     said: str = "",
     seconds: float,
-    way: Way = Way.SSH,
+    transport: Transport = SSH,
 ) -> list[Answer]:
     """Run a command on all hosts at once; the answers stand in the order of the hosts."""
     names = list(hosts)
@@ -98,21 +101,24 @@ def run_everywhere(
         return []
     with ThreadPoolExecutor(min(len(names), _MOST_AT_ONCE)) as pool:
         return list(
-            pool.map(lambda name: run_on(name, argv, said=said, seconds=seconds, way=way), names)
+            pool.map(
+                lambda name: run_on(name, argv, said=said, seconds=seconds, transport=transport),
+                names,
+            )
         )
 
 
 class Remote:
     """One running command on a host; a context manager, so that it never outlives its use here."""
 
-    def __init__(self, host: str, argv: Sequence[str], way: Way = Way.SSH) -> None:
+    def __init__(self, host: str, argv: Sequence[str], transport: Transport = SSH) -> None:
         self.host = host
         self._start = time.monotonic()
         self._timed_out = False
         # a file, so that no amount of it can block the command
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
-            remote_argv(host, argv, way),
+            remote_argv(host, argv, transport),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

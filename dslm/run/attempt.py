@@ -40,7 +40,7 @@ class Attempt:
     folder: str  # where dslm was started: relative data paths begin there
     environment: Mapping[str, str] = field(default_factory=dict)  # of every rank
     host_environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    apart: tuple[str, ...] = ()  # hosts with a copy of the run directory, not the folder itself
+    hosts_without_run_dir: tuple[str, ...] = ()  # they have a copy of what ranks read
     script: str | None = None  # of `dslm launch`
     arguments: tuple[str, ...] = ()
 
@@ -76,7 +76,7 @@ def read_attempt(run: RunDirectory, number: int) -> Attempt:
         **{
             **content,
             "hosts": tuple((name, slots) for name, slots in content["hosts"]),
-            "apart": tuple(content["apart"]),
+            "hosts_without_run_dir": tuple(content["hosts_without_run_dir"]),
             "arguments": tuple(content["arguments"]),
             "control": ControlAddress(**{**control, "addresses": tuple(control["addresses"])}),
         }

@@ -37,7 +37,7 @@ class Rank:
 
     def record(self, event: EventName, /, **fields: Any) -> None:
         """Record an event of this rank, in the run directory wherever that is."""
-        if self.attempt.host_of(self.rank) in self.attempt.apart:
+        if self.attempt.host_of(self.rank) in self.attempt.hosts_without_run_dir:
             self.guard.event(event_record(event, self.attempt.number, **fields))
         else:
             append_event(self.run.events, event, self.attempt.number, **fields)

@@ -133,7 +133,7 @@ def train(rank: Rank) -> None:
         },
         events.on_checkpoint,
         local_ranks=dict(rank.attempt.hosts)[rank.attempt.host_of(rank.rank)],
-        shared=not rank.attempt.apart,
+        shared=not rank.attempt.hosts_without_run_dir,
     )
     stop = Stop(rank, save=recipe.checkpoint.on_stop)
     trainer = run_trainer(base)(

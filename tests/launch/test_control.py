@@ -115,7 +115,7 @@ def test_the_attempts_file_is_for_nobody_else_and_reads_back(
         folder="/home",
         environment={"A": "1"},
         host_environment={"w2": {"B": "2"}},
-        apart=("w2",),
+        hosts_without_run_dir=("w2",),
         arguments=("--x",),
     )
     attempt.write(run)

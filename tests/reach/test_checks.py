@@ -9,7 +9,7 @@ import pytest
 
 from dslm.cluster.hosts import Host
 from dslm.cluster.nvidia import parse
-from dslm.reach.checks import CHECKS, State, Subject, interface_of, judge
+from dslm.reach.checks import CHECKS, HostReport, State, interface_of, judge
 from dslm.reach.preflight import device_of_slots
 
 GIB = 2**30
@@ -40,7 +40,7 @@ FACTS: dict[str, Any] = {
 CPU = {"accelerators": [], "cores": 4, "infiniband": []}
 
 
-def subject(there: dict[str, Any] | None = None, **other: Any) -> Subject:
+def subject(there: dict[str, Any] | None = None, **other: Any) -> HostReport:
     facts = {**copy.deepcopy(FACTS), **(there or {})}
     given: dict[str, Any] = {
         "host": Host("w2", 2), "facts": facts, "here": FACTS, "run": "/shared/run", "marker": "m",
@@ -48,7 +48,7 @@ def subject(there: dict[str, Any] | None = None, **other: Any) -> Subject:
         "port_problem": None, "kind": None, "memory_bytes": None, "clock": 100.2, "sent": 100.0,
         "received": 100.5,
     }  # fmt: skip
-    return Subject(**{**given, **other})
+    return HostReport(**{**given, **other})
 
 
 def test_all_is_well_on_a_good_host() -> None:

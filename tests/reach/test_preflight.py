@@ -72,7 +72,7 @@ def test_every_fault_is_told_at_once_with_its_fix(hosts: MakeHosts, tmp_path: Pa
         ("w7", "code"),
     }
     assert all(c["fix"] for c in answer["checks"] if c["state"] != "ok")
-    assert answer["apart"] == ["w4"]
+    assert answer["hosts_without_run_dir"] == ["w4"]
     assert answer["seconds"] < 60
 
 

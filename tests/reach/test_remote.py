@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from dslm.reach.remote import Way, remote_argv, run_everywhere, run_on
+from dslm.launch.sites.slurm import SRUN
+from dslm.reach.remote import remote_argv, run_everywhere, run_on
 
 ODD = ["a b", "'", '"', "$HOME", "`id`", "$(id)", ";reboot", "a\nb", "\\", "*", "~", "", "ü", "-x"]
 ECHO = [sys.executable, "-c", "import sys, json; print(json.dumps(sys.argv[1:]))"]
@@ -19,7 +20,7 @@ def test_a_name_that_is_none_reaches_no_shell() -> None:
 
 
 def test_srun_gets_the_words_themselves() -> None:
-    assert remote_argv("w1", ["a b", "$HOME"], Way.SRUN)[-3:] == ["--", "a b", "$HOME"]
+    assert remote_argv("w1", ["a b", "$HOME"], SRUN)[-3:] == ["--", "a b", "$HOME"]
 
 
 def test_this_machine_needs_no_ssh() -> None:

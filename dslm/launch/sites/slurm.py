@@ -8,15 +8,25 @@ runner for it knows no `--module` (`SlurmRunner.get_cmd`, 0.19.8), so the ranks 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import dslm
 from dslm.errors import HostfileError, Where
 from dslm.launch.sites.deepspeed import deepspeed_request, no_devices_chosen
 from dslm.launch.spec import LaunchRequest, LaunchSpec
+from dslm.reach.remote import Transport
 
 _STARTER = Path(dslm.__file__).parent / "worker" / "started_by_file.py"
+
+
+def _srun(host: str, argv: Sequence[str]) -> list[str]:
+    # srun starts the program itself, without a shell; --overlap: beside what runs already
+    place = ["--nodes=1", "--ntasks=1", f"--nodelist={host}", "--overlap", "--quiet"]
+    return ["srun", *place, "--", *argv]
+
+
+SRUN = Transport(name="srun", command=_srun)
 
 
 def request(spec: LaunchSpec, inherited: Mapping[str, str] = os.environ) -> LaunchRequest:
