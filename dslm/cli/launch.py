@@ -51,7 +51,7 @@ def launch(
     """
     from dslm.cli.progress import RunScreen
     from dslm.cli.train import report_end, show_dry_run
-    from dslm.decide.job import check_port, resolve_job
+    from dslm.decide.job import check_arguments, check_port, resolve_job
     from dslm.errors import OptionError, Where
     from dslm.lifecycle.fleet import fleet_of
     from dslm.lifecycle.training import launch_script, script_request
@@ -59,6 +59,7 @@ def launch(
 
     if not script.is_file():
         raise OptionError("there is no such script", where=Where(file=script))
+    check_arguments(context.args)
     if recipe is None and (pass_config or set_):
         raise OptionError(
             "there is no config without a recipe",

@@ -21,7 +21,7 @@ from dslm.recipe.data_paths import check_data
 from dslm.recipe.extras import check_extras
 from dslm.recipe.load import LoadedRecipe, load_recipe
 from dslm.recipe.schema import Recipe
-from dslm.run.manifest import SECRET
+from dslm.secrets import HINT, find_in_arguments
 from dslm.zero.generate import ResolvedConfig, generate
 from dslm.zero.lint import lint
 
@@ -58,7 +58,6 @@ def resolve_job(loaded: LoadedRecipe, cluster: Cluster, *, resumed: Recipe | Non
         InputError: the recipe or the model folder is wrong.
     """
     recipe = loaded.recipe
-    _check_secrets(recipe)
     if resumed is not None and recipe.parallel.zero_stage == "auto":
         kept = recipe.parallel.model_copy(update={"zero_stage": resumed.parallel.zero_stage})
         recipe = recipe.model_copy(update={"parallel": kept})
@@ -227,16 +226,6 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _check_secrets(recipe: Recipe) -> None:
-    for name in recipe.environment:
-        if SECRET.search(name):
-            raise RecipeError(
-                f"`{name}` sounds like a secret, and a recipe is written into the run directory",
-                where=Where(key=f"environment.{name}"),
-                hint="set it in your own environment: the ranks inherit that",
-            )
-
-
 def _check_length(recipe: Recipe, shape: ModelShape | None) -> None:
     longest = shape.max_positions if shape else None
     if longest is not None and recipe.task != "vision" and recipe.data.sequence_length > longest:
@@ -261,4 +250,19 @@ def check_port(port: int | None) -> None:
             f"port {port} is in use",
             where=Where(key="--master-port"),
             hint="leave the option out: a free port is chosen then",
+        )
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Check that a script's arguments hold no secret: they are written down for every rank.
+
+    Raises:
+        OptionError: one does.
+    """
+    for position, why in find_in_arguments(arguments):
+        raise OptionError(
+            f"argument {position + 1} of the script {why}, and what a run is started with is "
+            "written into its directory",
+            where=Where(key="--"),
+            hint=HINT,
         )

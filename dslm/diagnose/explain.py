@@ -26,6 +26,7 @@ from dslm.launch.remote_processes import RemoteProcesses
 from dslm.launch.supervise import Outcome, read_rank_statuses
 from dslm.run.directory import RunDirectory
 from dslm.run.events import read_events
+from dslm.secrets import text_without_secrets
 from dslm.units import render_bytes
 
 _OWN = "bad-input"  # dslm's own errors carry their remedy
@@ -326,7 +327,7 @@ def _explain(
     failure = first.failure
     more = _more(run, first, events)
     log = str(first.log.relative_to(run.path))
-    said = logs.without_secrets(first.error or _last_message(first.traceback))
+    said = text_without_secrets(first.error or _last_message(first.traceback))
     if first.silent and failure is not None:
         said = ""  # it said nothing, and the supervisor no more than the cause does
     if failure is None:
@@ -337,7 +338,7 @@ def _explain(
         cause, remedy = failure.cause, failure.remedy
     traceback = "" if failure is not None else logs.first_traceback(first.traceback)
     if failure is None and not traceback:
-        traceback = logs.without_secrets(logs.last_lines(logs.read_end(first.log)))
+        traceback = text_without_secrets(logs.last_lines(logs.read_end(first.log)))
     return Diagnosis(
         id=failure.id if failure else None,
         stage=failure.stage if failure else None,

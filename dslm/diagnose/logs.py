@@ -6,6 +6,8 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+from dslm.secrets import text_without_secrets
+
 _READ_BYTES = 2_000_000
 _SHOWN_LINES = 40
 _HEADER = re.compile(r"^.*Traceback \(most recent call last\):.*$", re.MULTILINE)
@@ -16,8 +18,6 @@ _LINKS = (
 # c10's error log ([E1124 21:25:42 …]), abort(3) after an exception of C++, faulthandler, assert(3)
 _NATIVE = re.compile(r"\[E\d+ |terminate called|what\(\):|^Fatal Python error|Assertion .* failed")
 _WARNING = re.compile(r"\[WARNING\]|\[W\d+ |Warning:|^\s*warn(ings\.warn)?\(")
-# Tokens of the Hub and of HTTP that a library may have put into its message.
-_SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=Bearer )\S+")
 
 
 def read_end(log: Path) -> str:
@@ -90,9 +90,4 @@ def first_traceback(traceback: str) -> str:
     if len(lines) > _SHOWN_LINES:
         half = _SHOWN_LINES // 2
         lines = [*lines[:half], f"  … {len(lines) - 2 * half} lines …", *lines[-half:]]
-    return without_secrets("\n".join(lines))
-
-
-def without_secrets(text: str) -> str:
-    """The text, its tokens replaced."""
-    return _SECRETS.sub("…", text)
+    return text_without_secrets("\n".join(lines))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dslm import environment
-from dslm.run.manifest import SECRET
+from dslm.secrets import sounds_secret, why_secret
 
 
 def forwarded(inherited: Mapping[str, str], named: Mapping[str, str]) -> dict[str, str]:
@@ -24,7 +24,8 @@ def forwarded(inherited: Mapping[str, str], named: Mapping[str, str]) -> dict[st
         name: value
         for name, value in inherited.items()
         if name.startswith(environment.FORWARDED)
-        and not SECRET.search(name)
+        and not sounds_secret(name)
+        and not why_secret(name, value)
         and name != environment.VISIBLE_DEVICES  # counts the devices of this host
     }
     return {**allowed, **named}

@@ -18,6 +18,7 @@ from dslm.errors import Finding, OptionError, RecipeError, Where, did_you_mean
 from dslm.presets import preset_names, preset_path
 from dslm.recipe.schema import Recipe
 from dslm.recipe.yaml import OPTION, Document, parse_value, parse_yaml
+from dslm.secrets import HINT, find_secrets
 
 # These hold alternatives: what a child says replaces the parent's whole mapping.
 _REPLACED_WHOLE = frozenset({"duration"})
@@ -70,6 +71,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     tree, places = read_tree(source)
     for override in overrides:
         _apply_override(tree, places, override)
+    _check_secrets(tree, places, source)
     return LoadedRecipe(
         recipe=validate(tree, places, source), name=source.stem, source=source, places=places
     )
@@ -248,6 +250,16 @@ def _apply_override(tree: dict[str, Any], places: dict[str, Where], override: st
     for path in [path for path in places if path.startswith(f"{key}.")]:
         del places[path]
     places.update(given)
+
+
+def _check_secrets(tree: Mapping[str, Any], places: Mapping[str, Where], source: Path) -> None:
+    """Check that a recipe holds no secret: it is written into the run directory."""
+    for key, why in find_secrets(tree):
+        raise RecipeError(
+            f"this {why}, and a recipe is written into the run directory",
+            where=_where(key, places, source),
+            hint=HINT,
+        )
 
 
 def _findings(

@@ -1,7 +1,7 @@
 """manifest.json: what a run was made with: versions, code, command, hosts, and its attempts.
 
 Written when the run directory is made, and again when an attempt starts or ends. Holds no secret:
-values of options that name one are left out.
+what is one on the command line is left out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import time
@@ -20,10 +19,9 @@ from typing import Any
 
 from dslm.files import write_json
 from dslm.run.directory import RunDirectory
+from dslm.secrets import command_without_secrets
 
 _PACKAGES = ("dslm", "torch", "deepspeed", "transformers", "accelerate", "datasets", "tokenizers")
-# Names of settings whose values must not be written down.
-SECRET = re.compile(r"token|secret|password|passwd|credential|api_?key|private_?key", re.IGNORECASE)
 
 
 def new_manifest(
@@ -33,7 +31,7 @@ def new_manifest(
     return {
         "name": name,
         "created": round(time.time(), 3),
-        "command": [without_secret(argument) for argument in command],
+        "command": command_without_secrets(command),
         "folder": str(Path.cwd()),
         "versions": {"python": platform.python_version(), **versions()},
         "git": _git_state(),
@@ -81,12 +79,6 @@ def end_attempt(run: RunDirectory, attempt: int, *, status: str, cause: str | No
         "cause": cause,
     }
     write_json(run.manifest, manifest)
-
-
-def without_secret(argument: str) -> str:
-    """An argument of a command line, its value left out when its name sounds like a secret's."""
-    name, equals, _ = argument.partition("=")
-    return f"{name}=…" if equals and SECRET.search(name) else argument
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import Dslm
 
 TRAIN = ["train", "quickstart"]
+_TOKEN = "hf_" + "aB3" * 11
 
 # name, arguments, what the message must say
 TABLE: list[tuple[str, list[str], list[str]]] = [
@@ -57,6 +58,27 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ("more ranks than slots", [*TRAIN, "--num-gpus", "4096"], ["4096", "slots"]),
     ("include of a slot that is not", [*TRAIN, "--include", "localhost:4096"], ["4096"]),
     ("secret in the recipe", [*TRAIN, "-s", "environment.HF_TOKEN=abc"], ["HF_TOKEN"]),
+    (
+        "secret of the training arguments",
+        [*TRAIN, "-s", "training_args.hub_token=abc"],
+        ["--set training_args.hub_token", "your own environment"],
+    ),
+    (
+        "secret of a tracker",
+        [*TRAIN, "-s", "deepspeed.comet={api_key: abc}"],
+        ["--set deepspeed.comet.api_key", "your own environment"],
+    ),
+    (
+        "secret in a batch script",
+        [*TRAIN, "--slurm", "--num-gpus", "1", "-s", f"description={_TOKEN}"],
+        ["--set description", "Hugging Face"],
+    ),
+    (
+        "secret in a script's arguments",
+        ["launch", "script.py", "--", "--lr", "1", "--token", "abc"],
+        ["argument 4", "your own environment"],
+    ),
+    ("secret in a recipe file", ["recipes", "show", "secret.yaml"], ["secret.yaml:3", "GitHub"]),
     ("adapters on nothing", [*TRAIN, "-s", "lora={}"], ["lora", "scratch", "model.init"]),
     ("batch that is no multiple", [*TRAIN, "-s", "batch.micro_size=5"], ["batch", "10", "20"]),
     ("optimizer parameter", [*TRAIN, "-s", "optimizer.learning_rate=1"], ["learning_rate", "lr"]),
@@ -87,6 +109,10 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "broken.yaml").write_text("extends: quickstart\nbatch: {global_size: 8\nseed: 1\n")
     (tmp_path / "section.yaml").write_text("extends: quickstart\noptimiser: {lr: 1.0e-3}\n")
     (tmp_path / "deep.yaml").write_text("extends: quickstart\nparallel:\n  zero_stagee: 2\n")
+    (tmp_path / "script.py").touch()
+    (tmp_path / "secret.yaml").write_text(
+        f"extends: quickstart\nmodel:\n  revision: ghp_{'a1' * 18}\n"
+    )
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "manifest.json").write_text(json.dumps({"dslm": "0"}))
@@ -108,6 +134,8 @@ def test_bad_input(dslm: Dslm, folder: Path, argv: list[str], said: list[str]) -
     for word in said:
         assert word in flat, done.stderr
     assert not done.stdout
+    for secret in ("=abc", "abc}", _TOKEN, "ghp_a1"):
+        assert secret not in done.stderr
     assert _tree(folder) == before
 
 
