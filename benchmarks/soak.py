@@ -35,6 +35,7 @@ from dslm.lifecycle.resume import resume_point
 from dslm.run.attempt import Attempt, path_word
 from dslm.run.checkpoints import newest_sound
 from dslm.run.directory import RunDirectory
+from dslm.run.documents import HostSlots
 from dslm.run.events import read_events
 from dslm.run.manifest import add_attempt
 from dslm.run.samples import samples_of_steps
@@ -150,7 +151,7 @@ def _kill_ranks(
     hosts = (("localhost", RANKS),)
     number = add_attempt(
         run,
-        hosts=hosts,
+        hosts=[HostSlots(host=name, slots=slots) for name, slots in hosts],
         resumed_from=point.path if point else None,
         step=point.step if point else 0,
     )

@@ -248,8 +248,8 @@ def _say_what_was_made(run: RunDirectory) -> None:
     )
     if end.get("sample"):
         terminal.say(Panel(Text(str(end["sample"])), title="a sample of the model", expand=False))
-    attempt = read_manifest(run)["attempts"][-1]
-    took = render_seconds(attempt["ended"] - attempt["started"])
+    attempt = read_manifest(run).attempts[-1]
+    took = render_seconds((attempt.ended or attempt.started) - attempt.started)
     lines = [f"[bold green]done[/] in {took}: {folder}"]
     if run.model.is_dir():
         lines.append(f"  model        {folder}/model   (loads with from_pretrained)")

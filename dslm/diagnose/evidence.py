@@ -154,7 +154,7 @@ def _job(run: RunDirectory, plan: dict[str, Any]) -> Job | None:
     if not memory.get("capacity") or not cluster.get("device"):
         return None
     device = _device(cluster["device"], memory["capacity"])
-    hosts = tuple(Host(str(h["host"]), int(h["slots"])) for h in read_manifest(run)["hosts"])
+    hosts = tuple(Host(named.host, named.slots) for named in read_manifest(run).hosts)
     try:
         return resolve_job(load_recipe(str(run.recipe)), Cluster(hosts=hosts, device=device))
     except DslmError:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dslm.cluster.hosts import Host
+from dslm.codec import encode
 from dslm.errors import OptionError, Where
 from dslm.files import write_atomic, write_json
 from dslm.run.directory import RunDirectory
+from dslm.run.documents import HostSlots
 from dslm.run.manifest import new_manifest
 
 
@@ -29,8 +31,7 @@ def make_run(
     """
     run = RunDirectory(folder.absolute())
     check_output(run.path)
-    named = [{"host": host.name, "slots": host.slots} for host in hosts]
-    manifest = new_manifest(name=name, command=command, hosts=named)
+    manifest = new_manifest(name=name, command=command, hosts=named(hosts))
     made = [p for p in (run.path, *run.path.parents) if not p.exists()]
     try:
         run.path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ def make_run(
         staging = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", dir=run.path.parent))
         try:
             staging.chmod(0o755)
-            for file, content in {**files, "manifest.json": manifest}.items():
+            for file, content in {**files, run.manifest.name: encode(manifest)}.items():
                 if isinstance(content, str):
                     write_atomic(staging / file, content)
                 else:
@@ -57,6 +58,11 @@ def make_run(
             hint="choose another with `-o DIR`",
         ) from failure
     return run
+
+
+def named(hosts: Sequence[Host]) -> tuple[HostSlots, ...]:
+    """Hosts and their ranks, as the manifest has them."""
+    return tuple(HostSlots(host=host.name, slots=host.slots) for host in hosts)
 
 
 def check_output(path: Path) -> None:

@@ -29,7 +29,7 @@ from dslm.launch.spec import LaunchRequest, LaunchSpec
 from dslm.launch.supervise import Kind, Outcome, Status, supervise
 from dslm.launch.watchdog import Limits
 from dslm.lifecycle.fleet import Fleet, Rendezvous, gather, split
-from dslm.lifecycle.folder import default_folder, make_run
+from dslm.lifecycle.folder import default_folder, make_run, named
 from dslm.lifecycle.forward import forwarded
 from dslm.lifecycle.resume import ResumePoint, check_same_recipe, resume_point, unfinished_run
 from dslm.reach.copies import fetch, send
@@ -264,7 +264,7 @@ def _attempt(
     """One attempt, from its entry in the manifest to its end there; whether another follows."""
     number = add_attempt(
         run,
-        hosts=[(host.name, host.slots) for host in cluster.hosts],
+        hosts=named(cluster.hosts),
         resumed_from=point.path if point else None,
         step=point.step if point else 0,
     )
@@ -404,7 +404,7 @@ def _write_again(run: RunDirectory, job: Job, point: ResumePoint | None) -> None
 
 def _resume(run: RunDirectory, job: Job, on_event: OnEvent) -> ResumePoint | None:
     """Find where to go on, and tell what was seen on the way."""
-    attempt = len(read_manifest(run)["attempts"]) + 1
+    attempt = len(read_manifest(run).attempts) + 1
 
     def tell(detail: str) -> None:
         _record(run, on_event, EventName.PHASE, attempt, phase="resuming", detail=detail)
@@ -441,7 +441,7 @@ def _tell_restart(
         run,
         on_event,
         EventName.RESTART,
-        len(read_manifest(run)["attempts"]) + 1,
+        len(read_manifest(run).attempts) + 1,
         cause=causes[-1] if causes else "",
         step=step,
         lost_steps=max(0, reached - step),

@@ -6,79 +6,84 @@ what is one on the command line is left out.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 import subprocess
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from dslm.files import write_json
 from dslm.run.directory import RunDirectory
+from dslm.run.documents import (
+    FORMAT,
+    AttemptRecord,
+    GitState,
+    HostSlots,
+    Manifest,
+    read_document,
+    write_document,
+)
+from dslm.run.events import now
 from dslm.secrets import command_without_secrets
 
 _PACKAGES = ("dslm", "torch", "deepspeed", "transformers", "accelerate", "datasets", "tokenizers")
 
 
-def new_manifest(
-    *, name: str, command: Sequence[str], hosts: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def new_manifest(*, name: str, command: Sequence[str], hosts: Sequence[HostSlots]) -> Manifest:
     """The manifest of a run that starts now."""
-    return {
-        "name": name,
-        "created": round(time.time(), 3),
-        "command": command_without_secrets(command),
-        "folder": str(Path.cwd()),
-        "versions": {"python": platform.python_version(), **versions()},
-        "git": _git_state(),
-        "hosts": list(hosts),
-        "attempts": [],
-    }
+    return Manifest(
+        name=name,
+        created=now(),
+        command=tuple(command_without_secrets(command)),
+        folder=str(Path.cwd()),
+        versions={"python": platform.python_version(), **versions()},
+        git=_git_state(),
+        hosts=tuple(hosts),
+    )
 
 
-def read_manifest(run: RunDirectory) -> dict[str, Any]:
-    """The manifest of a run."""
-    manifest: dict[str, Any] = json.loads(run.manifest.read_text(encoding="utf-8"))
-    return manifest
+def read_manifest(run: RunDirectory) -> Manifest:
+    """The manifest of a run.
+
+    Raises:
+        OptionError: there is none, it is damaged, or of a later format.
+    """
+    return read_document(Manifest, run.manifest)
 
 
 def add_attempt(
     run: RunDirectory,
     *,
-    hosts: Sequence[tuple[str, int]],
+    hosts: Sequence[HostSlots],
     resumed_from: str | None = None,
     step: int = 0,
 ) -> int:
     """Write down that an attempt starts, where and from which step; its number, from 1."""
     manifest = read_manifest(run)
-    attempt = len(manifest["attempts"]) + 1
-    manifest["attempts"].append(
-        {
-            "attempt": attempt,
-            "started": round(time.time(), 3),
-            "hosts": [{"host": name, "slots": slots} for name, slots in hosts],
-            "world_size": sum(slots for _, slots in hosts),
-            "resumed_from": resumed_from,
-            "step": step,
-        }
+    record = AttemptRecord(
+        attempt=len(manifest.attempts) + 1,
+        started=now(),
+        hosts=tuple(hosts),
+        world_size=sum(host.slots for host in hosts),
+        resumed_from=resumed_from,
+        step=step,
     )
-    write_json(run.manifest, manifest)
-    return attempt
+    _write(run, manifest, (*manifest.attempts, record))
+    return record.attempt
 
 
 def end_attempt(run: RunDirectory, attempt: int, *, status: str, cause: str | None) -> None:
     """Write down how an attempt ended."""
     manifest = read_manifest(run)
-    manifest["attempts"][attempt - 1] |= {
-        "ended": round(time.time(), 3),
-        "status": status,
-        "cause": cause,
-    }
-    write_json(run.manifest, manifest)
+    ended = replace(manifest.attempts[attempt - 1], ended=now(), status=status, cause=cause)
+    before, after = manifest.attempts[: attempt - 1], manifest.attempts[attempt:]
+    _write(run, manifest, (*before, ended, *after))
+
+
+def _write(run: RunDirectory, manifest: Manifest, attempts: tuple[AttemptRecord, ...]) -> None:
+    write_document(run.manifest, replace(manifest, format=FORMAT, attempts=attempts))
 
 
 def versions() -> dict[str, str]:
@@ -92,7 +97,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _git_state() -> dict[str, Any] | None:
+def _git_state() -> GitState | None:
     """Commit of the folder that the run was started in, and whether it had changes."""
     git = shutil.which("git")
     if git is None:
@@ -109,9 +114,9 @@ def _git_state() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        return {
-            "commit": ask("rev-parse", "HEAD"),
-            "changed": bool(ask("status", "--porcelain", "--untracked-files=no")),
-        }
+        return GitState(
+            commit=ask("rev-parse", "HEAD"),
+            changed=bool(ask("status", "--porcelain", "--untracked-files=no")),
+        )
     except (OSError, subprocess.SubprocessError):
         return None

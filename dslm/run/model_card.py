@@ -34,11 +34,11 @@ def model_card(run: RunDirectory, step: int) -> str:
         "parameters": last.get("start", {}).get("parameters"),
     }
     lines = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
-    versions = ", ".join(f"{name} {v}" for name, v in manifest["versions"].items() if v)
+    versions = ", ".join(f"{name} {v}" for name, v in manifest.versions.items() if v)
     shown = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
-        f"# {manifest['name']}\n\n{recipe.get('description', '')}\n\n"
+        f"# {manifest.name}\n\n{recipe.get('description', '')}\n\n"
         + "\n".join(lines)
         + f"\n\nVersions: {versions}.\n\n## Recipe\n\n```yaml\n{shown}```\n"
     )

@@ -94,9 +94,9 @@ def train(rank: Rank) -> None:
         set_seed(recipe.seed)  # the same weights once more
         more["ref_model"] = build_model(recipe, task.auto_class, tokenizer, **settings)
 
-    start = read_manifest(run)["attempts"][rank.attempt.number - 1]
-    if start["resumed_from"]:
-        _check_same_data(run, data, start["step"])
+    start = read_manifest(run).attempts[rank.attempt.number - 1]
+    if start.resumed_from:
+        _check_same_data(run, data, start.step)
     sampler = GlobalBatchSampler(
         count=len(data.train),
         seed=recipe.seed,
@@ -106,7 +106,7 @@ def train(rank: Rank) -> None:
         rank=rank.rank,
         world_size=rank.world_size,
         sharding=recipe.data.sharding,
-        start_step=start["step"],
+        start_step=start.step,
     )
     stage = config["zero_optimization"]["stage"]
     facts = {
@@ -155,7 +155,7 @@ def train(rank: Rank) -> None:
     )
     trainer.add_callback(stop)
     phase("partitioning", f"ZeRO stage {stage}")
-    trainer.train(resume_from_checkpoint=_resumed(run, start["resumed_from"]))
+    trainer.train(resume_from_checkpoint=_resumed(run, start.resumed_from))
     writer.finish()
     if stop.stopped and trainer.state.global_step < steps:
         events.write(

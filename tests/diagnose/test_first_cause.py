@@ -19,6 +19,7 @@ from dslm.diagnose.explain import Diagnosis, diagnose
 from dslm.launch.supervise import Outcome, Status
 from dslm.recipe.load import dump_recipe, load_recipe
 from dslm.run.directory import RunDirectory
+from dslm.run.documents import HostSlots, write_document
 from dslm.run.events import EventName, append_event
 from dslm.run.manifest import new_manifest
 
@@ -252,8 +253,8 @@ def planned(left: Left, *overrides: str, device: Device | None = None) -> Job:
     job = resolve_job(load_recipe("llama-3.2-1b", overrides), cluster)
     left.run.recipe.write_text(dump_recipe(job.recipe))
     left.run.plan.write_text(json.dumps(plan_document(job)))
-    hosts = [{"host": "w1", "slots": 2}]
-    left.run.manifest.write_text(json.dumps(new_manifest(name="x", command=[], hosts=hosts)))
+    hosts = [HostSlots(host="w1", slots=2)]
+    write_document(left.run.manifest, new_manifest(name="x", command=[], hosts=hosts))
     return job
 
 
@@ -319,8 +320,8 @@ def test_on_a_cpu_the_memory_of_the_ranks_is_the_hosts(left: Left) -> None:
 
 def test_a_script_without_a_plan_still_gets_the_ways_of_the_catalogue(left: Left) -> None:
     left.rank(0, exit_code=1, ended=1.0, error="OutOfMemoryError", log=traceback(OOM))
-    hosts = [{"host": "w1", "slots": 2}]
-    left.run.manifest.write_text(json.dumps(new_manifest(name="x", command=[], hosts=hosts)))
+    hosts = [HostSlots(host="w1", slots=2)]
+    write_document(left.run.manifest, new_manifest(name="x", command=[], hosts=hosts))
     found = left.diagnose(0, "")
     assert "batch.micro_size=1" in " ".join(found.ways)
 
