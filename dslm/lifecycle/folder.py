@@ -20,6 +20,8 @@ from dslm.run.directory import RunDirectory
 from dslm.run.documents import HostSlots
 from dslm.run.manifest import new_manifest
 
+_STAGING = ".new."  # files of a run directory on their way into it
+
 
 def make_run(
     folder: Path, name: str, files: Mapping[str, Any], command: Sequence[str], hosts: Sequence[Host]
@@ -33,21 +35,22 @@ def make_run(
     check_output(run.path)
     manifest = new_manifest(name=name, command=command, hosts=named(hosts))
     made = [p for p in (run.path, *run.path.parents) if not p.exists()]
+    contents = {**files, run.manifest.name: encode(manifest)}  # the last makes it a run
     try:
-        run.path.parent.mkdir(parents=True, exist_ok=True)
-        # beside its final place, so that it appears whole, with one rename
-        staging = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", dir=run.path.parent))
+        run.path.mkdir(parents=True, exist_ok=True)
+        for leftover in run.path.glob(f"{_STAGING}*"):  # of somebody who was killed here
+            shutil.rmtree(leftover)
+        staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=run.path))
         try:
-            staging.chmod(0o755)
-            for file, content in {**files, run.manifest.name: encode(manifest)}.items():
+            for file, content in contents.items():
                 if isinstance(content, str):
                     write_atomic(staging / file, content)
                 else:
                     write_json(staging / file, content)
-            staging.replace(run.path)
-        except BaseException:
+            for file in contents:
+                (staging / file).replace(run.path / file)
+        finally:
             shutil.rmtree(staging, ignore_errors=True)
-            raise
     except OSError as failure:
         for path in made:
             if path.is_dir() and not any(path.iterdir()):
@@ -66,7 +69,7 @@ def named(hosts: Sequence[Host]) -> tuple[HostSlots, ...]:
 
 
 def check_output(path: Path) -> None:
-    """Check that a new run may be made in a folder: it is not there, or empty.
+    """Check that a new run may be made in a folder: it is not there, or holds but a run's lock.
 
     Raises:
         OptionError: it holds something.
@@ -81,7 +84,8 @@ def check_output(path: Path) -> None:
             where=Where(file=path),
             hint="it is done, or was not made by `dslm train`: choose another with `-o DIR`",
         )
-    if any(path.iterdir()):
+    rest = (p.name for p in path.iterdir() if p.name != RunDirectory(path).lock.name)
+    if any(not name.startswith(_STAGING) for name in rest):
         raise OptionError(
             "the folder is not empty", where=Where(file=path), hint="choose another with `-o DIR`"
         )

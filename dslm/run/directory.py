@@ -51,6 +51,11 @@ class RunDirectory:
         return self.path / "model"
 
     @property
+    def lock(self) -> Path:
+        """Who trains in it now (`dslm.run.lock`)."""
+        return self.path / "lock"
+
+    @property
     def stop_request(self) -> Path:
         """Exists when the supervisor asks the ranks to save and stop."""
         return self.path / "stop-requested"
