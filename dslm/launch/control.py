@@ -1,33 +1,71 @@
 """The control channel: the supervisor listens, and every rank of an attempt connects to it.
 
 A rank says who it is, every second that it lives and how far it is, and at its end how it ended.
-The supervisor asks it to stop, to show its stacks, or to end at once. One JSON object a line. A
-connection that ends without the rank's own last word means that the rank was killed; one that the
-kernel gives up means that its host is gone (tcp(7), TCP_USER_TIMEOUT); and a rank whose connection
-ends knows that the supervisor is gone, and ends itself. So no folder has to be shared for any of
-it, and nothing has to be polled on other hosts. Carries no training data.
+The supervisor asks it to stop, to show its stacks, or to end at once. The words and their codec are
+`dslm.run.words`. A connection that ends without the rank's own last word means that the rank was
+killed; one that the kernel gives up means that its host is gone (tcp(7), TCP_USER_TIMEOUT); and a
+rank whose connection ends knows that the supervisor is gone, and ends itself. So no folder has to
+be shared for any of it, and nothing has to be polled on other hosts. Carries no training data.
+
+A connection begins with the attempt's token, bare. Until it has come whole nothing is parsed or
+kept but as many bytes as the token has, and all that a stranger can bring about is the end of its
+own connection. What a rank says after it that is no word is that rank's failure.
 """
 
 from __future__ import annotations
 
-import json
+import errno
+import resource
 import secrets
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
+from dslm.host.channel import Channel
 from dslm.host.network import give_up_after
 from dslm.run.attempt import ControlAddress
+from dslm.run.words import (
+    REPORTS,
+    Beat,
+    End,
+    Hello,
+    MalformedWord,
+    Order,
+    Orphaned,
+    Recorded,
+    Report,
+    ShowStacks,
+    Stacks,
+    StopWanted,
+    WordReader,
+    encode,
+)
 
 LOOPBACK = "127.0.0.1"
 _GONE_SECONDS = 6.0  # without an answer from a host's kernel
 _GREETING_SECONDS = 10.0  # for a connection to say who it is
-_GREETING_BYTES = 4096
-_LINE_BYTES = 4 * 2**20
+_STRANGERS = 256  # connections without a token; the oldest goes when there are more
+_ACCEPTED = 64  # connections in one round
 _READ_BYTES = 65536
+_OTHER_FILES = 256  # descriptors that this process needs beside its connections
+# What the kernel says of a host that can't be reached any more; all else concerns the process.
+_HOST_ERRORS = {
+    errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN,
+    errno.ENONET,
+}  # fmt: skip
+
+
+class Loss(StrEnum):
+    """Why a rank is lost that has not said how it ended."""
+
+    PROCESS = "process"  # its connection ended
+    HOST = "host"  # the kernel of its host does not answer any more
+    WORD = "word"  # what it said is no word of the channel
 
 
 @dataclass(slots=True)
@@ -49,7 +87,8 @@ class RankState:
     exit_code: int | None = None
     error: str | None = None
     ended: float | None = None  # Unix seconds
-    lost: str | None = None  # why its connection ended before it said its last word
+    lost: Loss | None = None  # why its connection ended before it said its last word
+    malformed: str = ""  # what it said that is no word
     failed_at: float = 0.0
     orphaned: bool = False
     stacks: str | None = None
@@ -77,46 +116,51 @@ class RankState:
 
 @dataclass(slots=True)
 class _Connection:
-    channel: socket.socket
+    """A stranger until its token has come, a guest until its hello, then a rank."""
+
+    channel: Channel
     since: float
-    received: bytearray = field(default_factory=bytearray)
+    token: bytearray = field(default_factory=bytearray)
+    words: WordReader[Report] | None = None  # once its token was right
     rank: RankState | None = None
+    ordered: set[type[Order]] = field(default_factory=set)  # and not answered yet
+
+    @property
+    def open(self) -> bool:
+        return self.channel.fileno() >= 0
 
 
 class Control:
     """The supervisor's end; a context manager, so that the ranks always learn of its end."""
 
-    def __init__(
-        self,
-        *,
-        everywhere: bool,
-        on_event: Callable[[dict[str, Any]], None] = lambda event: None,
-        on_change: Callable[[RankState], None] = lambda rank: None,
-    ) -> None:
-        """Listen on a free port: on all interfaces, or on the loopback one.
+    def __init__(self, hosts: Sequence[tuple[str, int]], *, address: str = LOOPBACK) -> None:
+        """Listen on a free port of one address.
 
         Args:
-            everywhere: whether ranks on other hosts connect.
-            on_event: told an event of a rank that can't write into the run directory.
-            on_change: told when a rank has come or has ended.
+            hosts: name and ranks of each, in the order of the ranks.
+            address: the one that the ranks connect to; nobody else's interface is listened on.
+
+        Raises:
+            OSError: it is no address of this host.
         """
         self.ranks: dict[int, RankState] = {}
+        self.changed: list[RankState] = []  # ranks that came or ended since these were taken
+        self.events: list[dict[str, Any]] = []  # of ranks that can't write into the run directory
         self.stop_wanted = False  # a batch system has told a rank that its time is over
-        self.on_event = on_event
-        self.on_change = on_change
+        self._hosts = [name for name, slots in hosts for _ in range(slots)]  # of each rank
         self._token = secrets.token_urlsafe(24)
+        _allow_files(len(self._hosts) + _STRANGERS + _OTHER_FILES)
         self._selector = selectors.DefaultSelector()
-        self._server = socket.create_server(
-            ("" if everywhere else LOOPBACK, 0), backlog=1024, reuse_port=False
-        )
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._server = socket.create_server((address, 0), family=family, backlog=1024)
         self._server.setblocking(False)
         self._selector.register(self._server, selectors.EVENT_READ)
         self._connections: dict[int, _Connection] = {}
 
-    def address(self, *addresses: str) -> ControlAddress:
-        """What the ranks need to connect, given the addresses of this host that they can reach."""
-        port: int = self._server.getsockname()[1]
-        return ControlAddress(addresses=addresses or (LOOPBACK,), port=port, token=self._token)
+    def address(self) -> ControlAddress:
+        """Return what the ranks need to connect."""
+        address, port = self._server.getsockname()[:2]
+        return ControlAddress(addresses=(address,), port=port, token=self._token)
 
     def __enter__(self) -> Control:
         return self
@@ -129,109 +173,173 @@ class Control:
         self._selector.close()
 
     def poll(self, seconds: float) -> None:
-        """Take in what the ranks have said; wait so long for the first word."""
-        for key, _ in self._selector.select(seconds):
-            if key.fileobj is self._server:
+        """Receive what ranks have sent; block up to `seconds` for the first of it."""
+        for key, ready in self._selector.select(seconds):
+            connection: _Connection | None = key.data
+            if connection is None:
                 self._accept()
-            else:
-                self._read(self._connections[key.fd])
-        now = time.monotonic()
-        for connection in list(self._connections.values()):
-            if connection.rank is None and now - connection.since > _GREETING_SECONDS:
-                self._drop(connection)
+                continue
+            if ready & selectors.EVENT_WRITE and connection.open:
+                self._flush(connection)
+            if ready & selectors.EVENT_READ and connection.open:
+                self._read(connection)
+        self._drop_strangers()
 
-    def tell(self, word: str) -> None:
-        """Say one of `stop`, `stacks`, `end` to every rank that lives."""
-        line = json.dumps({word: True}).encode() + b"\n"
+    def send(self, order: Order) -> None:
+        """Send an order to every rank that lives; one that it has already is not repeated."""
         for connection in list(self._connections.values()):
-            try:
-                connection.channel.send(line)
-            except OSError as failure:
-                self._lost(connection, failure)
+            rank = connection.rank
+            if rank is None or not rank.lives or type(order) in connection.ordered:
+                continue
+            connection.ordered.add(type(order))
+            self._flush(connection, encode(order))
+
+    def _flush(self, connection: _Connection, data: bytes = b"") -> None:
+        channel = connection.channel
+        try:
+            channel.send(data)
+        except OSError as failure:
+            self._end(connection, failure)
+            return
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.unsent else 0)
+        if self._selector.get_key(channel).events != wanted:
+            self._selector.modify(channel, wanted, connection)
 
     def _accept(self) -> None:
-        try:
-            channel, _ = self._server.accept()
-        except OSError:
-            return  # it has gone again
-        channel.setblocking(False)
-        give_up_after(channel, _GONE_SECONDS)
-        self._connections[channel.fileno()] = _Connection(channel, time.monotonic())
-        self._selector.register(channel, selectors.EVENT_READ)
+        for _ in range(_ACCEPTED):
+            try:
+                accepted, _ = self._server.accept()
+            except OSError:
+                return  # there is none any more, or no descriptor for it: strangers are dropped
+            with suppress(OSError):  # it has gone again: reading says so
+                give_up_after(accepted, _GONE_SECONDS)
+            connection = _Connection(Channel(accepted), time.monotonic())
+            self._connections[accepted.fileno()] = connection
+            self._selector.register(connection.channel, selectors.EVENT_READ, connection)
+
+    def _drop_strangers(self) -> None:
+        """End connections that take too long to say who they are, or are too many."""
+        late = time.monotonic() - _GREETING_SECONDS
+        waiting = [c for c in self._connections.values() if c.rank is None]  # the oldest first
+        surplus = len([c for c in waiting if c.words is None]) - _STRANGERS
+        for connection in waiting:
+            stranger = connection.words is None
+            if connection.since < late or (stranger and surplus > 0):
+                self._drop(connection)
+                surplus -= stranger
 
     def _read(self, connection: _Connection) -> None:
+        stranger = connection.words is None
+        most = len(self._token) + 1 - len(connection.token) if stranger else _READ_BYTES
         try:
-            received = connection.channel.recv(_READ_BYTES)
-        except BlockingIOError:
-            return
+            received = connection.channel.receive(most)
         except OSError as failure:
-            self._lost(connection, failure)
+            self._end(connection, failure)
+            return
+        if received is None:
             return
         if not received:
-            self._lost(connection, None)
+            self._end(connection, None)
+        elif connection.words is None:
+            self._greet(connection, received)
+        else:
+            self._hear(connection, connection.words, received)
+
+    def _greet(self, connection: _Connection, received: bytes) -> None:
+        """Compare the token, once it is whole: how much of it is right is nobody's business."""
+        connection.token += received
+        expected = self._token.encode() + b"\n"
+        if len(connection.token) < len(expected) and b"\n" not in connection.token:
             return
-        connection.received += received
-        *lines, rest = connection.received.split(b"\n")
-        connection.received = bytearray(rest)
-        limit = _GREETING_BYTES if connection.rank is None else _LINE_BYTES
+        if secrets.compare_digest(bytes(connection.token), expected):
+            connection.words = WordReader(REPORTS)
+        else:
+            self._drop(connection)
+
+    def _hear(self, connection: _Connection, words: WordReader[Report], received: bytes) -> None:
         try:
-            if len(rest) > limit:
-                raise ValueError("a line without an end")
-            for line in lines:
-                self._hear(connection, json.loads(line))
-        except (ValueError, KeyError, TypeError):
-            self._drop(connection)  # not one of ours
+            for word in words.feed(received):
+                if connection.rank is None:
+                    self._welcome(connection, word)
+                else:
+                    self._take(connection, connection.rank, word)
+        except MalformedWord as failure:
+            if connection.rank is None:
+                self._drop(connection)
+            else:
+                connection.rank.malformed = str(failure)
+                self._lose(connection, Loss.WORD)
 
-    def _hear(self, connection: _Connection, word: dict[str, Any]) -> None:
+    def _welcome(self, connection: _Connection, word: Report) -> None:
+        if not isinstance(word, Hello) or word.rank >= len(self._hosts):
+            raise MalformedWord("no rank of this attempt")
+        if word.rank in self.ranks:
+            raise MalformedWord(f"rank {word.rank} has come already")
         now = time.monotonic()
-        rank = connection.rank
-        if rank is None:
-            hello = word["hello"]
-            if not secrets.compare_digest(str(hello.pop("token")), self._token):
-                raise ValueError("not of this attempt")
-            rank = RankState(**hello, beat_at=now, progress_at=now)
-            connection.rank = self.ranks[rank.rank] = rank
-            self.on_change(rank)
-            return
-        rank.beat_at = now
-        if "beat" in word:
-            beat = word["beat"]
-            if beat["progress"] != rank.progress:
-                rank.progress, rank.progress_at = beat["progress"], now
-            rank.phase, rank.step = beat["phase"], beat["step"]
-            rank.work_seconds = beat["work_seconds"]
-        elif "end" in word:
-            end = word["end"]
-            rank.exit_code, rank.error, rank.ended = end["exit_code"], end["error"], end["ended"]
-            rank.failed_at = now
-            self.on_change(rank)
-        elif "orphaned" in word:
-            rank.orphaned = True
-        elif "stop" in word:
-            self.stop_wanted = True
-        elif "stacks" in word:
-            rank.stacks = str(word["stacks"])
-        elif "event" in word:
-            self.on_event(word["event"])
+        rank = RankState(
+            rank=word.rank,
+            host=self._hosts[word.rank],
+            pid=word.pid,
+            start_time=word.start_time,
+            parent_pid=word.parent_pid,
+            parent_start_time=word.parent_start_time,
+            kills_before=word.kills_before,
+            beat_at=now,
+            progress_at=now,
+        )
+        connection.rank = self.ranks[rank.rank] = rank
+        self.changed.append(rank)
 
-    def _lost(self, connection: _Connection, failure: OSError | None) -> None:
+    def _take(self, connection: _Connection, rank: RankState, word: Report) -> None:
+        now = time.monotonic()
+        rank.beat_at = now
+        match word:
+            case Beat():
+                if word.progress != rank.progress:
+                    rank.progress, rank.progress_at = word.progress, now
+                rank.phase, rank.step = word.phase, word.step
+                rank.work_seconds = word.work_seconds
+            case End() if rank.exit_code is None:
+                rank.exit_code, rank.error, rank.ended = word.exit_code, word.error, word.ended
+                rank.failed_at = now
+                self.changed.append(rank)
+            case Stacks():
+                rank.stacks = word.text
+                connection.ordered.discard(ShowStacks)
+            case Recorded():
+                self.events.append(word.record)
+            case Orphaned():
+                rank.orphaned = True
+            case StopWanted():
+                self.stop_wanted = True
+            case _:
+                raise MalformedWord(f"`{word.NAME}` a second time")
+
+    def _end(self, connection: _Connection, failure: OSError | None) -> None:
+        """A connection has ended, or is broken."""
+        gone = failure is not None and failure.errno in _HOST_ERRORS
+        self._lose(connection, Loss.HOST if gone else Loss.PROCESS)
+
+    def _lose(self, connection: _Connection, loss: Loss) -> None:
         rank = connection.rank
         self._drop(connection)
-        if rank is None or rank.exit_code is not None:
+        if rank is None or not rank.lives:
             return
-        gone = isinstance(failure, TimeoutError) or (
-            failure is not None and not isinstance(failure, ConnectionError)
-        )
-        rank.lost = (
-            f"its host {rank.host} does not answer any more"
-            if gone
-            else "its process was killed from outside"
-        )
+        rank.lost = loss
         rank.failed_at = time.monotonic()
         rank.ended = time.time()
-        self.on_change(rank)
+        self.changed.append(rank)
 
     def _drop(self, connection: _Connection) -> None:
-        self._connections.pop(connection.channel.fileno(), None)
-        self._selector.unregister(connection.channel)
-        connection.channel.close()
+        if connection.open:
+            del self._connections[connection.channel.fileno()]
+            self._selector.unregister(connection.channel)
+            connection.channel.close()
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise this process's limit of open files, as far as it may: each rank needs one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

@@ -28,12 +28,13 @@ import psutil
 from dslm.files import write_json
 from dslm.host.processes import send
 from dslm.launch import watchdog
-from dslm.launch.control import Control, RankState
+from dslm.launch.control import Control, Loss, RankState
 from dslm.launch.remote_processes import RemoteProcesses
 from dslm.launch.spec import LaunchRequest
 from dslm.run.attempt import Attempt
 from dslm.run.directory import RunDirectory
 from dslm.run.events import EventName, append_event, append_record, read_events
+from dslm.run.words import EndNow, ShowStacks, Stop
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _POLL_SECONDS = 0.2
@@ -64,6 +65,13 @@ class Kind(StrEnum):
     LAUNCHER = "launcher"
     JOIN = "join"  # ranks that never came
     STALL = "stall"
+
+
+_LOSSES = {
+    Loss.PROCESS: (Kind.KILLED_RANK, "its process was killed from outside"),
+    Loss.HOST: (Kind.HOST, "its host {host} does not answer any more"),
+    Loss.WORD: (Kind.RANK, "it said what no rank of dslm says: {malformed}"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +148,7 @@ def supervise(
             return outcome
         finally:
             if outcome is None or outcome.status not in (Status.DONE, Status.STOPPED):
-                control.tell("end")
+                control.send(EndNow())
             else:
                 watch.settle(_LEAVE_SECONDS)
             if launcher.poll() is None or outcome is None or outcome.status != Status.DONE:
@@ -184,14 +192,12 @@ class _Watch:
         self._slow_rank: int | None = None
         self._ssh_ended: list[tuple[str, str]] = []
         self._log_offset = 0
-        control.on_event = lambda record: append_record(run.events, record)
-        control.on_change = self._write_status
 
     def until_the_end(self) -> Outcome:
         while True:
             # the launcher first: what the ranks have said by then is final
             ended = self._launcher.poll() is not None
-            self._control.poll(0.5 if ended else _POLL_SECONDS)
+            self._poll(0.5 if ended else _POLL_SECONDS)
             self.tell()
             ranks = self._control.ranks.values()
             if len(ranks) == self._attempt.world_size and all(r.exit_code == 0 for r in ranks):
@@ -203,6 +209,18 @@ class _Watch:
                 return failure
             if self._must_kill():
                 return self._outcome(Status.KILLED)
+
+    def _poll(self, seconds: float) -> None:
+        """Receive what the ranks have sent, and write down what is to be kept of it."""
+        control = self._control
+        control.poll(seconds)
+        # a full disk ends the ranks soon enough; it must not end the one who tells of it
+        with suppress(OSError):
+            while control.changed:
+                rank = control.changed.pop(0)
+                write_json(self._run.rank_status(self._attempt.number, rank.rank), rank.document())
+            while control.events:
+                append_record(self._run.events, control.events.pop(0))
 
     def tell(self) -> None:
         """Pass on the events that were added to the run."""
@@ -241,11 +259,11 @@ class _Watch:
 
     def _stalled(self, stall: watchdog.Stall) -> Outcome:
         """Collect the stacks of all ranks, and name the one that differs."""
-        self._control.tell("stacks")
+        self._control.send(ShowStacks())
         deadline = time.monotonic() + _STACKS_SECONDS
         ranks = self._control.ranks.values()
         while time.monotonic() < deadline and not all(r.stacks for r in ranks if r.lives):
-            self._control.poll(_POLL_SECONDS)
+            self._poll(_POLL_SECONDS)
         for rank in ranks:
             file = self._run.stacks(self._attempt.number, rank.rank)
             state = self._elsewhere.state(rank) if rank.lives and not rank.stacks else ""
@@ -303,7 +321,7 @@ class _Watch:
             return False
         if not self._told_stop:
             self._told_stop = True
-            self._control.tell("stop")
+            self._control.send(Stop())
             append_event(self._run.events, EventName.STOP, self._attempt.number, grace=self._grace)
         late = time.monotonic() - self._stop.asked > self._grace
         # before training has started there is nothing to save
@@ -313,7 +331,7 @@ class _Watch:
         """Give the other processes a moment to end by themselves."""
         deadline = time.monotonic() + seconds
         while self._launcher.poll() is None and time.monotonic() < deadline:
-            self._control.poll(_POLL_SECONDS)
+            self._poll(_POLL_SECONDS)
 
     def _outcome(self, status: Status) -> Outcome:
         return Outcome(status=status, attempt=self._attempt.number)
@@ -336,14 +354,9 @@ class _Watch:
         if rank.exit_code is not None:
             words = rank.error or f"it ended with exit code {rank.exit_code}"
             return self._failed(Kind.RANK, words, rank.host, rank.rank)
-        gone = rank.lost is not None and rank.lost.startswith("its host")
-        kind = Kind.HOST if gone else Kind.KILLED_RANK
-        return self._failed(kind, rank.lost or "", rank.host, rank.rank)
-
-    def _write_status(self, rank: RankState) -> None:
-        # a full disk ends the ranks soon enough; it must not end the one who tells of it
-        with suppress(OSError):
-            write_json(self._run.rank_status(self._attempt.number, rank.rank), rank.document())
+        kind, words = _LOSSES[rank.lost or Loss.PROCESS]
+        words = words.format(host=rank.host, malformed=rank.malformed)
+        return self._failed(kind, words, rank.host, rank.rank)
 
 
 def read_rank_statuses(run: RunDirectory, attempt: int) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from dslm.diagnose.explain import Diagnosis, diagnose
 from dslm.errors import OptionError, RecipeError, Where
 from dslm.files import write_atomic, write_json
 from dslm.host.network import address_towards, free_port
-from dslm.launch.control import Control
+from dslm.launch.control import LOOPBACK, Control
 from dslm.launch.remote_processes import RemoteProcesses
 from dslm.launch.sites import LAUNCHERS
 from dslm.launch.spec import LaunchRequest, LaunchSpec
@@ -269,11 +269,11 @@ def _attempt(
         step=point.step if point else 0,
     )
     timeout = work.watchdog.timeout
-    with Control(everywhere=fleet.remote) as control:
-        addresses = (address_towards(rendezvous.master_address),) if fleet.remote else ()
-        attempt = _describe(
-            number, cluster, rendezvous, fleet, work, port, control.address(*addresses)
-        )
+    hosts = [(host.name, host.slots) for host in cluster.hosts]
+    # nobody has to reach it but the ranks
+    address = address_towards(rendezvous.master_address) if fleet.remote else LOOPBACK
+    with Control(hosts, address=address) as control:
+        attempt = _describe(number, cluster, rendezvous, fleet, work, port, control.address())
         attempt.write(run)
         if rendezvous.hosts_without_run_dir:
             send(rendezvous.hosts_without_run_dir, run.path, _copied(run, number), fleet.transport)

@@ -8,7 +8,6 @@ is gone. Started before torch is imported; runs as long as the process. The othe
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import socket
@@ -20,14 +19,33 @@ from typing import Any
 
 import psutil
 
+from dslm.host.channel import Channel
 from dslm.host.kernel import cgroup_kills
 from dslm.host.network import give_up_after
 from dslm.host.processes import kill, start_time
 from dslm.run.attempt import Attempt
+from dslm.run.words import (
+    ORDERS,
+    Beat,
+    End,
+    EndNow,
+    Hello,
+    MalformedWord,
+    Orphaned,
+    Recorded,
+    Report,
+    ShowStacks,
+    Stacks,
+    Stop,
+    StopWanted,
+    WordReader,
+    encode,
+)
 
 _BEAT_SECONDS = 1.0
 _GONE_SECONDS = 8.0  # a little longer than the supervisor's: it is the one that reports
 _CONNECT_SECONDS = 10.0
+_LAST_SECONDS = 10.0  # for a slow supervisor to take the last word
 _EXIT_CODE = 1
 
 
@@ -40,9 +58,7 @@ class Guard:
         Raises:
             RuntimeError: the supervisor can't be reached.
         """
-        self._rank = rank
-        self._host = attempt.host_of(rank)
-        self._channel = _connect(attempt, self._host)
+        self._channel = Channel(_connect(attempt, attempt.host_of(rank)))
         self._sending = threading.Lock()
         self._progress = 0
         self._phase = ""
@@ -51,20 +67,19 @@ class Guard:
         self._parent = os.getppid()
         self._ended = False
         self._stop_wanted = False
-        self._received = b""
+        self._broken = False
+        self._orders = WordReader(ORDERS)
         self.stop_asked = False
-        self._say(
-            "hello",
-            {
-                "token": attempt.control.token,
-                "rank": rank,
-                "host": self._host,
-                "pid": os.getpid(),
-                "start_time": start_time(os.getpid()),
-                "parent_pid": self._parent,
-                "parent_start_time": start_time(self._parent) or 0,
-                "kills_before": cgroup_kills(),  # what is counted later happened to this attempt
-            },
+        self._channel.send(attempt.control.token.encode() + b"\n")
+        self._send(
+            Hello(
+                rank=rank,
+                pid=os.getpid(),
+                start_time=start_time(os.getpid()) or 0,
+                parent_pid=self._parent,
+                parent_start_time=start_time(self._parent) or 0,
+                kills_before=cgroup_kills(),
+            )
         )
         threading.Thread(target=self._watch, name="dslm-guard", daemon=True).start()
 
@@ -85,66 +100,80 @@ class Guard:
 
     def event(self, record: dict[str, Any]) -> None:
         """Hand an event to the supervisor, from a rank that can't write into the run directory."""
-        self._say("event", record)
+        self._send(Recorded(record=record))
 
     def want_stop(self) -> None:
         """Ask the supervisor to stop the run in order: this host's time is over."""
-        self._stop_wanted = True  # said by the watching thread: this may be a signal's handler
+        self._stop_wanted = True  # sent by the watching thread: this may be a signal's handler
 
     def end(self, exit_code: int, error: str | None) -> None:
-        """The rank's last word."""
+        """Send the rank's last word, and wait until the supervisor's host has taken it."""
         self._ended = True
-        self._say("end", {"exit_code": exit_code, "error": error, "ended": time.time()})
+        self._send(End(exit_code=exit_code, error=error, ended=time.time()))
+        deadline = time.monotonic() + _LAST_SECONDS
+        while self._unsent() and time.monotonic() < deadline:
+            select.select([], [self._channel], [], _BEAT_SECONDS)
+            self._send()
 
-    def _say(self, word: str, content: Any) -> None:
-        line = json.dumps({word: content}, default=str).encode() + b"\n"
+    def _send(self, word: Report | None = None) -> None:
+        """Send a word, or what is left of those before it."""
+        data = b"" if word is None else encode(word)
         with self._sending:
             try:
-                self._channel.sendall(line)
+                self._channel.send(data)
             except OSError:
-                return  # the watching thread sees it too, and acts
+                self._broken = True  # the watching thread acts on it
+
+    def _unsent(self) -> bool:
+        with self._sending:
+            return self._channel.unsent and not self._broken
 
     def _beat(self) -> None:
-        self._say(
-            "beat",
-            {
-                "progress": self._progress,
-                "phase": self._phase,
-                "step": self._step,
-                "work_seconds": self._work_seconds,
-            },
+        if self._unsent():
+            return  # the supervisor is slow to read; it learns nothing new from older beats
+        self._send(
+            Beat(
+                progress=self._progress,
+                phase=self._phase,
+                step=self._step,
+                work_seconds=self._work_seconds,
+            )
         )
 
     def _watch(self) -> None:
         while True:
-            readable, _, _ = select.select([self._channel], [], [], _BEAT_SECONDS)
-            if readable and not self._hear():
+            writing = [self._channel] if self._unsent() else []
+            readable, writable, _ = select.select([self._channel], writing, [], _BEAT_SECONDS)
+            if writable:
+                self._send()
+            if self._broken or (readable and not self._receive()):
                 if self._ended:
                     return  # the rank is about to end by itself
                 self._vanish("the supervisor is gone")
             if os.getppid() != self._parent and not self._ended:
-                self._say("orphaned", True)
+                self._send(Orphaned())
                 self._vanish("the launcher that started this rank is gone")
             if self._stop_wanted:
                 self._stop_wanted = False
-                self._say("stop", True)
+                self._send(StopWanted())
             self._beat()
 
-    def _hear(self) -> bool:
-        """Do what the supervisor says; False when it has gone."""
+    def _receive(self) -> bool:
+        """Do what the supervisor orders; False when it has gone."""
         try:
-            received = self._channel.recv(4096)
-        except OSError:
+            received = self._channel.receive(4096)
+            if received is None:
+                return True
+            for order in self._orders.feed(received):
+                match order:
+                    case Stop():
+                        self.stop_asked = True
+                    case ShowStacks():
+                        self._send(Stacks(text=_stacks()))
+                    case EndNow():
+                        self._vanish("the supervisor ends this attempt")
+        except (OSError, MalformedWord):
             return False
-        *lines, self._received = (self._received + received).split(b"\n")
-        for line in lines:
-            word = json.loads(line)
-            if "stop" in word:
-                self.stop_asked = True
-            elif "stacks" in word:
-                self._say("stacks", _stacks())
-            elif "end" in word:
-                self._vanish("the supervisor ends this attempt")
         return bool(received)
 
     def _vanish(self, why: str) -> None:
@@ -162,7 +191,6 @@ def _connect(attempt: Attempt, host: str) -> socket.socket:
         except OSError as failure:
             failures.append(f"{address}:{attempt.control.port}: {failure}")
             continue
-        channel.settimeout(_CONNECT_SECONDS)
         give_up_after(channel, _GONE_SECONDS)
         return channel
     raise RuntimeError(

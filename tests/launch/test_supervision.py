@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,6 +18,7 @@ import pytest
 from dslm.run.attempt import path_word
 from dslm.run.events import read_events
 from tests.conftest import DSLM
+from tests.launch.test_control_port import STRANGE
 from tests.processes import command_line
 
 pytestmark = pytest.mark.slow
@@ -134,3 +137,25 @@ def test_a_stopped_rank_does_not_keep_the_run_from_ending(running: Running) -> N
     code, _ = running.end()
     assert code == 130
     assert not running.alive()
+
+
+def test_a_training_goes_on_under_an_attack_on_its_control_port(running: Running) -> None:
+    control = json.loads((running.run / "logs/attempt-1/attempt.json").read_text())["control"]
+    place = (control["addresses"][0], control["port"])
+    held = []
+    for _ in range(3):
+        for data in STRANGE.values():
+            stranger = socket.create_connection(place, timeout=10)
+            held.append(stranger)
+            with suppress(OSError):  # it is closed while it talks
+                stranger.sendall(data + b"\n")
+        held += [socket.create_connection(place, timeout=10) for _ in range(150)]
+    before = running._steps()
+    running._wait(lambda: running._steps() > before + 5)
+    running.process.send_signal(signal.SIGINT)
+    code, said = running.end()
+    assert code == 130, said
+    assert not running.alive()
+    assert len(list((running.run / "checkpoints").glob("step-*/manifest.json"))) == 1
+    for stranger in held:
+        stranger.close()
