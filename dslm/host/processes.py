@@ -50,12 +50,12 @@ def kill_trees(wanted: Iterable[tuple[int, int]]) -> None:
     kill(victims)
 
 
-def kill(victims: Iterable[psutil.Process]) -> None:
-    """Kill processes with SIGKILL and wait until they are gone."""
+def kill(victims: Iterable[psutil.Process], *, seconds: float = _GONE_SECONDS) -> None:
+    """Kill processes with SIGKILL and wait until they are gone, for so many seconds at most."""
     victims = [process for process in victims if process.pid != os.getpid()]
     for process in victims:
         send(process, signal.SIGKILL)
-    psutil.wait_procs(victims, timeout=_GONE_SECONDS)
+    psutil.wait_procs(victims, timeout=seconds)
 
 
 def send(process: psutil.Process, number: int) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 from dslm.host.channel import Channel
 from dslm.host.network import give_up_after
+from dslm.run import timings
 from dslm.run.attempt import ControlAddress
 from dslm.run.words import (
     REPORTS,
@@ -47,8 +48,6 @@ from dslm.run.words import (
 )
 
 LOOPBACK = "127.0.0.1"
-_GONE_SECONDS = 6.0  # without an answer from a host's kernel
-_GREETING_SECONDS = 10.0  # for a connection to say who it is
 _STRANGERS = 256  # connections without a token; the oldest goes when there are more
 _ACCEPTED = 64  # connections in one round
 _READ_BYTES = 65536
@@ -212,14 +211,14 @@ class Control:
             except OSError:
                 return  # there is none any more, or no descriptor for it: strangers are dropped
             with suppress(OSError):  # it has gone again: reading says so
-                give_up_after(accepted, _GONE_SECONDS)
+                give_up_after(accepted, timings.SUPERVISOR_GIVES_UP_SECONDS)
             connection = _Connection(Channel(accepted), time.monotonic())
             self._connections[accepted.fileno()] = connection
             self._selector.register(connection.channel, selectors.EVENT_READ, connection)
 
     def _drop_strangers(self) -> None:
         """End connections that take too long to say who they are, or are too many."""
-        late = time.monotonic() - _GREETING_SECONDS
+        late = time.monotonic() - timings.CONNECT_SECONDS
         waiting = [c for c in self._connections.values() if c.rank is None]  # the oldest first
         surplus = len([c for c in waiting if c.words is None]) - _STRANGERS
         for connection in waiting:

@@ -18,8 +18,9 @@ from dslm.host import processes
 from dslm.host.kernel import OomVerdict, killed_for_memory
 from dslm.launch.control import RankState
 from dslm.reach.remote import Transport, run_on
+from dslm.run import timings
 
-_SECONDS = 5.0  # for a host to answer: an attempt ends within ten
+_ANSWER_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +34,7 @@ class RemoteProcesses:
         if self.transport is None:
             return processes.state(rank.pid, rank.start_time)
         argv = _argv("state", [(rank.pid, rank.start_time)])
-        answer = run_on(rank.host, argv, seconds=_SECONDS, transport=self.transport)
+        answer = run_on(rank.host, argv, seconds=_ANSWER_SECONDS, transport=self.transport)
         return answer.stdout.strip() if answer.ok else "out of reach"
 
     def kill(self, ranks: Iterable[RankState], *, parents: bool) -> None:
@@ -56,7 +57,12 @@ class RemoteProcesses:
             return
 
         def end(host: str) -> None:
-            run_on(host, _argv("kill", named[host]), seconds=_SECONDS, transport=transport)
+            run_on(
+                host,
+                _argv("kill", named[host]),
+                seconds=timings.REMOTE_SECONDS,
+                transport=transport,
+            )
 
         with ThreadPoolExecutor(min(64, len(named))) as pool:
             list(pool.map(end, named))
@@ -74,7 +80,7 @@ class RemoteProcesses:
         """
         if self.transport is not None:
             argv = [sys.executable, "-m", "dslm.host.kernel", str(since), *map(str, sorted(pids))]
-            answer = run_on(host, argv, seconds=_SECONDS, transport=self.transport)
+            answer = run_on(host, argv, seconds=_ANSWER_SECONDS, transport=self.transport)
             with suppress(ValueError, TypeError):  # it gave no answer
                 return OomVerdict(**json.loads(answer.stdout))
         elif host in ("localhost", socket.gethostname()):

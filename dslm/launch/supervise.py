@@ -31,17 +31,13 @@ from dslm.launch import watchdog
 from dslm.launch.control import Control, Loss, RankState
 from dslm.launch.remote_processes import RemoteProcesses
 from dslm.launch.spec import LaunchRequest
+from dslm.run import timings
 from dslm.run.attempt import Attempt
 from dslm.run.directory import RunDirectory
 from dslm.run.events import EventName, append_event, append_record, read_events
 from dslm.run.words import EndNow, ShowStacks, Stop
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-_POLL_SECONDS = 0.2
-_TERM_SECONDS = 2.0  # between SIGTERM and SIGKILL
-_SETTLE_SECONDS = 3.0  # after a rank has failed, the others may still say why
-_LEAVE_SECONDS = 6.0  # after its last word a rank still leaves Python, and its launcher sees it
-_STACKS_SECONDS = 3.0
 _SLOW_EVERY_SECONDS = 60.0
 # pdsh(1) says this on stderr for every host as it happens; DeepSpeed passes it through
 _SSH_ENDED = re.compile(r"^pdsh@\S+: (\S+): ssh exited with exit code (\d+)", re.MULTILINE)
@@ -150,7 +146,7 @@ def supervise(
             if outcome is None or outcome.status not in (Status.DONE, Status.STOPPED):
                 control.send(EndNow())
             else:
-                watch.settle(_LEAVE_SECONDS)
+                watch.settle(timings.LEAVE_SECONDS)
             if launcher.poll() is None or outcome is None or outcome.status != Status.DONE:
                 elsewhere.kill(control.ranks.values(), parents=request.owns_parents)
             _end_launcher(launcher)
@@ -197,7 +193,7 @@ class _Watch:
         while True:
             # the launcher first: what the ranks have said by then is final
             ended = self._launcher.poll() is not None
-            self._poll(0.5 if ended else _POLL_SECONDS)
+            self._poll(timings.DRAIN_SECONDS if ended else timings.POLL_SECONDS)
             self.tell()
             ranks = self._control.ranks.values()
             if len(ranks) == self._attempt.world_size and all(r.exit_code == 0 for r in ranks):
@@ -237,7 +233,7 @@ class _Watch:
         self._name_slow(now)
         if _first_failed(ranks) is not None:
             self._noticed = time.time()
-            self.settle(_SETTLE_SECONDS)
+            self.settle(timings.SETTLE_SECONDS)
             return self._of_rank(_first_failed(ranks) or next(iter(ranks)))
         orphan = next((rank for rank in ranks if rank.orphaned and rank.lives), None)
         if orphan is not None:
@@ -260,10 +256,10 @@ class _Watch:
     def _stalled(self, stall: watchdog.Stall) -> Outcome:
         """Collect the stacks of all ranks, and name the one that differs."""
         self._control.send(ShowStacks())
-        deadline = time.monotonic() + _STACKS_SECONDS
+        deadline = time.monotonic() + timings.STACKS_SECONDS
         ranks = self._control.ranks.values()
         while time.monotonic() < deadline and not all(r.stacks for r in ranks if r.lives):
-            self._poll(_POLL_SECONDS)
+            self._poll(timings.POLL_SECONDS)
         for rank in ranks:
             file = self._run.stacks(self._attempt.number, rank.rank)
             state = self._elsewhere.state(rank) if rank.lives and not rank.stacks else ""
@@ -331,7 +327,7 @@ class _Watch:
         """Give the other processes a moment to end by themselves."""
         deadline = time.monotonic() + seconds
         while self._launcher.poll() is None and time.monotonic() < deadline:
-            self._poll(_POLL_SECONDS)
+            self._poll(timings.POLL_SECONDS)
 
     def _outcome(self, status: Status) -> Outcome:
         return Outcome(status=status, attempt=self._attempt.number)
@@ -395,10 +391,10 @@ def _end_launcher(launcher: subprocess.Popen[bytes]) -> None:
     for process in processes:
         for number in (signal.SIGTERM, signal.SIGCONT):
             send(process, number)
-    _, alive = psutil.wait_procs(processes, timeout=_TERM_SECONDS)
+    _, alive = psutil.wait_procs(processes, timeout=timings.TERM_SECONDS)
     for process in alive:
         send(process, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=_TERM_SECONDS)
+    psutil.wait_procs(alive, timeout=timings.KILL_SECONDS)
     # what was started while the others ended
     for process in _descendants():
         send(process, signal.SIGKILL)

@@ -11,13 +11,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from dslm.launch.control import RankState
+from dslm.run import timings
 
 _LEAST_SECONDS = 60.0  # a garbage collection, a slow disk, a long evaluation batch
 _STEPS = 30.0  # so many times the usual step is no hiccup any more
 # Where nothing tells how long it may take (loading a model, saving a checkpoint): as long as
 # torch.distributed lets a collective over gloo wait (default_pg_timeout, 30 minutes).
 _SLOW_PHASE_SECONDS = 1800.0
-_SILENT_SECONDS = 5.0  # a rank that lives says so every second
 _SLOW_RATIO = 1.3
 _SLOW_SHARE = 0.05  # of the step: less is noise
 
@@ -94,7 +94,7 @@ def stalled(
 def differing(ranks: Collection[RankState], now: float) -> tuple[RankState, str] | None:
     """The rank that is not like the others, and in what; None: they are all alike."""
     living = [rank for rank in ranks if rank.lives]
-    silent = [rank for rank in living if now - rank.beat_at > _SILENT_SECONDS]
+    silent = [rank for rank in living if now - rank.beat_at > timings.SILENT_SECONDS]
     if silent and len(silent) < len(living):
         quietest = min(silent, key=lambda rank: rank.beat_at)
         return quietest, f"it has said nothing for {now - quietest.beat_at:.0f} s"

@@ -23,6 +23,7 @@ from dslm.host.channel import Channel
 from dslm.host.kernel import cgroup_kills
 from dslm.host.network import give_up_after
 from dslm.host.processes import kill, start_time
+from dslm.run import timings
 from dslm.run.attempt import Attempt
 from dslm.run.words import (
     ORDERS,
@@ -42,10 +43,6 @@ from dslm.run.words import (
     encode,
 )
 
-_BEAT_SECONDS = 1.0
-_GONE_SECONDS = 8.0  # a little longer than the supervisor's: it is the one that reports
-_CONNECT_SECONDS = 10.0
-_LAST_SECONDS = 10.0  # for a slow supervisor to take the last word
 _EXIT_CODE = 1
 
 
@@ -110,9 +107,9 @@ class Guard:
         """Send the rank's last word, and wait until the supervisor's host has taken it."""
         self._ended = True
         self._send(End(exit_code=exit_code, error=error, ended=time.time()))
-        deadline = time.monotonic() + _LAST_SECONDS
+        deadline = time.monotonic() + timings.LAST_WORD_SECONDS
         while self._unsent() and time.monotonic() < deadline:
-            select.select([], [self._channel], [], _BEAT_SECONDS)
+            select.select([], [self._channel], [], timings.BEAT_SECONDS)
             self._send()
 
     def _send(self, word: Report | None = None) -> None:
@@ -143,7 +140,9 @@ class Guard:
     def _watch(self) -> None:
         while True:
             writing = [self._channel] if self._unsent() else []
-            readable, writable, _ = select.select([self._channel], writing, [], _BEAT_SECONDS)
+            readable, writable, _ = select.select(
+                [self._channel], writing, [], timings.BEAT_SECONDS
+            )
             if writable:
                 self._send()
             if self._broken or (readable and not self._receive()):
@@ -178,7 +177,8 @@ class Guard:
 
     def _vanish(self, why: str) -> None:
         os.write(2, f"dslm: {why}; this rank ends\n".encode())
-        kill(psutil.Process().children(recursive=True))
+        children = psutil.Process().children(recursive=True)
+        kill(children, seconds=timings.RANK_ENDS_CHILDREN_SECONDS)
         os._exit(_EXIT_CODE)
 
 
@@ -187,11 +187,11 @@ def _connect(attempt: Attempt, host: str) -> socket.socket:
     for address in attempt.control.addresses:
         place = (address, attempt.control.port)
         try:
-            channel = socket.create_connection(place, timeout=_CONNECT_SECONDS)
+            channel = socket.create_connection(place, timeout=timings.CONNECT_SECONDS)
         except OSError as failure:
             failures.append(f"{address}:{attempt.control.port}: {failure}")
             continue
-        give_up_after(channel, _GONE_SECONDS)
+        give_up_after(channel, timings.RANK_GIVES_UP_SECONDS)
         return channel
     raise RuntimeError(
         f"{host} can't reach the supervisor at {', '.join(failures)}: does a firewall stop it?"

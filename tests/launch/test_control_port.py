@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dslm.launch import control as channel
 from dslm.launch.control import Control, Loss
+from dslm.run import timings
 from dslm.run.words import (
     ORDERS,
     REPORTS,
@@ -183,7 +184,7 @@ def test_a_stranger_does_nothing_but_end_its_own_connection(
 def test_who_says_nothing_or_a_letter_now_and_then_is_not_waited_for(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel, "_GREETING_SECONDS", 0.3)
+    monkeypatch.setattr(timings, "CONNECT_SECONDS", 0.3)
     rank = join(control)
     silent, slow, guest = connect(control), connect(control), connect(control)
     guest.sendall(control.address().token.encode() + b"\n")  # and no word after it
