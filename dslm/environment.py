@@ -18,6 +18,8 @@ VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 """Which CUDA devices may be used."""
 THREADS = "OMP_NUM_THREADS"
 """CPU threads per rank; set so that the ranks of a host don't fight over cores."""
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""Lets torch load nothing but tensors and plain values; dslm sets it while it reads checkpoints."""
 TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 """Where the tracker tensorboard writes; the run's own `tensorboard/` unless it is set."""
 

@@ -36,7 +36,7 @@ def ask(
         RunFailed: it ended without an answer.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", module],
+        [sys.executable, "-P", "-m", module],  # modules of the current folder are no libraries
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -94,3 +94,11 @@ Resume = Annotated[
         help="Insist on going on with the run in `-o`; without it an unfinished one is found.",
     ),
 ]
+TrustCheckpoint = Annotated[
+    bool,
+    typer.Option(
+        "--trust-checkpoint",
+        help="Load a checkpoint that holds more than tensors. That runs whatever its author put "
+        "into it.",
+    ),
+]

@@ -38,6 +38,7 @@ def train(
     master_port: options.MasterPort = None,
     output: options.Output = None,
     resume: options.Resume = False,
+    trust_checkpoint: options.TrustCheckpoint = False,
     force: options.Force = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -77,6 +78,7 @@ def train(
                 "--master-port": master_port,
                 "--no-preflight": no_preflight,
                 "--resume": resume,
+                "--trust-checkpoint": trust_checkpoint,
                 "--force": force,
             },
         )
@@ -131,6 +133,7 @@ def train(
             check=check,
             master_port=master_port,
             resume=resume,
+            trust_checkpoint=trust_checkpoint,
             command=sys.argv,
             on_event=screen.event,
             on_run=lambda path: screen.label("run", str(path)),

@@ -18,8 +18,9 @@ from typing import Any
 from dslm.errors import OptionError, RunFailed, Where
 from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
-from dslm.run.checkpoints import Checkpoint, newest_sound
+from dslm.run.checkpoints import Checkpoint, newest_sound, state_folder
 from dslm.run.directory import RunDirectory
+from dslm.run.pickles import foreign_names
 from dslm.run.summary import summarize
 
 # What may differ between two attempts of one run: how the same mathematics is executed.
@@ -29,6 +30,8 @@ _MAY_DIFFER = frozenset({
     "evaluation", "watchdog", "environment", "data.workers", "data.sharding",
 })  # fmt: skip
 _TRAINER_STATE = "trainer_state.json"
+_CONVERTER = "dslm.worker.convert"
+TRUST = "--trust-checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +93,7 @@ def resume_point(
     world_size: int,
     zero_stage: int,
     log: Path,
+    trust: bool = False,
     tell: Callable[[str], None] = lambda detail: None,
 ) -> ResumePoint | None:
     """The newest sound checkpoint, converted when it has to be; None: there is none.
@@ -99,10 +103,12 @@ def resume_point(
         world_size: ranks there are now.
         zero_stage: stage they use.
         log: what the converter prints goes there.
+        trust: a checkpoint may hold more than tensors, which runs code when it is loaded.
         tell: told what people should know: checkpoints that can't be used, a conversion.
 
     Raises:
-        OptionError: no conversion leads from the checkpoint's stage to this one.
+        OptionError: no conversion leads from the checkpoint's stage to this one, or it holds more
+            than tensors.
         RunFailed: the conversion failed.
     """
     checkpoint, problems = newest_sound(run.checkpoints)
@@ -111,6 +117,8 @@ def resume_point(
     if checkpoint is None:
         tell("there is no checkpoint to go on from: the run begins again")
         return None
+    if not trust:
+        check_harmless(checkpoint)
     same = (checkpoint.world_size, checkpoint.zero_stage) == (world_size, zero_stage)
     # without ZeRO every rank holds the whole state: any number of ranks can load it
     plain = checkpoint.zero_stage == zero_stage == 0
@@ -123,7 +131,7 @@ def resume_point(
         )
         path = run.checkpoints / f".universal-{checkpoint.step}"
         began = time.monotonic()
-        convert(checkpoint, path, log)
+        convert(checkpoint, path, log, trust=trust)
         seconds = time.monotonic() - began
     return ResumePoint(
         path=str(path.relative_to(run.path)),
@@ -133,7 +141,32 @@ def resume_point(
     )
 
 
-def convert(checkpoint: Checkpoint, folder: Path, log: Path) -> None:
+def check_harmless(checkpoint: Checkpoint) -> None:
+    """Check that loading a checkpoint makes tensors and plain values, and runs nothing.
+
+    The ranks and the converter would refuse it too, whatever happens to the files until then; this
+    says so before anything starts.
+
+    Raises:
+        OptionError: it doesn't, or the states are outside of it.
+    """
+    found = foreign_names(checkpoint.path / name for name in checkpoint.files)
+    for file, names in found.items():
+        raise OptionError(
+            f"holds more than tensors: loading it would run `{'`, `'.join(names[:3])}`",
+            where=Where(file=file),
+            hint="leave it alone unless you know who wrote it; "
+            f"`{TRUST}` loads it as it is, and runs what it says",
+        )
+    try:
+        folder = state_folder(checkpoint.path)
+    except (OSError, ValueError) as failure:
+        raise OptionError(str(failure), where=Where(file=checkpoint.path)) from failure
+    if not any(name.startswith(f"{folder.name}/") for name in checkpoint.files):
+        raise OptionError("holds no states of DeepSpeed's", where=Where(file=checkpoint.path))
+
+
+def convert(checkpoint: Checkpoint, folder: Path, log: Path, *, trust: bool = False) -> None:
     """Convert a checkpoint to DeepSpeed's universal format; the folder appears whole.
 
     It is made anew each time, and goes when the next checkpoint is saved.
@@ -147,7 +180,7 @@ def convert(checkpoint: Checkpoint, folder: Path, log: Path) -> None:
     partial.mkdir(parents=True)
     tag = f"global_step{checkpoint.step}"
     argv = [
-        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal",
+        sys.executable, "-P", "-m", _CONVERTER, *(["--trust"] if trust else []),
         "--input_folder", str(checkpoint.path / tag),
         "--output_folder", str(partial / f"{tag}_universal"),
         "--num_extract_workers", "1", "--num_merge_workers", "1",

@@ -63,6 +63,7 @@ class RankProgram:
     arguments: tuple[str, ...] = ()
     grace: float = _SCRIPT_GRACE
     watchdog: Watchdog = field(default_factory=Watchdog)
+    trust_checkpoint: bool = False
 
 
 def launch_training(
@@ -74,6 +75,7 @@ def launch_training(
     check: Callable[[Job], None],
     master_port: int | None,
     resume: bool,
+    trust_checkpoint: bool = False,
     command: Sequence[str],
     on_event: OnEvent,
     on_run: Callable[[Path], None],
@@ -89,6 +91,7 @@ def launch_training(
         check: raises what stands against launching a job, such as that it doesn't fit.
         master_port: where the ranks meet; None: a free port.
         resume: there must be an unfinished run in `output`.
+        trust_checkpoint: load more of its checkpoint than tensors, which may run code.
         command: the command line, for the manifest.
         on_event: told every event.
         on_run: told the run directory before anything starts.
@@ -131,12 +134,13 @@ def launch_training(
             if restarts == 0:
                 check_same_recipe(run, job.recipe)
                 on_run(run.path)
-            point = _resume(run, job, on_event)
+            point = _resume(run, job, on_event, trust=trust_checkpoint)
             _write_again(run, job, point)
         if restarts:
             _tell_restart(run, rendezvous, job, point, on_event)
+        work = _work(job.recipe, trust_checkpoint)
         outcome, again = _attempt(
-            run, job.cluster, rendezvous, fleet, _work(job.recipe), port, on_event,
+            run, job.cluster, rendezvous, fleet, work, port, on_event,
             point=point, restarts_left=fleet.max_restarts - restarts,
         )  # fmt: skip
         if not again:
@@ -240,12 +244,13 @@ def script_work(
     )
 
 
-def _work(recipe: Recipe) -> RankProgram:
+def _work(recipe: Recipe, trust_checkpoint: bool = False) -> RankProgram:
     return RankProgram(
         module=WORKER,
         environment=recipe.environment,
         grace=recipe.checkpoint.grace,
         watchdog=recipe.watchdog,
+        trust_checkpoint=trust_checkpoint,
     )
 
 
@@ -351,6 +356,7 @@ def _describe(
         hosts_without_run_dir=rendezvous.hosts_without_run_dir,
         script=work.script,
         arguments=work.arguments,
+        trust_checkpoint=work.trust_checkpoint,
     )
 
 
@@ -402,7 +408,7 @@ def _write_again(run: RunDirectory, job: Job, point: ResumePoint | None) -> None
     write_json(run.plan, plan_document(job))
 
 
-def _resume(run: RunDirectory, job: Job, on_event: OnEvent) -> ResumePoint | None:
+def _resume(run: RunDirectory, job: Job, on_event: OnEvent, *, trust: bool) -> ResumePoint | None:
     """Find where to go on, and tell what was seen on the way."""
     attempt = len(read_manifest(run).attempts) + 1
 
@@ -414,6 +420,7 @@ def _resume(run: RunDirectory, job: Job, on_event: OnEvent) -> ResumePoint | Non
         world_size=job.cluster.world_size,
         zero_stage=job.plan.strategy.zero_stage,
         log=run.logs(attempt) / "convert.log",
+        trust=trust,
         tell=tell,
     )
     if point is not None and point.seconds is not None:

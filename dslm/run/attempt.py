@@ -43,6 +43,7 @@ class Attempt:
     hosts_without_run_dir: tuple[str, ...] = ()  # they have a copy of what ranks read
     script: str | None = None  # of `dslm launch`
     arguments: tuple[str, ...] = ()
+    trust_checkpoint: bool = False  # load more of it than tensors, which may run code
 
     @property
     def world_size(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from dslm.files import write_json
 
 MANIFEST = "manifest.json"
 _BLOCK = 2**24
+_STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})")
+_TAG = re.compile(r"global_step[0-9]+(_universal)?")  # DeepSpeed's name of a folder of states
 FileEntry = dict[str, Any]  # `size` in bytes and `blake2b`
 
 
@@ -60,23 +63,47 @@ def file_entries(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
 def complete_checkpoints(folder: Path) -> list[Checkpoint]:
     """All complete checkpoints, the oldest first; sizes are compared, checksums are not."""
     found = []
-    for manifest in folder.glob("step-*/" + MANIFEST):
+    for path in _step_folders(folder):
         try:
-            content = json.loads(manifest.read_text(encoding="utf-8"))
-            checkpoint = Checkpoint(
-                path=manifest.parent,
-                step=content["step"],
-                world_size=content["world_size"],
-                zero_stage=content["zero_stage"],
-                eval_loss=content.get("eval_loss"),
-                files=content["files"],
-            )
-            there = {n: p.stat().st_size for n, p in _files(manifest.parent).items()}
+            checkpoint = _read_checkpoint(path)
+            there = {n: p.stat().st_size for n, p in _files(path).items()}
             if there == {name: entry["size"] for name, entry in checkpoint.files.items()}:
                 found.append(checkpoint)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    return found
+
+
+def state_folder(checkpoint: Path) -> Path:
+    """The folder of DeepSpeed's states in a checkpoint, which the file `latest` names.
+
+    Raises:
+        ValueError: it names something else than a folder in the checkpoint.
+        OSError: it can't be read.
+    """
+    name = (checkpoint / "latest").read_text(encoding="utf-8").strip()
+    if not _TAG.fullmatch(name):
+        raise ValueError(f"`latest` names no folder of states: {name[:40]!r}")
+    return checkpoint / name
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
+    """What a manifest says; what is wrong in it raises."""
+    content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    numbers = {name: content[name] for name in ("step", "world_size", "zero_stage")}
+    if not all(type(number) is int and number >= 0 for number in numbers.values()):
+        raise ValueError("numbers are wrong")
+    if path.name != f"step-{numbers['step']}":
+        raise ValueError("it is another step's")
+    return Checkpoint(
+        path=path, **numbers, eval_loss=content.get("eval_loss"), files=content["files"]
+    )
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    """The folders that have a checkpoint's name, the oldest first."""
+    named = ((_STEP.fullmatch(path.name), path) for path in folder.glob("step-*"))
+    return [path for _, path in sorted((int(m[1]), path) for m, path in named if m)]
 
 
 def superseded(complete: list[Checkpoint], keep: int, keep_best: int) -> list[Checkpoint]:
@@ -97,8 +124,7 @@ def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose checksums are right, and what is wrong with newer ones."""
     complete = {checkpoint.path: checkpoint for checkpoint in complete_checkpoints(folder)}
     problems = []
-    names = sorted(folder.glob("step-*"), key=lambda p: int(p.name.partition("-")[2]), reverse=True)
-    for path in names:
+    for path in reversed(_step_folders(folder)):
         checkpoint = complete.get(path)
         if checkpoint is None:
             problems.append(f"{path.name} is not complete")

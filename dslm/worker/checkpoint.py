@@ -181,9 +181,10 @@ class CheckpointWriter:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what interrupted or no longer wanted work left beside the checkpoints."""
-    for leftover in folder.glob(".*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Remove what interrupted or no longer wanted work of dslm's left beside the checkpoints."""
+    for pattern in (".step-*.partial", ".universal-*"):
+        for leftover in folder.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _report(partial: Path, rank: int, files: Iterable[Path]) -> None:

@@ -11,8 +11,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import deepspeed
@@ -21,7 +23,7 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from dslm import environment
-from dslm.errors import DataError, Where
+from dslm.errors import DataError, InputError, Where
 from dslm.recipe.duration import total_steps
 from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
@@ -41,6 +43,7 @@ from dslm.worker.operators import build_folder, is_built, remove_dead_marks
 from dslm.worker.peaks import resident
 from dslm.worker.ranks import Rank, release_shared_memory
 from dslm.worker.tasks import task_of
+from dslm.worker.tensors_only import tensors_only
 from dslm.worker.trainer import run_trainer
 
 _JOIN_TIMEOUT = timedelta(minutes=10)  # for all ranks to have imported torch and to meet
@@ -155,7 +158,7 @@ def train(rank: Rank) -> None:
     )
     trainer.add_callback(stop)
     phase("partitioning", f"ZeRO stage {stage}")
-    trainer.train(resume_from_checkpoint=_resumed(run, start.resumed_from))
+    _train(trainer, rank, start.resumed_from)
     writer.finish()
     if stop.stopped and trainer.state.global_step < steps:
         events.write(
@@ -288,8 +291,23 @@ def _size(parameter: torch.nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def _resumed(run: RunDirectory, checkpoint: str | None) -> str | None:
-    return str(run.path / checkpoint) if checkpoint else None
+def _train(trainer: Any, rank: Rank, checkpoint: str | None) -> None:
+    """Train from a checkpoint, or from nothing.
+
+    Raises:
+        InputError: the checkpoint holds more than tensors, and nobody said to trust it.
+    """
+    path = str(rank.run.path / checkpoint) if checkpoint else None
+    try:
+        with nullcontext() if rank.attempt.trust_checkpoint else tensors_only():
+            trainer.train(resume_from_checkpoint=path)
+    except UnpicklingError as failure:
+        raise InputError(
+            "holds more than tensors, and loading that could run code: "
+            + str(failure).strip().partition("\n")[0],
+            where=Where(file=path),
+            hint="`--trust-checkpoint` loads it as it is, and runs what it says",
+        ) from failure
 
 
 def _planned(plan: Path) -> dict[str, Any]:

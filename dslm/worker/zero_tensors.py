@@ -1,15 +1,14 @@
 """The parameters in a ZeRO checkpoint of any stage, each read from disk only when it is wanted.
 
-Files are memory-mapped and unpickled with `weights_only` (beside tensors they hold three harmless
-types of DeepSpeed's, named below). Source of the layout: deepspeed/utils/zero_to_fp32.py, which
-itself loads everything at once.
+Files are memory-mapped, and only tensors and plain values are read of them
+(`dslm.worker.tensors_only`). Source of the layout: deepspeed/utils/zero_to_fp32.py, which itself
+loads everything at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum, EnumType
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 
 from dslm.errors import InputError, Where
+from dslm.run.checkpoints import state_folder
+from dslm.worker.tensors_only import tensors_only
 
 _MODEL = "*mp_rank_00_model_states.pt"
 _OPTIMIZER = "*zero_pp_rank_*_mp_rank_00_optim_states.pt"
@@ -55,7 +56,18 @@ def stored_tensors(checkpoint: Path, zero_stage: int) -> dict[str, StoredTensor]
     Raises:
         InputError: the folder holds no checkpoint of DeepSpeed's, or a tensor-parallel one.
     """
-    folder = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
+    try:
+        return _stored_tensors(checkpoint, zero_stage)
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as failure:
+        raise InputError(
+            "is not a checkpoint as DeepSpeed writes it: "
+            f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}",
+            where=Where(file=checkpoint),
+        ) from failure
+
+
+def _stored_tensors(checkpoint: Path, zero_stage: int) -> dict[str, StoredTensor]:
+    folder = state_folder(checkpoint)
     if list(folder.glob("*mp_rank_01_*")):
         raise InputError(
             "holds a tensor-parallel model, which can't be put together here",
@@ -123,21 +135,15 @@ def _in_rank_order(folder: Path, pattern: str) -> list[Path]:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    known = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
-    # some versions of Python (3.11.2) pickle the member of an enum as getattr(enum, name)
-    by_name = [(_member, f"{module}.getattr") for module in ("builtins", "__builtin__")]
-    with torch.serialization.safe_globals([*known, *by_name]):
-        loaded: dict[str, Any] = torch.load(file, mmap=True, weights_only=True, map_location="cpu")
+    try:
+        with tensors_only():
+            loaded = torch.load(file, mmap=True, weights_only=True, map_location="cpu")
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as failure:
+        raise InputError(
+            f"is not a file of tensors: {str(failure).splitlines()[0]}",
+            where=Where(file=file),
+            hint="nothing else is read of a checkpoint, since that could run code",
+        ) from failure
+    if not isinstance(loaded, dict):
+        raise InputError("holds no state of DeepSpeed's", where=Where(file=file))
     return loaded
-
-
-def _member(kind: object, name: str) -> Enum:
-    """What stands in for `getattr` in a checkpoint: the member of an enum, and nothing else."""
-    if not isinstance(kind, EnumType):
-        raise UnpicklingError(f"a checkpoint asks for the attribute `{name}` of {kind!r}")
-    member: Enum = kind[name]
-    return member
