@@ -2,7 +2,8 @@
 
 docs/recipe.md from the recipe's schema, docs/failures.md from the catalogue of failures,
 docs/environment.md from dslm/environment.py, the table of presets in README.md from theirs,
-dslm/zero/keys.json from the installed DeepSpeed and, given a run directory (`python scripts/docs.py
+dslm/zero/keys.json from the installed DeepSpeed, transformers.json of the checks from the installed
+transformers and, given a run directory (`python scripts/docs.py
 RUN`), the picture of the screen from its events.
 """
 
@@ -140,10 +141,10 @@ def failures_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def keys_table() -> str:
-    """dslm/zero/keys.json; in a process of its own, since DeepSpeed prints when it is imported."""
+def made_by(module: str) -> str:
+    """A JSON file as a module of the worker makes it; its libraries print when imported."""
     made = subprocess.run(
-        [sys.executable, "-m", "dslm.worker.deepspeed_keys"],
+        [sys.executable, "-m", module],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -172,7 +173,10 @@ def main() -> None:
         ROOT / "docs" / "recipe.md": recipe_page(),
         ROOT / "docs" / "environment.md": environment_page(),
         ROOT / "docs" / "failures.md": failures_page(),
-        ROOT / "dslm" / "zero" / "keys.json": keys_table(),
+        ROOT / "dslm" / "zero" / "keys.json": made_by("dslm.worker.deepspeed_keys"),
+        ROOT / "dslm" / "decide" / "checks" / "transformers.json": made_by(
+            "dslm.worker.transformers_facts"
+        ),
         ROOT / "README.md": readme((ROOT / "README.md").read_text()),
     }
     if "--check" in sys.argv:

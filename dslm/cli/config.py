@@ -45,12 +45,14 @@ def config(
         _check(check, json)
         return
     from dslm.cluster.detect import local_cluster
-    from dslm.decide.job import resolve_job
+    from dslm.decide.checks.base import Verb
+    from dslm.decide.checks.every import Asking
+    from dslm.decide.ready import ready_job
     from dslm.recipe.load import load_recipe
 
     loaded = load_recipe(str(recipe), set_ or ())
     cluster = local_cluster(num_gpus=num_gpus, ranks=loaded.recipe.parallel.ranks)
-    config = resolve_job(loaded, cluster).config
+    config = ready_job(loaded, cluster, Asking(verb=Verb.CONFIG)).config
     if not explain:
         terminal.write_json(config.values)
         return

@@ -36,6 +36,7 @@ def launch(
     no_preflight: options.NoPreflight = False,
     master_port: options.MasterPort = None,
     output: options.Output = None,
+    force: options.Force = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
@@ -51,7 +52,10 @@ def launch(
     """
     from dslm.cli.progress import RunScreen
     from dslm.cli.train import report_end, show_dry_run
-    from dslm.decide.job import check_arguments, check_port, resolve_job
+    from dslm.decide.checks.base import Verb
+    from dslm.decide.checks.every import Asking
+    from dslm.decide.job import check_arguments, check_port
+    from dslm.decide.ready import ready_job
     from dslm.errors import OptionError, Where
     from dslm.lifecycle.fleet import fleet_of
     from dslm.lifecycle.training import launch_script, script_request
@@ -60,12 +64,13 @@ def launch(
     if not script.is_file():
         raise OptionError("there is no such script", where=Where(file=script))
     check_arguments(context.args)
-    if recipe is None and (pass_config or set_):
-        raise OptionError(
-            "there is no config without a recipe",
-            where=Where(key="--pass-config" if pass_config else "--set"),
-            hint="add `--recipe RECIPE`",
-        )
+    for name, given in (("--pass-config", pass_config), ("--set", set_), ("--force", force)):
+        if given and recipe is None:
+            raise OptionError(
+                "there is no config without a recipe",
+                where=Where(key=name),
+                hint="add `--recipe RECIPE`",
+            )
     loaded = load_recipe(recipe, set_ or ()) if recipe else None
     fleet = fleet_of(
         hostfile=hostfile,
@@ -77,7 +82,9 @@ def launch(
         ranks=loaded.recipe.parallel.ranks if loaded else "auto",
         preflight=not no_preflight,
     )
-    decide_on = partial(resolve_job, loaded) if loaded else None
+    known = not dry_run or fleet.device_known
+    asking = Asking(verb=Verb.LAUNCH, force=force, device_known=known)
+    decide_on = partial(ready_job, loaded, asking=asking) if loaded else None
     if dry_run:
         job = decide_on(fleet.cluster) if decide_on else None
         preview = script_request(

@@ -73,12 +73,21 @@ def plan(
     if params is not None:
         _plan_states(params, zero, gpus or 1, device, json=json)
         return
-    from dslm.decide.job import load_to_plan, resolve_job
+    from dslm.decide.advice import check_fit
+    from dslm.decide.checks.base import Verb
+    from dslm.decide.checks.every import Asking
+    from dslm.decide.job import is_bare, load_to_plan
+    from dslm.decide.ready import ready_job
     from dslm.plan.report import document
     from dslm.plan.report import sweep as sweep_rows
 
-    cluster = _cluster(gpus, hosts, device, hostfile)
-    made = resolve_job(load_to_plan(str(recipe), set_ or ()), cluster)
+    here = not (gpus or hosts or device or hostfile)
+    loaded = load_to_plan(str(recipe), set_ or ())
+    cluster = _cluster(gpus, hosts, device, hostfile, ranks=loaded.recipe.parallel.ranks)
+    verb = Verb.BARE if is_bare(str(recipe)) else Verb.PLAN
+    # what does not fit is shown first, and said then
+    asking = Asking(verb=verb, here=here, force=True)
+    made = ready_job(loaded, cluster, asking)
     if sweep:
         if made.shape is None:
             raise OptionError("the model's shape is not known, so there is nothing to compare")
@@ -93,10 +102,16 @@ def plan(
         terminal.write_json(found)
     else:
         _show(found)
+    check_fit(made)
 
 
 def _cluster(
-    gpus: int | None, hosts: int | None, device: str | None, hostfile: Path | None
+    gpus: int | None,
+    hosts: int | None,
+    device: str | None,
+    hostfile: Path | None,
+    *,
+    ranks: int | str,
 ) -> Cluster:
     from dslm.cluster.detect import local_cluster, this_machine
     from dslm.cluster.devices import cpu_device, device_named
@@ -112,7 +127,7 @@ def _cluster(
             where=Where(key="--hostfile"),
         )
     if device is None and gpus is None and hosts is None and hostfile is None:
-        return local_cluster()
+        return local_cluster(ranks=ranks)
     machine = this_machine()
     if device == "cpu":  # one like this one: its memory is shared by the ranks of a host
         ranks = max(1, (gpus or 1) // (hosts or 1))

@@ -84,8 +84,10 @@ def train(
         )
         show_batch(batch, dry_run=dry_run, json=json)
         return
-    from dslm.decide.advice import check_fit
-    from dslm.decide.job import check_inputs, check_port, resolve_job
+    from dslm.decide.checks.base import Verb
+    from dslm.decide.checks.every import Asking
+    from dslm.decide.job import check_port
+    from dslm.decide.ready import ready_job
     from dslm.lifecycle.fleet import fleet_of
     from dslm.recipe.load import load_recipe
 
@@ -103,13 +105,10 @@ def train(
         preflight=not no_preflight,
     )
 
-    def decide_on(cluster: Cluster, *, like: Recipe | None = None) -> Job:
-        return resolve_job(loaded, cluster, resumed=like)
+    asking = Asking(verb=Verb.TRAIN, force=force, device_known=not dry_run or fleet.device_known)
 
-    def check(job: Job) -> None:
-        check_inputs(job)
-        if not force:
-            check_fit(job)
+    def decide_on(cluster: Cluster, *, like: Recipe | None = None) -> Job:
+        return ready_job(loaded, cluster, asking, resumed=like)
 
     if dry_run:
         from dslm.lifecycle.training import training_request
@@ -130,7 +129,6 @@ def train(
             loaded,
             decide_on,
             output,
-            check=check,
             master_port=master_port,
             resume=resume,
             trust_checkpoint=trust_checkpoint,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dslm.cluster.hosts import Cluster
+from dslm.decide.model import ModelSource, model_of, read_config
 from dslm.errors import DataError, OptionError, RecipeError, Where
 from dslm.plan.report import document
 from dslm.plan.search import Plan, choose
@@ -24,8 +25,6 @@ from dslm.recipe.schema import Recipe
 from dslm.secrets import HINT, find_in_arguments
 from dslm.zero.generate import ResolvedConfig, generate
 from dslm.zero.lint import lint
-
-_SHARED = {"tensor": "layers", "sequence": "sequences"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,24 +56,55 @@ def resolve_job(loaded: LoadedRecipe, cluster: Cluster, *, resumed: Recipe | Non
     Raises:
         InputError: the recipe or the model folder is wrong.
     """
+    source = model_of(loaded)
+    try:
+        return _resolve(loaded, cluster, source, resumed)
+    except RecipeError as failure:
+        if failure.where.file is not None or failure.where.key is None:
+            raise
+        raise RecipeError(
+            failure.message,
+            where=loaded.where(failure.where.key),
+            hint=failure.hint,
+            findings=failure.findings,
+        ) from failure
+
+
+def _resolve(
+    loaded: LoadedRecipe, cluster: Cluster, source: ModelSource, resumed: Recipe | None
+) -> Job:
     recipe = loaded.recipe
     if resumed is not None and recipe.parallel.zero_stage == "auto":
         kept = recipe.parallel.model_copy(update={"zero_stage": resumed.parallel.zero_stage})
         recipe = recipe.model_copy(update={"parallel": kept})
-    shape = _shape(recipe)
-    _check_length(recipe, shape)
+    shape = shape_of_source(source, recipe.task)
     plan = choose(recipe, cluster, shape)
-    resolved = resolve_recipe(recipe, plan, cluster)
     config = generate(recipe, cluster, plan.strategy, shape)
     _check_config(config)
     return Job(
         asked=loaded,
-        recipe=resolved,
+        recipe=resolve_recipe(recipe, plan, cluster, source),
         cluster=cluster,
         shape=shape,
         plan=plan,
         config=config,
     )
+
+
+def shape_of_source(source: ModelSource, task: str) -> ModelShape | None:
+    """The model's shape; None: it is not known.
+
+    Raises:
+        RecipeError: the recipe's own sizes make none.
+    """
+    if not source.architecture:
+        return None
+    try:
+        return shape_of(source.architecture, task)
+    except RecipeError:
+        if source.file is None:
+            raise
+        return None  # a family with sizes of other names: it is trained, but not planned
 
 
 def _check_config(config: ResolvedConfig) -> None:
@@ -86,38 +116,6 @@ def _check_config(config: ResolvedConfig) -> None:
             where=Where(key="deepspeed"),
             findings=wrong,
         )
-
-
-def check_inputs(job: Job) -> None:
-    """Check what a launch needs beyond planning: the data, and ranks that dslm's worker can use.
-
-    Raises:
-        RecipeError: the task is a script's own, or ranks share layers or sequences, which only a
-            script of one's own can do; or adapters would go on a model that was never trained.
-        DataError: no data, a missing path, or nothing in it.
-    """
-    if job.recipe.task == "script":
-        raise RecipeError(
-            "the task `script` is your own script's",
-            where=Where(key="task"),
-            hint="`dslm launch SCRIPT --recipe RECIPE` runs it with this recipe's config",
-        )
-    for key in ("tensor", "sequence"):
-        if getattr(job.recipe.parallel, key) > 1:
-            raise RecipeError(
-                f"`dslm train` can't share {_SHARED[key]} between ranks",
-                where=Where(key=f"parallel.{key}"),
-                hint="leave it out (`parallel.zero_stage: 3` partitions the model), or give the "
-                "config to your own script: `dslm launch SCRIPT --recipe RECIPE --pass-config`",
-            )
-    if job.recipe.lora is not None and job.recipe.model.init == "scratch":
-        raise RecipeError(
-            "adapters need a trained model, and this one starts from scratch",
-            where=Where(key="lora"),
-            hint="name one: `--set model.init=pretrained --set model.name=FOLDER`, or leave "
-            "`lora` out",
-        )
-    check_data_named(job.recipe)
 
 
 def check_data_named(recipe: Recipe) -> None:
@@ -142,6 +140,12 @@ def plan_document(job: Job) -> dict[str, Any]:
     return document(job.plan, job.recipe, job.cluster, job.shape)
 
 
+def is_bare(name: str) -> bool:
+    """Whether this is a model's folder or its config.json, not a recipe."""
+    path = Path(name).expanduser()
+    return path.is_dir() or path.suffix == ".json"
+
+
 def load_to_plan(name: str, overrides: Sequence[str]) -> LoadedRecipe:
     """Load a recipe, or a model of which only the architecture is known.
 
@@ -153,25 +157,35 @@ def load_to_plan(name: str, overrides: Sequence[str]) -> LoadedRecipe:
         InputError: the recipe, an override or the model's config is wrong.
     """
     path = Path(name).expanduser()
-    if path.is_dir() or path.suffix == ".json":
-        architecture = _read_config(path / "config.json" if path.is_dir() else path)
+    if is_bare(name):
+        file = path / "config.json" if path.is_dir() else path
+        architecture = read_config(file)
         model = json.dumps({"init": "scratch", "architecture": architecture})
         limit = architecture.get("max_position_embeddings", 1024)
         length = min(1024, limit if isinstance(limit, int) else 1024)
         # JSON is YAML, so an architecture can be given as an override
         given = [f"model={model}", f"data.sequence_length={length}", *overrides]
-        return load_recipe("_scratch", given)
+        loaded = load_recipe("_scratch", given)
+        others = {k: v for k, v in loaded.places.items() if not k.startswith("model")}
+        return replace(loaded, name=path.stem, source=file, places=others)
     return load_recipe(name, overrides)
 
 
-def resolve_recipe(recipe: Recipe, plan: Plan, cluster: Cluster) -> Recipe:
-    """The recipe with every `auto` of batch and partitioning replaced by what the plan chose."""
+def resolve_recipe(recipe: Recipe, plan: Plan, cluster: Cluster, source: ModelSource) -> Recipe:
+    """The recipe with every `auto` of batch and partitioning replaced by what the plan chose.
+
+    Sizes that are of another model than the one that is trained are left out.
+    """
     strategy = plan.strategy
+    of_recipe = source.file is None and source.architecture
     return recipe.model_copy(
         update={
             "batch": recipe.batch.model_copy(update={"micro_size": strategy.micro_batch_size}),
             "model": recipe.model.model_copy(
-                update={"activation_checkpointing": strategy.activation_checkpointing}
+                update={
+                    "activation_checkpointing": strategy.activation_checkpointing,
+                    "architecture": dict(source.architecture) if of_recipe else {},
+                }
             ),
             "parallel": recipe.parallel.model_copy(
                 update={
@@ -184,57 +198,6 @@ def resolve_recipe(recipe: Recipe, plan: Plan, cluster: Cluster) -> Recipe:
             ),
         }
     )
-
-
-def _shape(recipe: Recipe) -> ModelShape | None:
-    """The model's shape, from the recipe or the config.json of a local folder; None: not known."""
-    model = recipe.model
-    folder = Path(model.name).expanduser() if model.name else None
-    if folder is None or not folder.exists():
-        if str(model.name).startswith((".", "/", "~")):
-            raise RecipeError(
-                f"there is no model folder `{model.name}`",
-                where=Where(key="model.name"),
-                hint="give a folder with a config.json, or a Hub name such as `gpt2`",
-            )
-        return shape_of(model.architecture, recipe.task) if model.architecture else None
-    config = folder / "config.json"
-    if not config.is_file():
-        raise RecipeError(
-            f"`{model.name}` is not a model folder: it has no config.json",
-            where=Where(key="model.name"),
-            hint="give a folder written by `save_pretrained`, or a Hub name",
-        )
-    architecture = model.architecture or _read_config(config)
-    try:
-        return shape_of(architecture, recipe.task)
-    except RecipeError:
-        return None  # a family with sizes of other names: it is trained, but not planned
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as failure:
-        raise RecipeError(
-            f"the model's config can't be read: {failure}", where=Where(file=file)
-        ) from failure
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise RecipeError(
-            "this is not a model's config: it has no `model_type`", where=Where(file=file)
-        )
-    return config
-
-
-def _check_length(recipe: Recipe, shape: ModelShape | None) -> None:
-    longest = shape.max_positions if shape else None
-    if longest is not None and recipe.task != "vision" and recipe.data.sequence_length > longest:
-        raise RecipeError(
-            f"sequences of {recipe.data.sequence_length} tokens are longer than the model's "
-            f"{longest} positions",
-            where=Where(key="data.sequence_length"),
-            hint=f"`--set data.sequence_length={longest}` or less",
-        )
 
 
 def check_port(port: int | None) -> None:

@@ -46,6 +46,11 @@ class Fleet:
         return self.launcher != "local"
 
     @property
+    def device_known(self) -> bool:
+        """Whether its devices are known before its hosts are asked for them."""
+        return not self.remote or self.cluster.device.kind != "cpu" or cpu_wanted()
+
+    @property
     def transport(self) -> Transport:
         """How commands reach its hosts."""
         return SRUN if self.launcher == "slurm" else SSH

@@ -24,7 +24,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dslm.decide.job import check_data_named
+from dslm.cluster.detect import this_machine
+from dslm.cluster.devices import cpu_device, device_named
+from dslm.cluster.hosts import Cluster, Host
+from dslm.decide.checks.base import Verb
+from dslm.decide.checks.every import Asking
+from dslm.decide.ready import ready_job
 from dslm.errors import Interrupted, OptionError, RunFailed, Where
 from dslm.lifecycle.folder import default_folder
 from dslm.recipe.load import load_recipe
@@ -114,7 +119,10 @@ def batch_of(
             hint="`--slurm --num-nodes 2 --num-gpus 8`",
         )
     loaded = load_recipe(recipe, overrides)
-    check_data_named(loaded.recipe)
+    gpus = _has_gpus()
+    cluster, device_known = _cluster(num_nodes or 1, num_gpus, gpus=gpus)
+    force = bool(passed_on.get("--force"))
+    ready_job(loaded, cluster, Asking(verb=Verb.TRAIN, force=force, device_known=device_known))
     run = (output or default_folder(loaded.name)).absolute()
     options: list[str] = []
     for name, given in passed_on.items():
@@ -127,13 +135,24 @@ def batch_of(
         name=loaded.name,
         nodes=num_nodes or 1,
         slots=num_gpus,
-        gpus=_has_gpus(),
+        gpus=gpus,
         run=run,
         arguments=(
             *("train", recipe, *sets, *options),
             *("--launcher", "slurm", "--num-gpus", str(num_gpus), "--output", str(run)),
         ),
     )
+
+
+def _cluster(nodes: int, slots: int, *, gpus: bool) -> tuple[Cluster, bool]:
+    """The hosts that the job asks for, and whether their devices are like those here."""
+    machine = this_machine()
+    hosts = tuple(Host(f"host-{number}", slots) for number in range(1, nodes + 1))
+    if not gpus:
+        return Cluster(hosts=hosts, device=cpu_device(machine.memory_bytes // slots)), True
+    if machine.accelerators:
+        return Cluster(hosts=hosts, device=machine.accelerators[0]), True
+    return Cluster(hosts=hosts, device=device_named("h100-80gb")), False
 
 
 def _has_gpus() -> bool:

@@ -19,7 +19,7 @@ from dslm import environment
 from dslm.cluster.hosts import Cluster
 from dslm.decide.job import Job, plan_document
 from dslm.diagnose.explain import Diagnosis, diagnose
-from dslm.errors import OptionError, RecipeError, Where
+from dslm.errors import DoesNotFit, InputError, OptionError, Where
 from dslm.files import write_atomic, write_json
 from dslm.host.network import address_towards, free_port
 from dslm.launch.control import LOOPBACK, Control
@@ -72,7 +72,6 @@ def launch_training(
     decide: Decide,
     output: Path | None,
     *,
-    check: Callable[[Job], None],
     master_port: int | None,
     resume: bool,
     trust_checkpoint: bool = False,
@@ -88,7 +87,6 @@ def launch_training(
         decide: everything about the training on some cluster; given the recipe of the run that is
             gone on with, if any.
         output: the run directory; None: `runs/RECIPE-TIME`.
-        check: raises what stands against launching a job, such as that it doesn't fit.
         master_port: where the ranks meet; None: a free port.
         resume: there must be an unfinished run in `output`.
         trust_checkpoint: load more of its checkpoint than tensors, which may run code.
@@ -125,7 +123,6 @@ def launch_training(
             if restarts
             else decide_on(rendezvous.cluster)
         )
-        check(job)
         point = None
         if run is None:
             run = make_run(folder, job.name, _files(job), command, job.cluster.hosts)
@@ -314,7 +311,7 @@ def _needs(decide: Callable[[Cluster], Job], cluster: Cluster) -> int | None:
     """Bytes that a rank needs on its device; None where no plan is known, or none that fits."""
     try:
         plan = decide(cluster).plan
-    except RecipeError:
+    except (InputError, DoesNotFit):
         return None  # said, with its reason, once the hosts are known
     memory = plan.choice.memory
     return memory.total if memory and plan.fits else None

@@ -48,16 +48,24 @@ EXTRAS = (
 )  # fmt: skip
 
 
+def missing_extras(recipe: Recipe) -> list[Extra]:
+    """The packages that a recipe needs and that are not installed."""
+    return [
+        extra
+        for extra in EXTRAS
+        if extra.needed(recipe) and importlib.util.find_spec(extra.module) is None
+    ]
+
+
 def check_extras(recipe: Recipe) -> None:
     """Check that the packages which a recipe needs are installed.
 
     Raises:
         RecipeError: one isn't; says how to get it.
     """
-    for extra in EXTRAS:
-        if extra.needed(recipe) and importlib.util.find_spec(extra.module) is None:
-            raise RecipeError(
-                f"this recipe needs {extra.name}, which is not installed",
-                where=Where(key=extra.key),
-                hint=f"pip install 'dslm[{extra.extra}]'",
-            )
+    for extra in missing_extras(recipe):
+        raise RecipeError(
+            f"this recipe needs {extra.name}, which is not installed",
+            where=Where(key=extra.key),
+            hint=f"pip install 'dslm[{extra.extra}]'",
+        )

@@ -1,0 +1,284 @@
+"""Checks on the data and the tokenizer: named, there, and of the kind that the task reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dslm.decide.checks.base import ALL, ONLY_TRAIN, TRAINING, Case, Check, Problem, data_problem
+from dslm.decide.checks.model import HEADS
+from dslm.decide.model import is_path, local_folder
+from dslm.errors import DataError
+from dslm.recipe.data_paths import (
+    DIGITS,
+    IMAGE_SUFFIXES,
+    RECORD_SUFFIXES,
+    STDLIB,
+    Origin,
+    check_data,
+    origins,
+    sources,
+    suffix_of,
+)
+from dslm.recipe.schema import TokenizerTraining
+
+# What a task reads of a record: files of plain text have only text.
+_NEEDS = {
+    "sft": "chats (`messages`), or `prompt` and `completion`",
+    "dpo": "`prompt`, `chosen` and `rejected`",
+    "seq2seq": "`prompt` and `completion`",
+    "classify": "a text and its label",
+    "vision": "images and their labels",
+}
+_WITHOUT_TEXT = frozenset({"vision", "sequence", "script"})
+# Any of these makes a folder a tokenizer's.
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.txt",
+    "vocab.json", "sentencepiece.bpe.model",
+)  # fmt: skip
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
+_NO_MASK_OF_ITS_OWN = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
+
+
+def _named(case: Case) -> Iterator[Problem]:
+    if case.recipe.data.train in (None, "", []):
+        yield data_problem(
+            "data.train",
+            "the recipe names no training data",
+            "add it: `--set data.train=PATH`, a file, a folder, a glob pattern or a Hub name",
+        )
+
+
+def _there(case: Case) -> Iterator[Problem]:
+    try:
+        check_data(case.recipe)
+    except DataError as failure:
+        yield data_problem(failure.where.key or "data.train", failure.message, failure.hint)
+
+
+def _of_the_task(case: Case) -> Iterator[Problem]:
+    task = case.recipe.task
+    for name in ("train", "eval"):
+        key = f"data.{name}"
+        if task == "vision" and any(s.path == STDLIB for s in sources(case.recipe, name)):
+            yield data_problem(key, f"`{STDLIB}` holds no images", f"such as `{DIGITS}`")
+        elif task != "vision" and any(s.path == DIGITS for s in sources(case.recipe, name)):
+            yield data_problem(
+                key,
+                f"`{DIGITS}` are images, and the task `{task}` reads none",
+                "use `task: vision`, or data that has text",
+            )
+        elif task in _NEEDS and case.here:
+            yield from _not_only_text(case, name)
+
+
+def _not_only_text(case: Case, name: str) -> Iterator[Problem]:
+    """Files of plain text hold nothing else that a task could learn."""
+    task = case.recipe.task
+    known = RECORD_SUFFIXES.keys() | (IMAGE_SUFFIXES if task == "vision" else set())
+    try:
+        found = origins(case.recipe, name)
+    except DataError:
+        return  # said by another check
+    for origin in found:
+        if origin.path != STDLIB and origin.files and not _holds(origin, known):
+            yield data_problem(
+                f"data.{name}",
+                f"`{origin.path}` is plain text, and the task `{task}` needs {_NEEDS[task]}",
+                "give records (.jsonl, .csv, .parquet)"
+                + (" or images" if task == "vision" else ", or use `task: pretrain`"),
+            )
+
+
+def _holds(origin: Origin, known: set[str]) -> bool:
+    return any(suffix_of(file) in known for file in origin.files)
+
+
+def _evaluation(case: Case) -> Iterator[Problem]:
+    """What needs evaluation data where none is held out or named."""
+    recipe = case.recipe
+    if recipe.data.eval not in (None, 0, 0.0, [], ""):
+        if recipe.checkpoint.keep_best and recipe.evaluation.every is None:
+            yield Problem(
+                key="checkpoint.keep_best",
+                message="checkpoints can't be compared: the model is evaluated only at the end",
+                hint="`--set evaluation.every=N`, as often as `checkpoint.every`",
+            )
+        return
+    for key, wanted in (
+        ("evaluation.every", recipe.evaluation.every),
+        ("checkpoint.keep_best", recipe.checkpoint.keep_best),
+    ):
+        if wanted:
+            yield Problem(
+                key=key,
+                message=f"`{key}` needs data to evaluate on, and there is none",
+                hint="hold some out: `--set data.eval=0.02`, or name it: `--set data.eval=PATH`",
+            )
+
+
+def _length_of_run(case: Case) -> Iterator[Problem]:
+    if case.recipe.task == "vision" and case.recipe.duration.tokens is not None:
+        yield Problem(
+            key="duration.tokens",
+            message="images have no tokens to count",
+            hint="`--set duration.epochs=N` or `--set duration.steps=N`",
+        )
+
+
+def _tokenizer(case: Case) -> Iterator[Problem]:
+    model, key = case.recipe.model, "model.tokenizer"
+    if case.recipe.task in _WITHOUT_TEXT:
+        return
+    wanted = model.tokenizer or model.name
+    if wanted is None:
+        yield Problem(
+            key=key,
+            message="a model from scratch needs a tokenizer",
+            hint="a Hub name or a folder, or `{vocab_size: 4096}` to train one on the data",
+        )
+        return
+    entries = case.architecture.get("vocab_size")
+    if isinstance(wanted, TokenizerTraining):
+        count: int | None = wanted.vocab_size
+        said = f"the tokenizer to be trained has {count} entries"
+    else:
+        folder = local_folder(wanted)
+        if folder is None:
+            if is_path(wanted):
+                yield Problem(
+                    key=key if model.tokenizer else "model.name",
+                    message=f"there is no tokenizer folder `{wanted}`",
+                    hint="a folder written by `save_pretrained`, or a Hub name such as `gpt2`",
+                )
+            return
+        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            yield Problem(
+                key=key if model.tokenizer else "model.name",
+                message=f"the folder `{wanted}` holds no tokenizer",
+                hint="`--set model.tokenizer=NAME`: a Hub name, or a folder with tokenizer.json",
+            )
+            return
+        count = _entries(folder / "tokenizer.json")
+        said = f"the tokenizer has {count} entries"
+        yield from _mask(case, folder)
+    if type(entries) is int and count is not None and count > entries:
+        loads = case.source.file is not None or model.init == "pretrained"
+        yield Problem(
+            key=key if loads or not isinstance(wanted, TokenizerTraining) else f"{key}.vocab_size",
+            message=f"{said}, the model only {entries}",
+            hint="use the model's own tokenizer"
+            if loads
+            else f"`--set model.architecture.vocab_size={count}`",
+        )
+
+
+def _entries(file: Path) -> int | None:
+    """How many entries a tokenizer.json has; None: it doesn't say."""
+    found = _read(file)
+    model = found.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict | list):
+        return None
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    added = [token.get("id") for token in found.get("added_tokens", []) if isinstance(token, dict)]
+    whole = [number for number in (*ids, *added) if type(number) is int]
+    return len(set(whole))
+
+
+def _mask(case: Case, folder: Path) -> Iterator[Problem]:
+    config = _read(folder / "tokenizer_config.json")
+    named = config.get("mask_token") or _read(folder / "special_tokens_map.json").get("mask_token")
+    if (
+        case.recipe.task == "mlm"
+        and config.get("tokenizer_class") in _NO_MASK_OF_ITS_OWN
+        and not named
+    ):
+        yield Problem(
+            key="model.tokenizer",
+            message="the tokenizer has no mask token",
+            hint="use the tokenizer of a masked language model, or train one",
+        )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where it can't be read: a rank says why."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _weights(case: Case) -> Iterator[Problem]:
+    folder = case.source.folder
+    if case.recipe.model.init != "pretrained" or folder is None:
+        return
+    if not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
+        yield Problem(
+            key="model.name",
+            message=f"the folder `{case.recipe.model.name}` holds no weights",
+            hint="a folder written by `save_pretrained`; `dslm plan FOLDER` plans it without any",
+        )
+
+
+def _sample(case: Case) -> Iterator[Problem]:
+    task = case.recipe.task
+    if case.recipe.evaluation.sample is not None and (
+        HEADS.get(task) != HEADS["pretrain"] or task in _WITHOUT_TEXT
+    ):
+        yield Problem(
+            key="evaluation.sample",
+            message=f"a model of the task `{task}` continues no prompt",
+            hint="leave it out",
+        )
+
+
+CHECKS = (
+    Check(name="data that is named", looks_at="data.train", judge=_named, verbs=ONLY_TRAIN),
+    Check(
+        name="data that is there",
+        looks_at="data.train, data.eval",
+        judge=_there,
+        verbs=TRAINING,
+        of_machine=True,
+    ),
+    Check(
+        name="data of the kind that the task reads",
+        looks_at="task, data.train, data.eval",
+        judge=_of_the_task,
+        verbs=TRAINING,
+    ),
+    Check(
+        name="something to evaluate on",
+        looks_at="evaluation.every, checkpoint.keep_best, data.eval",
+        judge=_evaluation,
+        verbs=TRAINING,
+    ),
+    Check(
+        name="a prompt only where one is continued",
+        looks_at="evaluation.sample, task",
+        judge=_sample,
+        verbs=TRAINING,
+    ),
+    Check(
+        name="a duration that the data has",
+        looks_at="duration.tokens, task",
+        judge=_length_of_run,
+        verbs=TRAINING,
+    ),
+    Check(
+        name="a tokenizer that is there and fits",
+        looks_at="model.tokenizer, vocab_size",
+        judge=_tokenizer,
+        verbs=TRAINING,
+    ),
+    Check(
+        name="weights to begin with",
+        looks_at="model.name, model.init",
+        judge=_weights,
+        verbs=ALL,
+    ),
+)

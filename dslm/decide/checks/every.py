@@ -1,0 +1,59 @@
+"""The list of checks, and asking all of it about one recipe.
+
+Every verb that plans or starts something asks the same list, so that a dry run, a plan and a batch
+script say what a training would: the same message, the same place, the same exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dslm.decide.checks import data, machine, model, settings
+from dslm.decide.checks.base import Case, Check, Problem, Verb
+from dslm.errors import Finding, RecipeError
+from dslm.recipe.load import LoadedRecipe
+
+CHECKS: tuple[Check, ...] = (*machine.CHECKS, *model.CHECKS, *data.CHECKS, *settings.CHECKS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asking:
+    """Who asks about a recipe, and where it shall run."""
+
+    verb: Verb
+    here: bool = True  # on this machine, or on hosts like it; else it is planned for other ones
+    force: bool = False  # a plan that does not fit is gone on with
+    device_known: bool = True  # False: the hosts have devices that nobody has seen yet
+
+
+def problems(case: Case, asking: Asking) -> Iterator[Problem]:
+    """What stands against a recipe, in the list's order; once it is planned, against its plan."""
+    planned = case.strategy is not None
+    for check in CHECKS:
+        if asking.verb not in check.verbs or check.planned != planned:
+            continue
+        if check.of_machine and not asking.here:
+            continue
+        yield from check.judge(case)
+
+
+def refuse(case: Case, asking: Asking, loaded: LoadedRecipe) -> None:
+    """Refuse a recipe that can't run.
+
+    Raises:
+        InputError: with everything that stands against it, each with its file and line or option.
+    """
+    found = list(problems(case, asking))
+    if not found:
+        return
+    if len(found) == 1:
+        only = found[0]
+        raise only.error(only.message, where=loaded.where(only.key), hint=only.hint)
+    raise RecipeError(
+        f"{len(found)} things are wrong with this recipe",
+        findings=[
+            Finding(message=each.message, where=loaded.where(each.key), hint=each.hint)
+            for each in found
+        ],
+    )

@@ -1,0 +1,105 @@
+"""Which model a recipe trains: whose architecture, and from which file it is known.
+
+A model that is loaded has the architecture of its folder, whatever else the recipe says. A preset's
+`model.architecture` describes the preset's own model: once somebody names another one, it says
+nothing any more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dslm.errors import RecipeError, Where
+from dslm.recipe.load import LoadedRecipe
+
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSource:
+    """A model's architecture, as a config.json has it; empty: it is not known here."""
+
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None  # of a model that is loaded, or whose tokenizer is used
+    file: Path | None = None  # the config.json that says the architecture; None: the recipe does
+
+
+def model_of(loaded: LoadedRecipe) -> ModelSource:
+    """Which model a recipe trains.
+
+    Raises:
+        RecipeError: the folder isn't there, holds no model, or its config can't be read.
+    """
+    model = loaded.recipe.model
+    folder = local_folder(model.name)
+    if folder is None and is_path(model.name):
+        raise RecipeError(
+            f"there is no model folder `{model.name}`",
+            where=loaded.where("model.name"),
+            hint="give a folder with a config.json, or a Hub name such as `gpt2`",
+        )
+    if model.init == "scratch":
+        return ModelSource(architecture=model.architecture, folder=folder)
+    if folder is not None:
+        file = folder / _CONFIG
+        if not file.is_file():
+            raise RecipeError(
+                f"`{model.name}` is not a model folder: it has no config.json",
+                where=loaded.where("model.name"),
+                hint="give a folder written by `save_pretrained`, or a Hub name",
+            )
+        return ModelSource(architecture=read_config(file), folder=folder, file=file)
+    if not _describes(loaded):
+        return ModelSource()
+    return ModelSource(architecture=model.architecture)
+
+
+def is_path(name: object) -> bool:
+    """Whether a model's or tokenizer's name can only be a path."""
+    return isinstance(name, str) and (name.startswith((".", "/", "~")) or name.count("/") > 1)
+
+
+def local_folder(name: object) -> Path | None:
+    """The folder of this name on this machine, if there is one."""
+    folder = Path(name).expanduser() if isinstance(name, str) else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A model's config.json.
+
+    Raises:
+        RecipeError: it can't be read, or is none.
+    """
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as failure:
+        raise RecipeError(
+            f"the model's config can't be read: {failure}", where=Where(file=file)
+        ) from failure
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise RecipeError(
+            "this is not a model's config: it has no `model_type`", where=Where(file=file)
+        )
+    return config
+
+
+def _describes(loaded: LoadedRecipe) -> bool:
+    """Whether `model.architecture` is of the model that `model.name` names.
+
+    It is, if both were given in one place; a name that was given elsewhere replaced the one that
+    the sizes belong to.
+    """
+    named = loaded.places.get("model.name")
+    if named is None:
+        return True
+    block = "model.architecture"
+    return any(
+        place.file == named.file
+        for key, place in loaded.places.items()
+        if key == block or key.startswith(f"{block}.")
+    )

@@ -1,0 +1,56 @@
+"""A job that may be started, or promised: resolved, and nothing stands against it."""
+
+from __future__ import annotations
+
+from dslm.cluster.hosts import Cluster
+from dslm.decide.advice import check_fit
+from dslm.decide.checks import facts
+from dslm.decide.checks.base import Case, Verb
+from dslm.decide.checks.every import Asking, refuse
+from dslm.decide.job import Job, resolve_job
+from dslm.decide.model import model_of
+from dslm.recipe.load import LoadedRecipe
+from dslm.recipe.schema import Recipe
+
+# Where a plan that does not fit is refused; a config is made for somebody else to run.
+_MUST_FIT = frozenset({Verb.TRAIN, Verb.PLAN, Verb.BARE, Verb.LAUNCH})
+
+
+def ready_job(
+    loaded: LoadedRecipe, cluster: Cluster, asking: Asking, *, resumed: Recipe | None = None
+) -> Job:
+    """Resolve a job and ask every check about it.
+
+    Args:
+        loaded: the recipe.
+        cluster: where it shall run.
+        asking: who asks.
+        resumed: the recipe of the run that is resumed.
+
+    Raises:
+        InputError: with everything that is wrong, each at its place.
+        DoesNotFit: the plan says so.
+    """
+    source = model_of(loaded)
+    case = Case(
+        recipe=loaded.recipe,
+        source=source,
+        kind=facts.model_type(str(source.architecture.get("model_type"))),
+        cluster=cluster,
+        here=asking.here,
+    )
+    refuse(case, asking, loaded)
+    job = resolve_job(loaded, cluster, resumed=resumed)
+    planned = Case(
+        recipe=loaded.recipe,
+        source=source,
+        kind=case.kind,
+        cluster=cluster,
+        here=asking.here,
+        shape=job.shape,
+        strategy=job.plan.strategy,
+    )
+    refuse(planned, asking, loaded)
+    if asking.verb in _MUST_FIT and asking.device_known and not asking.force:
+        check_fit(job)
+    return job

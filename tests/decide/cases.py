@@ -1,0 +1,158 @@
+"""For each check a recipe that it refuses and a near one that it lets through, as overrides."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+QUICK = "quickstart"
+BERT = "quickstart-mlm"
+ARCHITECTURE = "model.architecture"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What is refused, with which words; what isn't; on which device (None: this machine's CPU)."""
+
+    check: str
+    red: tuple[str, ...]
+    green: tuple[str, ...] = ()
+    says: tuple[str, ...]
+    recipe: str = QUICK
+    device: str | None = None
+    of_cpu: bool = False  # it is refused because this is a CPU: a batch job may have others
+
+
+def _row(
+    check: str,
+    red: str,
+    green: str,
+    *says: str,
+    recipe: str = QUICK,
+    device: str | None = None,
+    of_cpu: bool = False,
+) -> Row:
+    return Row(
+        check=check,
+        red=tuple(red.split()),
+        green=tuple(green.split()),
+        says=says,
+        recipe=recipe,
+        device=device,
+        of_cpu=of_cpu,
+    )
+
+
+_TYPE = "a model type that there is"
+_HEAD = "a model for the task"
+_ENTRIES = "entries of the right type"
+_HEADS = "heads divide the width"
+_SHARED = "key-value heads divide the heads"
+_ACTIVATION = "an activation that there is"
+_POSITIONS = "positions and special tokens that there are"
+_KIND = "data of the kind that the task reads"
+_EVALUATE = "something to evaluate on"
+_TOKENIZER = "a tokenizer that is there and fits"
+_ARGUMENTS = "arguments that the Trainer has, and that are its to decide"
+_SECTION = "a `deepspeed` section that agrees with the recipe"
+_ATTENTION = "attention that the model and the device have"
+_LORA = "adapters on a trained model"
+_SHARING = "ranks that share what dslm's worker can share"
+_DISK = "a disk to offload to"
+_OPTIMIZER = "an optimizer for the device and its offload"
+NVME = "parallel.zero_stage=3 parallel.offload=nvme parallel.nvme_path="
+
+ROWS: tuple[Row, ...] = (
+    _row("a task that dslm trains", "task=script", "task=pretrain", "dslm launch"),
+    _row(_SHARING, "parallel.tensor=2", "parallel.tensor=1", "layers", "dslm launch"),
+    _row(_SHARING, "parallel.sequence=2", "parallel.sequence=1", "sequences"),
+    _row(_LORA, "lora={}", "lora=null", "starts from scratch", "model.init"),
+    _row(_TYPE, f"{ARCHITECTURE}.model_type=lama", f"{ARCHITECTURE}.model_type=mistral", "lama", "llama"),  # noqa: E501
+    _row(_TYPE, "model.init=pretrained model.name=./unknown", "model.init=pretrained model.name=./llama", "config.json", "no model type `nope`"),  # noqa: E501
+    _row(_HEAD, "task=mlm", "task=pretrain", "llama", "mlm", "bert"),
+    _row(_HEAD, "task=pretrain", "task=mlm", "encoder", "task: mlm", recipe=BERT),
+    _row(_HEAD, "task=seq2seq", "task=sft", "llama", "t5"),
+    _row(_HEAD, f"{ARCHITECTURE}.model_type=llama", "", "vision", recipe="quickstart-vision"),
+    _row(_ENTRIES, f"{ARCHITECTURE}.num_hidden_layers=two", f"{ARCHITECTURE}.num_hidden_layers=2", "whole number", "two"),  # noqa: E501
+    _row(_ENTRIES, f"{ARCHITECTURE}.rms_norm_eps=1", f"{ARCHITECTURE}.rms_norm_eps=1.0", "point", "1"),  # noqa: E501
+    _row(_ENTRIES, f"{ARCHITECTURE}.tie_word_embeddings=maybe", f"{ARCHITECTURE}.tie_word_embeddings=true", "true or false"),  # noqa: E501
+    _row(_ENTRIES, f"{ARCHITECTURE}.num_hiden_layers=2", f"{ARCHITECTURE}.my_note=2", "mean `num_hidden_layers`"),  # noqa: E501
+    _row("sizes above zero", f"{ARCHITECTURE}.hidden_size=-8", f"{ARCHITECTURE}.hidden_size=64", "-8"),  # noqa: E501
+    _row("sizes above zero", f"{ARCHITECTURE}.num_hidden_layers=0", "", "positive"),
+    _row(_HEADS, f"{ARCHITECTURE}.num_attention_heads=5", f"{ARCHITECTURE}.num_attention_heads=8", "5 heads", "128", "4 or 8"),  # noqa: E501
+    _row(_HEADS, f"{ARCHITECTURE}.num_attention_heads=3", "", "3 heads", recipe=BERT),
+    _row(_HEADS, f"{ARCHITECTURE}.hidden_size=12 {ARCHITECTURE}.num_attention_heads=4", "", "size 3"),  # noqa: E501
+    _row(_SHARED, f"{ARCHITECTURE}.num_key_value_heads=3", f"{ARCHITECTURE}.num_key_value_heads=1", "3 key-value heads", "1 or 2 or 4"),  # noqa: E501
+    _row(_ACTIVATION, f"{ARCHITECTURE}.hidden_act=sillu", f"{ARCHITECTURE}.hidden_act=gelu", "sillu", "silu"),  # noqa: E501
+    _row(_ACTIVATION, f"{ARCHITECTURE}.feed_forward_proj=gated-gella", f"{ARCHITECTURE}.feed_forward_proj=gated-gelu", "gated-gelu", recipe="quickstart-seq2seq"),  # noqa: E501
+    _row(_POSITIONS, f"{ARCHITECTURE}.rope_scaling.rope_type=lama3", "", "lama3", "llama3"),
+    _row(_POSITIONS, f"{ARCHITECTURE}.pad_token_id=1024", f"{ARCHITECTURE}.pad_token_id=1023", "1024", "vocabulary"),  # noqa: E501
+    _row("sequences no longer than the model's", "data.sequence_length=1000000", "data.sequence_length=512", "1000000", "512 positions"),  # noqa: E501
+    _row("recomputation that the model can do", f"model.activation_checkpointing=true {ARCHITECTURE}.model_type=albert", "model.activation_checkpointing=true", "albert", recipe=BERT),  # noqa: E501
+    _row("data that is named", "data.train=null", "data.train=stdlib", "names no training data"),
+    _row("data that is there", "data.train=gone.txt", "data.train=text.txt", "gone.txt"),
+    _row("data that is there", "data.eval=gone.txt", "data.eval=text.txt", "gone.txt"),
+    _row("data that is there", "data.train=empty.txt", "", "empty"),
+    _row(_KIND, "data.train=digits", "data.train=stdlib", "images", "pretrain"),
+    _row(_KIND, "data.train=stdlib", "data.train=digits", "images", recipe="quickstart-vision"),
+    _row(_KIND, "data.train=text.txt", "data.train=records.jsonl", "plain text", "prompt", recipe="quickstart-sft"),  # noqa: E501
+    _row(_EVALUATE, "evaluation.every=10 data.eval=0", "evaluation.every=10", "evaluation.every"),
+    _row(_EVALUATE, "checkpoint.keep_best=1", "checkpoint.keep_best=1 evaluation.every=300", "only at the end"),  # noqa: E501
+    _row("a prompt only where one is continued", "evaluation.sample=hello", "evaluation.sample=null", "mlm", recipe=BERT),  # noqa: E501
+    _row("a duration that the data has", "duration.tokens=1000", "duration.epochs=1", "images", recipe="quickstart-vision"),  # noqa: E501
+    _row(_TOKENIZER, "model.tokenizer=null", "", "needs a tokenizer"),
+    _row(_TOKENIZER, "model.tokenizer=./gone", "model.tokenizer=./words", "no tokenizer folder"),
+    _row(_TOKENIZER, "model.tokenizer=./hollow", "", "holds no tokenizer"),
+    _row(_TOKENIZER, f"model.tokenizer=./words {ARCHITECTURE}.vocab_size=50", f"model.tokenizer=./words {ARCHITECTURE}.vocab_size=60", "60 entries", "only 50"),  # noqa: E501
+    _row(_TOKENIZER, "model.tokenizer.vocab_size=2048", "model.tokenizer.vocab_size=1000", "2048", "only 1024"),  # noqa: E501
+    _row(_TOKENIZER, "model.tokenizer=./words", "", "mask token", recipe=BERT),
+    _row("weights to begin with", "model.init=pretrained model.name=./bare", "model.init=pretrained model.name=./llama", "holds no weights"),  # noqa: E501
+    _row(_ARGUMENTS, "training_args.neftune_noise_alpa=5.0", "training_args.neftune_noise_alpha=5.0", "neftune_noise_alpha"),  # noqa: E501
+    _row(_ARGUMENTS, "training_args.max_steps=10", "training_args.ddp_timeout=7200", "duration.steps"),  # noqa: E501
+    _row(_ARGUMENTS, "training_args.dataloader_num_workers=2", "data.workers=2", "data.workers"),
+    _row(_ARGUMENTS, "training_args.tf32=often", "training_args.tf32=true", "true or false"),
+    _row(_ARGUMENTS, "training_args.betta=0.2", "training_args.beta=0.2", "beta", "DPO", recipe="quickstart-dpo"),  # noqa: E501
+    _row(_SECTION, "deepspeed.zero_optimization.stage=3", "deepspeed.zero_optimization.stage=2", "parallel.zero_stage"),  # noqa: E501
+    _row(_SECTION, "deepspeed.optimizer.params.lr=1.0", "deepspeed.wall_clock_breakdown=true", "optimizer.lr"),  # noqa: E501
+    _row(_SECTION, "deepspeed.bf16.enabled=true", "precision=bf16 deepspeed.bf16.enabled=true", "precision"),  # noqa: E501
+    _row(_SECTION, "deepspeed.train_batch_size=8", "deepspeed.train_batch_size=16", "batch.global_size"),  # noqa: E501
+    _row("an optimizer that there is", "deepspeed.optimizer.type=AdamWW", "deepspeed.optimizer.type=AdamW", "AdamWW"),  # noqa: E501
+    _row("a schedule that is complete", "schedule.name=cosine_with_min_lr", "schedule.name=cosine_with_min_lr training_args.lr_scheduler_kwargs.min_lr_rate=0.1", "min_lr"),  # noqa: E501
+    _row("trackers that there are", "log.report_to=[tensorbord]", "log.report_to=[tensorboard]", "tensorboard"),  # noqa: E501
+    _row("packages that the recipe needs", "task=sft", "task=pretrain", "TRL", "dslm[trl]"),
+    _row(_ATTENTION, "model.attention=flash_attention_2 precision=bf16", "model.attention=sdpa", "CUDA", of_cpu=True),  # noqa: E501
+    _row(_ATTENTION, "model.attention=flash_attention_2 precision=bf16", "model.attention=auto precision=bf16", "flash-attn is not installed", device="h100"),  # noqa: E501
+    _row(_ATTENTION, f"model.attention=sdpa {ARCHITECTURE}.model_type=gpt_neo", "", "gpt_neo"),
+    _row("Liger where it runs", "model.liger=true", "model.liger=auto", "CPU", of_cpu=True),
+    _row("Liger where it runs", "model.liger=true precision=bf16", "model.liger=false precision=bf16", "not installed", device="h100"),  # noqa: E501
+    _row("ZeRO++ where it runs", "parallel.zero_stage=3 parallel.zeropp=true", "parallel.zero_stage=3", "CPU", of_cpu=True),  # noqa: E501
+    _row(_OPTIMIZER, "optimizer.name=lion", "optimizer.name=adamw", "lion", "CPU", of_cpu=True),
+    _row(_OPTIMIZER, "optimizer.name=sgd parallel.offload=optimizer", "optimizer.name=sgd", "sgd"),
+    _row(_DISK, NVME + "/nowhere/at/all", "", "/nowhere/at/all"),
+)  # fmt: skip
+
+
+def make_files(folder: Path) -> None:
+    """What the rows name: data, model and tokenizer folders."""
+    (folder / "text.txt").write_text("some text\n")
+    (folder / "empty.txt").touch()
+    (folder / "records.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (folder / "hollow").mkdir()
+    (folder / "script.py").touch()
+    sizes = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "vocab_size": 1024,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512,
+    }  # fmt: skip
+    vocabulary = {f"w{number}": number for number in range(60)}
+    tokenizer = json.dumps({"model": {"type": "BPE", "vocab": vocabulary}, "added_tokens": []})
+    for name, kind in (("llama", "llama"), ("bare", "llama"), ("unknown", "nope")):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps({**sizes, "model_type": kind}))
+        (folder / name / "tokenizer.json").write_text(tokenizer)
+        if name != "bare":
+            (folder / name / "model.safetensors").touch()
+    (folder / "words").mkdir()
+    (folder / "words" / "tokenizer.json").write_text(tokenizer)
+    named = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+    (folder / "words" / "tokenizer_config.json").write_text(named)
