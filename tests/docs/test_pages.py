@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dslm.errors import DoesNotFit
 from tests.conftest import Dslm
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,8 @@ def test_the_commands_of_the_readme_run(dslm: Dslm, tmp_path: Path) -> None:
     for argv in seen:
         dry = ["--dry-run"] if argv[0] in HEAVY and "--dry-run" not in argv else []
         done = dslm(*argv, *dry)
-        assert done.returncode == 0, f"{argv}: {done.stderr}"
+        fits = done.returncode != DoesNotFit.exit_code  # the page is of machines with GPUs
+        assert done.returncode == 0 or not fits, f"{argv}: {done.stderr}"
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
