@@ -31,6 +31,7 @@ class Verb(StrEnum):
 
 
 ALL = frozenset(Verb)
+RECIPES = ALL - {Verb.BARE}
 TRAINING = frozenset({Verb.TRAIN, Verb.PLAN})  # what dslm's own worker does with a recipe
 STARTING = frozenset({Verb.TRAIN, Verb.LAUNCH, Verb.PLAN})  # where something shall run
 ONLY_TRAIN = frozenset({Verb.TRAIN})

@@ -110,6 +110,7 @@ def _evaluation(case: Case) -> Iterator[Problem]:
     for key, wanted in (
         ("evaluation.every", recipe.evaluation.every),
         ("checkpoint.keep_best", recipe.checkpoint.keep_best),
+        ("training_args.eval_on_start", recipe.training_args.get("eval_on_start")),
     ):
         if wanted:
             yield Problem(

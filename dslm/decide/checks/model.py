@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dslm.decide.checks import facts
-from dslm.decide.checks.base import ALL, TRAINING, Case, Check, Problem
+from dslm.decide.checks.base import ALL, RECIPES, TRAINING, Case, Check, Problem
 from dslm.errors import did_you_mean
 
 CAUSAL = "AutoModelForCausalLM"
@@ -253,7 +253,12 @@ def _recomputation(case: Case) -> Iterator[Problem]:
 
 
 CHECKS = (
-    Check(name="a model type that there is", looks_at="model_type", judge=_model_type),
+    Check(
+        name="a model type that there is",
+        looks_at="model_type",
+        judge=_model_type,
+        verbs=RECIPES,  # of a bare model the plan says what it guesses
+    ),
     Check(name="a model for the task", looks_at="task, model_type", judge=_head, verbs=TRAINING),
     Check(
         name="entries of the right type", looks_at="model.architecture", judge=_entries, verbs=ALL
