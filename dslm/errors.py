@@ -51,6 +51,7 @@ class Finding:
     where: Where = Where()
     hint: str = ""
     severity: str = "error"  # error | warning
+    rule: str = ""  # what kind of mistake, for programs
 
 
 class DslmError(Exception):

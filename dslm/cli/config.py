@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from dslm.cli import options, terminal
+from dslm.errors import Finding
+
+_MOST_SHOWN = 20  # findings on a screen
 
 
 def config(
@@ -76,37 +79,56 @@ def config(
 
 def _check(file: Path, json: bool) -> None:
     """Lint a DeepSpeed JSON; exit 2 when it holds an error."""
-    from dslm.errors import ConfigError
-    from dslm.zero.lint import lint, load_config
+    from dslm.errors import ConfigError, Where
+    from dslm.zero.lint import lint
+    from dslm.zero.read import read_config
 
-    findings = lint(load_config(file), file=file)
+    config = read_config(file)
+    findings = lint(config.values, file=file, lines=config.lines)
+    errors = [finding for finding in findings if finding.severity == "error"]
     if json:
         terminal.write_json(
             [
                 {
                     "path": finding.where.key,
+                    "line": finding.where.line,
                     "severity": finding.severity,
+                    "rule": finding.rule,
                     "message": finding.message,
                     "hint": finding.hint,
                 }
                 for finding in findings
             ]
         )
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if errors and json:
-        raise typer.Exit(ConfigError.exit_code)
-    if not json:
-        from rich.text import Text
-
-        for finding in findings:
-            style = "bold red" if finding.severity == "error" else "yellow"
-            terminal.say(
-                Text.assemble((finding.severity, style), f": {finding.where}: {finding.message}")
-            )
-            if finding.hint:
-                terminal.say(Text.assemble(("  hint: ", "cyan"), finding.hint))
+        if errors:
+            raise typer.Exit(ConfigError.exit_code)
+        return
+    _show(findings)
     if errors:
-        many = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
-        raise ConfigError(f"{many} found", where=errors[0].where.__class__(file=file))
-    if not json:
-        terminal.say(f"{file}: no errors" + (f", {len(findings)} warnings" if findings else ""))
+        raise ConfigError(f"{_count(len(errors), 'error')} found", where=Where(file=file))
+    terminal.say(
+        f"{file}: no errors" + (f", {_count(len(findings), 'warning')}" if findings else "")
+    )
+
+
+def _show(findings: list[Finding]) -> None:
+    """The first findings, as many as a person reads, and how many more there are."""
+    from rich.text import Text
+
+    for finding in findings[:_MOST_SHOWN]:
+        style = "bold red" if finding.severity == "error" else "yellow"
+        terminal.say(
+            Text.assemble((finding.severity, style), f": {finding.where}: {finding.message}")
+        )
+        if finding.hint:
+            terminal.say(Text.assemble(("  hint: ", "cyan"), finding.hint))
+    more = findings[_MOST_SHOWN:]
+    errors = sum(finding.severity == "error" for finding in more)
+    if more:
+        parts = [_count(errors, "error")] if errors else []
+        parts += [_count(len(more) - errors, "warning")] if len(more) > errors else []
+        terminal.say(f"and {' and '.join(parts)} more: `--json` gives them all")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

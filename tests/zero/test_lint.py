@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,32 @@ import pytest
 from dslm.errors import ConfigError
 from dslm.presets import shipped_folder
 from dslm.zero.lint import known, lint, load_config
+from dslm.zero.read import read_config
 from tests.conftest import Dslm
 
 OK: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1}
-Z: dict[str, Any] = {"stage": 3}
+STAGE_3: dict[str, Any] = {"stage": 3}
+Z, S = "zero_optimization", "scheduler.params"
+
+
+def zero(stage: Any = 3, **values: Any) -> dict[str, Any]:
+    return {**OK, "zero_optimization": {"stage": stage, **values}}
+
+
+def adam(name: str = "AdamW", **params: Any) -> dict[str, Any]:
+    return {**OK, "optimizer": {"type": name, "params": params}}
+
+
+def warmup(**params: Any) -> dict[str, Any]:
+    return {**OK, "scheduler": {"type": "WarmupLR", "params": params}}
+
+
 TABLE: list[tuple[str, dict[str, Any], str, str]] = [
     ("typo at the top", {**OK, "zero_optimisation": {}}, "zero_optimisation", "zero_optimization"),
     ("typo below", {**OK, "zero_optimization": {"stag": 2}}, "zero_optimization.stag", "stage"),
     (
         "typo two below",
-        {**OK, "zero_optimization": {**Z, "offload_param": {"device": "cpu", "pin_memry": True}}},
+        zero(offload_param={"device": "cpu", "pin_memry": True}),
         "zero_optimization.offload_param.pin_memry",
         "pin_memory",
     ),
@@ -31,7 +48,7 @@ TABLE: list[tuple[str, dict[str, Any], str, str]] = [
         {
             **OK,
             "zero_optimization": {
-                **Z, "prefetch_bucket_size": 1, "stage3_prefetch_bucket_size": 2,
+                **STAGE_3, "prefetch_bucket_size": 1, "stage3_prefetch_bucket_size": 2,
             },
         },
         "zero_optimization.prefetch_bucket_size",
@@ -69,7 +86,7 @@ TABLE: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "nvme without a path",
-        {**OK, "zero_optimization": {**Z, "offload_param": {"device": "nvme"}}},
+        {**OK, "zero_optimization": {**STAGE_3, "offload_param": {"device": "nvme"}}},
         "zero_optimization.offload_param.nvme_path",
         "nvme",
     ),
@@ -116,11 +133,189 @@ TABLE: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "tensor parallel at stage 3",
-        {**OK, "tensor_parallel": {"autotp_size": 2}, "zero_optimization": Z},
+        {**OK, "tensor_parallel": {"autotp_size": 2}, "zero_optimization": STAGE_3},
         "tensor_parallel.autotp_size",
         "stage",
     ),
     ("a section that is none", {**OK, "bf16": True}, "bf16", "object"),
+    ("a section that is null", {**OK, "fp16": None}, "fp16", "null"),
+    ("a section that is a list", {**OK, "optimizer": []}, "optimizer", "object"),
+    ("text for a number", {**OK, "gradient_clipping": "1.0"}, "gradient_clipping", "a number"),
+    ("a word for a switch", {**OK, "bf16": {"enabled": "maybe"}}, "bf16.enabled", "true or false"),
+    ("a switch for a number", zero(reduce_bucket_size=True), f"{Z}.reduce_bucket_size", "true"),
+    ("true for a stage", zero(stage=True), f"{Z}.stage", "0, 1, 2 or 3"),
+    ("an empty bucket", zero(reduce_bucket_size=0), f"{Z}.reduce_bucket_size", "positive"),
+    ("a negative bucket", zero(allgather_bucket_size=-1), f"{Z}.allgather_bucket_size", "0 or "),
+    (
+        "a ratio above one",
+        zero(offload_optimizer={"device": "cpu", "ratio": 2}),
+        f"{Z}.offload_optimizer.ratio",
+        "from 0 to 1",
+    ),
+    (
+        "a negative count",
+        zero(offload_param={"device": "cpu", "buffer_count": -1}),
+        f"{Z}.offload_param.buffer_count",
+        "0 or more",
+    ),
+    (
+        "a device that there is not",
+        zero(offload_param={"device": "gpu"}),
+        f"{Z}.offload_param.device",
+        "none, cpu or nvme",
+    ),
+    ("half an element", zero(sub_group_size=0.5), f"{Z}.sub_group_size", "whole number"),
+    ("no print at all", {**OK, "steps_per_print": 0}, "steps_per_print", "positive"),
+    ("no number", {**OK, "gradient_clipping": math.nan}, "gradient_clipping", "finite number"),
+    ("no end", zero(sub_group_size=math.inf), f"{Z}.sub_group_size", "not a finite number"),
+    (
+        "no number in an open section",
+        {**OK, "data_efficiency": {"seed": [math.inf]}},
+        "data_efficiency.seed",
+        "not a finite number",
+    ),
+    (
+        "reduced by max",
+        {**OK, "gradient_allreduce_op": "max"},
+        "gradient_allreduce_op",
+        "mean or sum",
+    ),
+    (
+        "ZenFlow with a sum",
+        zero(2, offload_optimizer={"device": "cpu"}, zenflow={}) | {"gradient_allreduce_op": "sum"},
+        "gradient_allreduce_op",
+        "ZenFlow",
+    ),
+    ("ZenFlow on the device", zero(2, zenflow={}), f"{Z}.zenflow", "on the CPU"),
+    (
+        "ZenFlow's interval as a word",
+        zero(2, offload_optimizer={"device": "cpu"}, zenflow={"select_interval": "often"}),
+        f"{Z}.zenflow.select_interval",
+        '"auto"',
+    ),
+    ("stage 3's weights", zero(2, zero_quantized_weights=True), f"{Z}.zero_quantized_weights", "3"),
+    (
+        "stage 3's gradients",
+        zero(1, zero_quantized_gradients=True),
+        f"{Z}.zero_quantized_gradients",
+        "needs stage 3",
+    ),
+    (
+        "a part of the optimizer at stage 2",
+        zero(2, offload_optimizer={"device": "cpu", "ratio": 0.5}),
+        f"{Z}.offload_optimizer.ratio",
+        "needs stage 3",
+    ),
+    (
+        "master weights without ZeRO",
+        {**OK, "bf16": {"enabled": True, "bf16_master_weights_and_grads": True}},
+        "bf16.bf16_master_weights_and_grads",
+        "needs stage",
+    ),
+    (
+        "scaled before it is scattered",
+        {**zero(2), "prescale_gradients": True},
+        "prescale_gradients",
+        "reduce_scatter",
+    ),
+    (
+        "accumulation that does not divide",
+        {"train_batch_size": 10, "gradient_accumulation_steps": 4},
+        "train_batch_size",
+        "8 or 12",
+    ),
+    ("misplaced offload", {**OK, "offload_optimizer": {}}, "offload_optimizer", f"{Z}.offload_opt"),
+    ("misplaced clipping", {**OK, "max_grad_norm": 1.0}, "max_grad_norm", "gradient_clipping"),
+    ("misplaced rate", {**OK, "learning_rate": 1e-4}, "learning_rate", "optimizer.params.lr"),
+    (
+        "a remark where none may be",
+        {**OK, "bf16": {"enabled": True, "_comment": "x"}},
+        "bf16._comment",
+        "top level",
+    ),
+    (
+        "removed optimizer",
+        {**OK, "optimizer": {"type": "OneBitAdam", "params": {"lr": 1e-4}}},
+        "optimizer.type",
+        "removed",
+    ),
+    (
+        "unknown optimizer",
+        {**OK, "optimizer": {"type": "AdamX", "params": {}}},
+        "optimizer.type",
+        "no optimizer",
+    ),
+    (
+        "torch's optimizer in the wrong case",
+        {**OK, "optimizer": {"type": "sgd", "params": {"lr": 1e-4}}},
+        "optimizer.type",
+        "did you mean `SGD`",
+    ),
+    (
+        "torch's optimizer with ZeRO",
+        {**zero(2), "optimizer": {"type": "SGD", "params": {"lr": 1e-4}}},
+        "optimizer.type",
+        "zero_allow_untested_optimizer",
+    ),
+    ("one beta", adam(betas=[0.9]), "optimizer.params.betas", "2 numbers"),
+    ("a beta above one", adam(betas=[0.9, 1.5]), "optimizer.params.betas", "from 0 below 1"),
+    ("a rate as text", adam(lr="1e-4"), "optimizer.params.lr", "a number"),
+    ("a negative rate", adam(lr=-1), "optimizer.params.lr", "0 or more"),
+    ("a warm-up of none", warmup(warmup_num_steps=0), f"{S}.warmup_num_steps", "positive"),
+    ("a warm-up in floats", warmup(warmup_num_steps=1e3), f"{S}.warmup_num_steps", "whole"),
+    ("an unknown curve", warmup(warmup_type="cosine"), f"{S}.warmup_type", "log or linear"),
+    (
+        "torch's scheduler without its parameter",
+        {**OK, "scheduler": {"type": "CosineAnnealingLR", "params": {}}},
+        f"{S}.T_max",
+        "needs it",
+    ),
+    (
+        "torch's scheduler with ZeRO",
+        {**zero(1), "scheduler": {"type": "CosineAnnealingLR", "params": {"T_max": 10}}},
+        "scheduler.type",
+        "refuses the optimizer",
+    ),
+    (
+        "an expert's typo",
+        {**OK, "expert_parallel": {"enabled": True, "autoep_sise": 2}},
+        "expert_parallel.autoep_sise",
+        "autoep_size",
+    ),
+    ("another program's file", {"model": "x", "data": {}}, "", "none of its keys"),
+]  # fmt: skip
+GOOD: list[tuple[str, dict[str, Any]]] = [
+    ("a remark", {**OK, "_comment": "for two hosts", "//": "x", "comment": "y"}),
+    (
+        "torch's scheduler in fp32",
+        {**OK, "scheduler": {"type": "CosineAnnealingLR", "params": {"T_max": 10, "eta_min": 0}}},
+    ),
+    (
+        "ZenFlow's auto",
+        zero(
+            2,
+            offload_optimizer={"device": "cpu"},
+            zenflow={
+                "select_strategy": "auto", "select_interval": "auto", "update_interval": "auto",
+            },
+        ),
+    ),
+    ("elements in powers of ten", zero(reduce_bucket_size=5e8, sub_group_size=1e9)),
+    ("a switch as a number", {**OK, "bf16": {"enabled": 1}}),
+    ("accelerate's silence", {**OK, "steps_per_print": math.inf}),
+    ("nothing to offload", zero(2, offload_optimizer=None, offload_param={"device": "none"})),
+    ("DeepSpeed's names in any case", adam("ADAMW", lr=0)),
+    ("torch's optimizer, allowed", {
+        **zero(2), "zero_allow_untested_optimizer": True,
+        "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}},
+    }),
+    ("torch's optimizer without ZeRO", {
+        **OK, "optimizer": {"type": "RMSprop", "params": {"lr": 0.1, "alpha": 0.9}},
+    }),
+    ("words in any case", {**OK, "communication_data_type": "FP32"}),
+    ("operations in any case", {**OK, "gradient_allreduce_op": "Sum"}),
+    ("experts", {**OK, "expert_parallel": {"enabled": True, "autoep_size": 2, "top_k": "auto"}}),
+    ("null where DeepSpeed takes it", {**OK, "bf16": None, "aio": None, "train_batch_size": None}),
 ]  # fmt: skip
 
 
@@ -134,6 +329,21 @@ def test_a_mistake_is_found_with_its_path_and_fix(
     found = [finding for finding in errors if finding.where.key == key]
     assert found, errors
     assert said in f"{found[0].message} {found[0].hint}"
+
+
+@pytest.mark.parametrize("config", [row[1] for row in GOOD], ids=[row[0] for row in GOOD])
+def test_a_good_config_is_clean(config: dict[str, Any]) -> None:
+    assert lint(config) == []
+
+
+def test_a_key_that_resembles_none_is_only_doubtful() -> None:
+    (found,) = lint({**OK, "cuda_visible_devices": "0"})
+    assert (found.severity, found.where.key) == ("warning", "cuda_visible_devices")
+
+
+def test_parameters_offloaded_beside_the_optimizer_have_no_effect_at_stage_2() -> None:
+    (found,) = lint(zero(2, offload_optimizer={"device": "cpu"}, offload_param={"device": "cpu"}))
+    assert (found.severity, found.where.key) == ("warning", f"{Z}.offload_param")
 
 
 def test_all_nine_pairs_of_spellings_are_known() -> None:
@@ -169,3 +379,76 @@ def test_the_command_exits_2_and_names_the_path(dslm: Dslm, tmp_path: Path) -> N
     assert "did you mean `zero_optimization`" in done.stderr
     document = json.loads(dslm("config", "--check", "ds.json", "--json").stdout)
     assert document[0]["path"] == "zero_optimisation"
+    assert document[0]["line"] == 1
+
+
+def test_findings_name_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(
+        '{"train_micro_batch_size_per_gpu": 1,\n "zero_optimization": {\n  "stage": 2,\n'
+        '  "reduce_bucket_size": 0},\n "optimizer": {\n  "params": {}}}\n'
+    )
+    config = read_config(file)
+    found = lint(config.values, file=file, lines=config.lines)
+    assert [(finding.where.key, finding.where.line) for finding in found] == [
+        (f"{Z}.reduce_bucket_size", 4),
+        ("optimizer.type", 5),  # missing: the line of its section
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ('{"a": 1,\n "a": 2}', 2, "twice"),
+        ('{\n\n"a": tru}', 3, "a value is expected"),
+        ('{"a": 1,\n}', 2, "comma"),
+        ('{"a": 1 // one\n}', 1, "comment"),
+        ("{'a': 1}", 1, "single quotes"),
+        ('{"a": True}', 1, "Python word"),
+        ('{"a": ' + "[" * 3000, 1, "deeper than 40"),
+        ('{"a":' * 100_000, 1, "deeper than 40"),
+        ('{"a": ' + "9" * 5000 + "}", 1, "digits"),
+        ('{"a": "\n"}', 1, "wrong character"),
+        ("[]", None, "not a JSON object"),
+        ("", 1, "ends too early"),
+        ('{"a": 1} x', 1, "after its end"),
+        ('{"a": "' + "x" * (2 << 20) + '"}', None, "larger than 1 MiB"),
+    ],
+    ids=range(14),
+)
+def test_a_file_that_is_no_config_is_refused_with_its_line(
+    tmp_path: Path, text: str, line: int | None, said: str
+) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as failure:
+        read_config(file)
+    assert said in f"{failure.value.message} {failure.value.hint}"
+    assert failure.value.where.line == line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"gradient_clipping": NaN}',
+        '{"gradient_clipping": 1e400}',
+        '{"gradient_clipping": -Infinity}',
+        '{"gradient_clipping": ' + "1" * 350 + ".5}",
+        '{"train_batch_size": ' + "1" * 399 + "}",
+        '{"train_batch_size": -1, "train_micro_batch_size_per_gpu": ' + "9" * 399 + "}",
+        '{"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": ' + "9" * 399 + "}}}",
+    ],
+)
+def test_a_number_that_is_none_or_huge_never_breaks_the_linter(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(text)
+    lint(load_config(file))
+
+
+def test_thousands_of_wrong_keys_are_cut_to_what_a_person_reads(dslm: Dslm, tmp_path: Path) -> None:
+    wrong = {f"zero_optimization{number}" + "x" * 5000 * (number < 3): 1 for number in range(3000)}
+    (tmp_path / "ds.json").write_text(json.dumps({**OK, **wrong, "gradient_clipping": -1}))
+    done = dslm("config", "--check", "ds.json")
+    assert done.returncode == 2
+    assert len(done.stderr) < 8000
+    assert "more: `--json` gives them all" in done.stderr
