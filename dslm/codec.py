@@ -9,6 +9,7 @@ Knows nothing of what the values mean.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -83,7 +84,10 @@ def encode(value: object) -> dict[str, Json]:
 
 
 def to_json(value: object) -> Json:
-    """Dataclasses, enumerations, mappings and sequences as plain JSON values."""
+    """Dataclasses, enumerations, mappings and sequences as plain JSON values.
+
+    A number that JSON doesn't know (infinite, or none) becomes null.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         return encode(value)
     if isinstance(value, Enum):
@@ -92,6 +96,8 @@ def to_json(value: object) -> Json:
         return {str(key): to_json(content) for key, content in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [to_json(content) for content in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)

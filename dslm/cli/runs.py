@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from dslm.cli import options, terminal
+from dslm.errors import OptionError, Where
 
 app = typer.Typer(
     help="List, show, watch and stop runs.", no_args_is_help=True, rich_markup_mode="rich"
 )
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory, or a name that `runs list` prints.")
+]
 
 
 @app.command("list")
@@ -36,23 +39,12 @@ def list_(
     if not summaries:
         terminal.say(f"no runs below {folder}; `dslm train quickstart` makes one")
         return
-    from rich.table import Table
+    from dslm.cli.screens.runs import runs_table
 
-    from dslm.units import render_seconds
-
-    table = Table(
-        "run", "status", "step", "loss", "eval loss", "time", box=None, header_style="bold"
-    )
+    terminal.show(runs_table(summaries, folder))
     for summary in summaries:
-        table.add_row(
-            Path(summary.path).name,
-            summary.status,
-            f"{summary.step}/{summary.steps or '?'}",
-            "-" if summary.loss is None else f"{summary.loss:.4f}",
-            "-" if summary.eval_loss is None else f"{summary.eval_loss:.4f}",
-            "-" if summary.seconds is None else render_seconds(summary.seconds),
-        )
-    terminal.show(table)
+        for problem in summary.problems:
+            terminal.say(f"{Path(summary.path).name}: could not be read: {problem}")
 
 
 @app.command("show", no_args_is_help=True)
@@ -61,49 +53,22 @@ def show(run: RunArgument, json: options.Json = False) -> None:
 
     [dim]Example:[/dim] dslm runs show runs/quickstart-20260101-120000
     """
-    from dslm.run.summary import open_run, summarize
+    from dslm.run.history import read_history
+    from dslm.run.summary import open_run, summary_of
 
-    directory = open_run(run)
-    summary = summarize(directory)
+    history = read_history(open_run(run))
+    summary = summary_of(history)
     if json:
         terminal.write_json(summary.document())
         return
-    from rich.table import Table
+    from dslm.cli.screens.runs import run_page
 
-    from dslm.units import render_seconds
-
-    table = Table(box=None, show_header=False)
-    table.add_column(style="dim")
-    table.add_column()
-    for name, value in summary.document().items():
-        if value is None or name in ("error", "failure", "restarts"):
-            continue  # those have a table and a panel of their own
-        shown = f"{value:.1%}" if name == "goodput" else str(value)
-        shown = render_seconds(value) if name == "seconds" else shown
-        table.add_row(name.replace("_", " "), shown)
-    if directory.model.is_dir():
-        table.add_row("model", str(directory.model))
-    table.add_row("logs", str(directory.path / "logs"))
-    terminal.show(table)
-    if summary.restarts:
-        story = Table(
-            "attempt", "why", "from step", "ranks", "steps lost", "time lost",
-            box=None, header_style="bold",
-        )  # fmt: skip
-        for again in summary.restarts:
-            story.add_row(
-                str(again["attempt"]),
-                str(again["cause"]),
-                str(again["step"]),
-                str(again["world_size"]),
-                str(again["lost_steps"]),
-                render_seconds(float(again["lost_seconds"])),
-            )
-        terminal.show(story)
+    for part in run_page(history, summary, plain=not terminal.shows_unicode()):
+        terminal.show(part)
     if summary.failure is not None:
         from dslm.cli.failure import panel
 
-        terminal.show(panel(summary.failure, run))
+        terminal.show(panel(summary.failure, history.run.path))
 
 
 @app.command("watch", no_args_is_help=True)
@@ -138,12 +103,22 @@ def stop(run: RunArgument) -> None:
 
     [dim]Example:[/dim] dslm runs stop runs/quickstart-20260101-120000
     """
+    from dslm.run.lock import owner_of
     from dslm.run.summary import open_run, summarize
 
     directory = open_run(run)
-    status = summarize(directory).status
+    name, status = directory.path.name, summarize(directory).status
     if status != "unfinished":
-        terminal.say(f"{directory.path.name} is {status} already")
+        terminal.say(f"{name} is {status} already")
         return
-    directory.stop_request.touch()
-    terminal.say(f"asked {directory.path.name} to stop; `dslm runs watch {run}` follows it")
+    if owner_of(directory.path) is None:
+        terminal.say(f"nobody trains in {name}: it ended before it was done, at the last event")
+        return
+    try:
+        directory.stop_request.touch()
+    except OSError as failure:
+        raise OptionError(
+            f"the wish to stop can't be written: {failure.strerror}",
+            where=Where(file=directory.stop_request),
+        ) from None
+    terminal.say(f"asked {name} to stop; `dslm runs watch {run}` follows it")

@@ -59,6 +59,15 @@ def show(value: RenderableType) -> None:
     Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(value)
 
 
+def shows_unicode() -> bool:
+    """Whether stdout can show more than ASCII."""
+    try:
+        "█⣿".encode(sys.stdout.encoding or "ascii")
+    except (LookupError, UnicodeError):
+        return False
+    return True
+
+
 def write(text: str) -> None:
     """Put data on stdout as it is."""
     sys.stdout.write(text if text.endswith("\n") else text + "\n")

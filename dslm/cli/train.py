@@ -209,8 +209,8 @@ def report_end(run: RunDirectory, outcome: Outcome, *, json: bool) -> None:
     summary = summarize(run)
     if outcome.status == Status.FAILED and summary.failure is None:
         # it is in the run's events, unless the disk is full and these could not be written any more
-        failure = diagnose(run, outcome).fields()
-        summary = replace(summary, status="failed", error=failure["message"], failure=failure)
+        error = diagnose(run, outcome).event(outcome.attempt, noticed=outcome.noticed)
+        summary = replace(summary, status="failed", error=error.message, failure=error)
     if json:
         terminal.write_json(summary.document())
     folder = shown_path(run.path)
@@ -222,10 +222,10 @@ def report_end(run: RunDirectory, outcome: Outcome, *, json: bool) -> None:
             where=Where(file=folder),
             hint=f"`dslm runs show {folder}` shows it; `--resume` goes on with it",
         )
-    if outcome.status == Status.FAILED:
+    failure = summary.failure
+    if outcome.status == Status.FAILED and failure is not None:
         from dslm.cli.failure import headline, panel
 
-        failure = summary.failure or {}
         terminal.say(panel(failure, folder))
         raise RunFailed(
             headline(failure),

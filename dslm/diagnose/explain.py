@@ -25,7 +25,7 @@ from dslm.host.kernel import OomVerdict
 from dslm.launch.remote_processes import RemoteProcesses
 from dslm.launch.supervise import Outcome, read_rank_statuses
 from dslm.run.directory import RunDirectory
-from dslm.run.events import read_events
+from dslm.run.events import Error, now, read_events
 from dslm.secrets import text_without_secrets
 from dslm.units import render_bytes
 
@@ -96,6 +96,10 @@ class Diagnosis:
     def known(self) -> bool:
         """Whether the catalogue has it."""
         return self.id is not None
+
+    def event(self, attempt: int, *, noticed: float | None = None, again: bool = False) -> Error:
+        """As the run's error event, from which it can be shown again."""
+        return Error(time=now(), attempt=attempt, noticed=noticed, again=again, **self.fields())
 
     def fields(self) -> dict[str, Any]:
         """As the fields of the run's error event, from which it can be shown again."""

@@ -8,20 +8,17 @@ unless a disk has lost something since. Torch-free: the launcher asks, too.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from dslm.files import write_json
+from dslm.run.documents import CheckpointManifest, FileEntry, find_document, write_document
 
 MANIFEST = "manifest.json"
 _BLOCK = 2**24
 _STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 _TAG = re.compile(r"global_step[0-9]+(_universal)?")  # DeepSpeed's name of a folder of states
-FileEntry = dict[str, Any]  # `size` in bytes and `blake2b`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,45 +30,37 @@ class Checkpoint:
     world_size: int
     zero_stage: int
     eval_loss: float | None = None
-    files: dict[str, FileEntry]
+    files: Mapping[str, FileEntry]
 
 
 def write_manifest(
-    folder: Path, known: Mapping[str, FileEntry] | None = None, **facts: Any
+    folder: Path, manifest: CheckpointManifest, known: Mapping[str, FileEntry] | None = None
 ) -> None:
     """List every file of a folder with size and checksum, beside the facts about it.
 
     Args:
         folder: the checkpoint's.
+        manifest: what else it says.
         known: entries that are known already; the other files are read.
-        facts: what else the manifest says.
     """
     given = known or {}
     rest = file_entries(folder, (name for name in _files(folder) if name not in given))
-    write_json(folder / MANIFEST, {**facts, "files": {**given, **rest}})
+    write_document(folder / MANIFEST, replace(manifest, files={**given, **rest}))
 
 
 def file_entries(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     """Size and checksum of some files of a folder; reads them."""
     paths = {name: folder / name for name in names}
     return {
-        name: {"size": path.stat().st_size, "blake2b": checksum(path)}
+        name: FileEntry(size=path.stat().st_size, blake2b=checksum(path))
         for name, path in paths.items()
     }
 
 
 def complete_checkpoints(folder: Path) -> list[Checkpoint]:
     """All complete checkpoints, the oldest first; sizes are compared, checksums are not."""
-    found = []
-    for path in _step_folders(folder):
-        try:
-            checkpoint = _read_checkpoint(path)
-            there = {n: p.stat().st_size for n, p in _files(path).items()}
-            if there == {name: entry["size"] for name, entry in checkpoint.files.items()}:
-                found.append(checkpoint)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            continue
-    return found
+    found = (_complete(path) for path in _step_folders(folder))
+    return sorted((c for c in found if c is not None), key=lambda checkpoint: checkpoint.step)
 
 
 def state_folder(checkpoint: Path) -> Path:
@@ -87,23 +76,38 @@ def state_folder(checkpoint: Path) -> Path:
     return checkpoint / name
 
 
-def _read_checkpoint(path: Path) -> Checkpoint:
-    """What a manifest says; what is wrong in it raises."""
-    content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    numbers = {name: content[name] for name in ("step", "world_size", "zero_stage")}
-    if not all(type(number) is int and number >= 0 for number in numbers.values()):
-        raise ValueError("numbers are wrong")
-    if path.name != f"step-{numbers['step']}":
-        raise ValueError("it is another step's")
+def _step_folders(folder: Path) -> list[Path]:
+    """What is called as a checkpoint is."""
+    try:
+        return [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
+    except OSError:
+        return []
+
+
+def _complete(path: Path) -> Checkpoint | None:
+    """The checkpoint in a folder, if every file that its manifest lists is there with its size."""
+    manifest = find_document(CheckpointManifest, path / MANIFEST)
+    if manifest is None or manifest.step != step_of(path):
+        return None
+    try:
+        there = {name: file.stat().st_size for name, file in _files(path).items()}
+    except OSError:
+        return None
+    if there != {name: entry.size for name, entry in manifest.files.items()}:
+        return None
     return Checkpoint(
-        path=path, **numbers, eval_loss=content.get("eval_loss"), files=content["files"]
+        path=path,
+        step=manifest.step,
+        world_size=manifest.world_size,
+        zero_stage=manifest.zero_stage,
+        eval_loss=manifest.eval_loss,
+        files=manifest.files,
     )
 
 
-def _step_folders(folder: Path) -> list[Path]:
-    """The folders that have a checkpoint's name, the oldest first."""
-    named = ((_STEP.fullmatch(path.name), path) for path in folder.glob("step-*"))
-    return [path for _, path in sorted((int(m[1]), path) for m, path in named if m)]
+def step_of(path: Path) -> int:
+    """The step that the name of a checkpoint's folder says."""
+    return int(path.name.rpartition("-")[2])
 
 
 def superseded(complete: list[Checkpoint], keep: int, keep_best: int) -> list[Checkpoint]:
@@ -122,18 +126,33 @@ def superseded(complete: list[Checkpoint], keep: int, keep_best: int) -> list[Ch
 
 def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose checksums are right, and what is wrong with newer ones."""
-    complete = {checkpoint.path: checkpoint for checkpoint in complete_checkpoints(folder)}
     problems = []
-    for path in reversed(_step_folders(folder)):
-        checkpoint = complete.get(path)
+    for path in sorted(_step_folders(folder), key=step_of, reverse=True):
+        checkpoint = _complete(path)
         if checkpoint is None:
             problems.append(f"{path.name} is not complete")
             continue
-        wrong = [n for n, e in checkpoint.files.items() if checksum(path / n) != e["blake2b"]]
+        wrong = damaged_files(checkpoint)
         if not wrong:
             return checkpoint, problems
         problems.append(f"{path.name} is damaged: {', '.join(wrong)}")
     return None, problems
+
+
+def damaged_files(checkpoint: Checkpoint) -> list[str]:
+    """The files of a checkpoint that are not what its manifest says; every byte is read."""
+    return [
+        name
+        for name, entry in checkpoint.files.items()
+        if _checksum_if_readable(checkpoint.path / name) != entry.blake2b
+    ]
+
+
+def _checksum_if_readable(path: Path) -> str | None:
+    try:
+        return checksum(path)
+    except OSError:
+        return None
 
 
 def checksum(path: Path) -> str:

@@ -189,7 +189,15 @@ class CheckpointManifest(Document):
     data: str | None = None  # the identity of what was trained on
     versions: Mapping[str, str] = field(default_factory=dict)
     eval_loss: float | None = None
-    files: Mapping[str, FileEntry]
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written(Document):
+    """The files of a checkpoint that one rank has written to disk."""
+
+    what: ClassVar[str] = "what a rank has written"
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
 
 
 def read_document(kind: type[D], path: Path) -> D:

@@ -336,6 +336,9 @@ def tail_events(path: Path, offset: int = 0) -> Tail:
             data = stream.read()
     except FileNotFoundError:
         return Tail(offset=offset)
+    except OSError as failure:  # a folder, somebody else's, a broken disk
+        why = failure.strerror or type(failure).__name__
+        return Tail(unreadable=(Unreadable(line=0, why=why),), offset=offset)
     whole = data[: data.rfind(b"\n") + 1]
     events, unreadable = [], []
     for number, line in enumerate(whole.split(b"\n"), 1):
@@ -390,5 +393,14 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]
         stream.seek(offset)
         data = stream.read()
     whole = data[: data.rfind(b"\n") + 1]
-    events = [json.loads(line) for line in whole.splitlines() if line.strip()]
+    events = [found for line in whole.splitlines() if (found := _dictionary(line))]
     return events, offset + len(whole)
+
+
+def _dictionary(line: bytes) -> dict[str, Any] | None:
+    try:
+        parse_event(line)
+    except Malformed:
+        return None
+    found: dict[str, Any] = json.loads(line)
+    return found

@@ -1,20 +1,21 @@
-"""A run in a few numbers, read from its manifest and events.
+"""A run in a few numbers; runs by their folder or name.
 
-Reads the run directory only: it can't know whether processes live, so a run without an end is
-`unfinished`.
+Reads the run directory only, through `dslm.run.history`.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dslm.errors import OptionError, Where
+from dslm.codec import Json, encode
+from dslm.errors import OptionError, Where, did_you_mean
 from dslm.run.directory import RunDirectory
-from dslm.run.events import read_events
+from dslm.run.events import Error, Restart, Start, as_record
+from dslm.run.history import History, Status, check_readable, read_history
+from dslm.run.lock import owner_of
 
-_RESTART = ("cause", "step", "lost_steps", "lost_seconds", "world_size", "hosts", "left_out")
+RUNS = Path("runs")  # where they are unless one says otherwise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,96 +23,94 @@ class RunSummary:
     """What happened in a run so far; seconds and steps, None where it is not known."""
 
     path: str
-    status: str  # done | stopped | failed | unfinished
+    status: str  # done | stopped | killed | failed | unfinished
     attempts: int
     step: int
     steps: int | None
     loss: float | None
     eval_loss: float | None
-    started: float | None
+    parameters: int | None
+    trained_parameters: int | None
+    started: float | None  # Unix seconds
     seconds: float | None
     error: str | None
-    failure: dict[str, Any] | None  # the last error event, when the run failed
-    restarts: list[dict[str, Any]]  # attempt, cause, lost steps and seconds of each
+    failure: Error | None  # the last error event, when the run failed
+    restarts: tuple[Restart, ...]
     goodput: float | None  # share of the time that went into steps that were kept
+    owner: str | None  # who trains in it now
+    problems: tuple[str, ...]  # what could not be read
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, Json]:
         """As JSON."""
-        return asdict(self)
+        found: dict[str, Json] = {**dict.fromkeys(self.__slots__), **encode(self)}
+        found["failure"] = as_record(self.failure) if self.failure else None
+        found["restarts"] = [as_record(restart) for restart in self.restarts]
+        return found
 
 
 def open_run(path: Path) -> RunDirectory:
-    """The run in a folder.
+    """The run in a folder, or of a name that `dslm runs list` prints.
 
     Raises:
-        OptionError: the folder holds no run.
+        OptionError: there is none, or it is of a later format.
     """
-    run = RunDirectory(path.absolute())
+    run = RunDirectory(found_run(path).absolute())
     if not run.manifest.is_file():
+        names = [known.path.name for known in find_runs(RUNS)]
         raise OptionError(
-            "this folder holds no run (it has no manifest.json)",
+            "this folder holds no run (it has no manifest.json)"
+            if path.is_dir()
+            else "there is no such run",
             where=Where(file=path),
-            hint="`dslm runs list` shows the runs below ./runs",
+            hint=did_you_mean(path.name, names) or "`dslm runs list` shows the runs below ./runs",
         )
+    check_readable(run)
     return run
+
+
+def found_run(path: Path) -> Path:
+    """A folder as it is given, or the one of that name below ./runs if only that is there."""
+    below = RUNS / path
+    bare = len(path.parts) == 1 and path.name not in (".", "..")
+    is_run = bare and not path.exists() and (below / "manifest.json").is_file()
+    return below if is_run else path
 
 
 def find_runs(folder: Path) -> list[RunDirectory]:
     """All runs directly below a folder, oldest first."""
-    if not folder.is_dir():
+    try:
+        manifests = [(m.stat().st_ctime, m) for m in folder.glob("*/manifest.json") if m.is_file()]
+    except OSError:
         return []
-    found = [manifest.parent for manifest in folder.glob("*/manifest.json")]
-    return [
-        RunDirectory(path.absolute())
-        for path in sorted(found, key=lambda path: (path / "manifest.json").stat().st_ctime)
-    ]
+    return [RunDirectory(manifest.parent.absolute()) for _, manifest in sorted(manifests)]
 
 
 def summarize(run: RunDirectory) -> RunSummary:
     """The run in a few numbers."""
-    events, _ = read_events(run.events)
-    last: dict[str, dict[str, Any]] = {event["event"]: event for event in events}
-    status = "unfinished"
-    for event in events:
-        if event["event"] in ("start", "restart") or event.get("again"):
-            status = "unfinished"
-        elif event["event"] == "end":
-            status = str(event.get("status", "done"))
-        elif event["event"] == "error":
-            status = "failed"
-    start, step, end = last.get("start", {}), last.get("step", {}), last.get("end", {})
+    return summary_of(read_history(run))
+
+
+def summary_of(history: History) -> RunSummary:
+    """What happened in a few numbers."""
+    start, steps, evaluations = history.last(Start), history.steps, history.evaluations
+    failure = history.failure
+    owner = owner_of(history.run.path) if history.status is Status.UNFINISHED else None
     return RunSummary(
-        path=str(run.path),
-        status=status,
-        attempts=max((event.get("attempt", 1) for event in events), default=0),
-        step=max(int(step.get("step", 0)), int(end.get("step", 0))),
-        steps=start.get("steps"),
-        loss=step.get("loss"),
-        eval_loss=last.get("eval", {}).get("loss"),
-        started=events[0]["time"] if events else None,
-        seconds=events[-1]["time"] - events[0]["time"] if events else None,
-        error=last["error"].get("message") if status == "failed" else None,
-        failure=last["error"] if status == "failed" else None,
-        restarts=[
-            {name: event.get(name) for name in ("attempt", *_RESTART)}
-            for event in events
-            if event["event"] == "restart"
-        ],
-        goodput=_goodput(events),
+        path=str(history.run.path),
+        status=history.status.value,
+        attempts=history.attempts,
+        step=history.step,
+        steps=start.steps if start else None,
+        loss=steps[-1].loss if steps else None,
+        eval_loss=evaluations[-1].loss if evaluations else None,
+        parameters=start.parameters if start else None,
+        trained_parameters=start.trained_parameters if start else None,
+        started=history.started,
+        seconds=history.seconds,
+        error=failure.message if failure else None,
+        failure=failure,
+        restarts=history.restarts,
+        goodput=history.goodput,
+        owner=str(owner) if owner else None,
+        problems=history.problems,
     )
-
-
-def _goodput(events: list[dict[str, Any]]) -> float | None:
-    """Useful time over wall time: of each step only the attempt counts that made it last."""
-    useful: dict[int, float] = {}
-    before: dict[int, int] = {}  # the last step event of an attempt
-    for event in events:
-        if event["event"] == "resume":
-            before[event["attempt"]] = event["step"]
-        if event["event"] != "step":
-            continue
-        first = before.get(event["attempt"], 0) + 1
-        useful |= dict.fromkeys(range(first, event["step"] + 1), event["step_seconds"])
-        before[event["attempt"]] = event["step"]
-    wall = events[-1]["time"] - events[0]["time"] if events else 0.0
-    return round(min(1.0, sum(useful.values()) / wall), 4) if useful and wall > 0 else None

@@ -9,12 +9,12 @@ collective beside those of training could not be ordered.
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,21 @@ import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from transformers.trainer import TRAINER_STATE_NAME
 
-from dslm.files import write_json
 from dslm.recipe.schema import Checkpoint
 from dslm.run.checkpoints import (
-    FileEntry,
     complete_checkpoints,
     file_entries,
     superseded,
     write_manifest,
 )
 from dslm.run.directory import RunDirectory
+from dslm.run.documents import (
+    CheckpointManifest,
+    FileEntry,
+    Written,
+    read_document,
+    write_document,
+)
 from dslm.worker.snapshot import SnapshotEngine
 
 DESCRIPTION = "model"  # in a checkpoint: what `dslm export` needs beside the tensors
@@ -48,7 +53,7 @@ class CheckpointWriter:
         self,
         run: RunDirectory,
         settings: Checkpoint,
-        facts: dict[str, Any],
+        facts: CheckpointManifest,
         on_complete: OnComplete,
         *,
         local_ranks: int,
@@ -59,7 +64,7 @@ class CheckpointWriter:
         Args:
             run: the run.
             settings: what the recipe says.
-            facts: what the manifest says beside the files, such as world size and stage.
+            facts: what every manifest says beside step and files, such as world size and stage.
             on_complete: told of each checkpoint that is complete.
             local_ranks: ranks of this host.
             shared: whether all ranks see the folder; else a checkpoint can't be complete anywhere,
@@ -108,7 +113,7 @@ class CheckpointWriter:
             raise
         dist.barrier()
         blocked = time.monotonic() - began
-        facts = {**self._facts, "step": step, "eval_loss": eval_loss}
+        facts = replace(self._facts, step=step, eval_loss=eval_loss)
 
         def work() -> None:
             try:
@@ -150,22 +155,22 @@ class CheckpointWriter:
         found = model.checkpoint_engine
         return found if isinstance(found, SnapshotEngine) else None
 
-    def _complete(self, partial: Path, facts: dict[str, Any]) -> None:
+    def _complete(self, partial: Path, facts: CheckpointManifest) -> None:
         """Wait for every rank, write the manifest, rename; then remove what is superseded."""
         known: dict[str, FileEntry] = {}
-        for rank in range(facts["world_size"]):
+        for rank in range(facts.world_size):
             report = partial / _WRITTEN.format(rank)
             while not report.is_file():
                 time.sleep(_LOOK_SECONDS)
-            known |= json.loads(report.read_text(encoding="utf-8"))
+            known |= read_document(Written, report).files
             report.unlink()
         for script in partial.glob("zero_to_*.py"):
             script.unlink()  # copies of DeepSpeed's own converters
         for path in partial.rglob("*"):
             if str(path.relative_to(partial)) not in known:
                 _sync(path)
-        write_manifest(partial, known, **facts)
-        final = self._folder / f"step-{facts['step']}"
+        write_manifest(partial, facts, known)
+        final = self._folder / f"step-{facts.step}"
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)
         _sync(self._folder)
@@ -192,7 +197,8 @@ def _report(partial: Path, rank: int, files: Iterable[Path]) -> None:
     names = [str(file.relative_to(partial)) for file in files]
     for name in names:
         _sync(partial / name)
-    write_json(partial / _WRITTEN.format(rank), file_entries(partial, names))
+    written = Written(files=file_entries(partial, names))
+    write_document(partial / _WRITTEN.format(rank), written)
 
 
 def describe_model(trainer: Any, folder: Path) -> None:

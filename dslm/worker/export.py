@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import IO, Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import safe_open
 
 from dslm.errors import InputError, RunFailed, Where
 from dslm.files import write_json
@@ -18,10 +20,10 @@ from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
 from dslm.run.checkpoints import complete_checkpoints
 from dslm.run.directory import RunDirectory
-from dslm.run.model_card import model_card
 from dslm.worker.answer import Tell, answer
 from dslm.worker.checkpoint import DESCRIPTION
 from dslm.worker.model import DTYPES
+from dslm.worker.model_card import model_card
 from dslm.worker.zero_tensors import StoredTensor, stored_tensors
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # of safetensors
@@ -47,7 +49,9 @@ def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
             _export_adapter(partial, tensors, dtype, recipe, merge=request["merge"], tell=tell)
         else:
             write_model(partial, tensors, dtype, tell)
-        (partial / "README.md").write_text(model_card(run, checkpoint.step), encoding="utf-8")
+        adapters = recipe.lora is not None and not request["merge"]
+        card = model_card(run, checkpoint.step, adapters=adapters)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         partial.replace(output)
     except OSError as failure:
         raise RunFailed(
@@ -64,7 +68,7 @@ def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
         "output": str(output),
         "step": checkpoint.step,
         "seconds": round(seconds, 3),
-        "parameters": sum(tensor.numel for tensor in tensors.values()),
+        "parameters": sum(_parameters(file) for file in output.glob("*.safetensors")),
         "bytes": sum(file.stat().st_size for file in output.rglob("*") if file.is_file()),
     }
 
@@ -179,6 +183,12 @@ def _export_adapter(
     for file in folder.glob("adapter_*"):
         file.unlink()
     merged.save_pretrained(folder)
+
+
+def _parameters(file: Path) -> int:
+    """How many parameters a safetensors file holds."""
+    with safe_open(file, framework="pt") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - it is no dictionary
 
 
 def _push(folder: Path, repository: str) -> None:

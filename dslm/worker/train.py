@@ -29,9 +29,9 @@ from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
 from dslm.run.checkpoints import MANIFEST
 from dslm.run.directory import RunDirectory
+from dslm.run.documents import CheckpointManifest, read_document
 from dslm.run.events import EventName
 from dslm.run.manifest import read_manifest, versions
-from dslm.run.model_card import model_card
 from dslm.worker.arguments import training_arguments
 from dslm.worker.callbacks import Events, Stop
 from dslm.worker.checkpoint import CheckpointWriter
@@ -39,6 +39,7 @@ from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.data.prepare import Prepared, prepare
 from dslm.worker.data.tokenizer import load_tokenizer
 from dslm.worker.model import build_model, label_settings, liger
+from dslm.worker.model_card import model_card
 from dslm.worker.operators import build_folder, is_built, remove_dead_marks
 from dslm.worker.peaks import resident
 from dslm.worker.ranks import Rank, release_shared_memory
@@ -127,13 +128,14 @@ def train(rank: Rank) -> None:
     writer = CheckpointWriter(
         run,
         recipe.checkpoint,
-        {
-            "world_size": rank.world_size,
-            "zero_stage": stage,
-            "global_batch": recipe.batch.global_size,
-            "data": data.identity,
-            "versions": versions(),
-        },
+        CheckpointManifest(
+            step=0,
+            world_size=rank.world_size,
+            zero_stage=stage,
+            global_batch=recipe.batch.global_size,
+            data=data.identity,
+            versions=versions(),
+        ),
         events.on_checkpoint,
         local_ranks=dict(rank.attempt.hosts)[rank.attempt.host_of(rank.rank)],
         shared=not rank.attempt.hosts_without_run_dir,
@@ -202,8 +204,7 @@ def _check_same_data(run: RunDirectory, data: Prepared, step: int) -> None:
         DataError: they aren't, so their order says nothing any more.
     """
     manifest = run.checkpoints / f"step-{step}" / MANIFEST
-    before = json.loads(manifest.read_text(encoding="utf-8"))["data"]
-    if before != data.identity:
+    if read_document(CheckpointManifest, manifest).data != data.identity:
         raise DataError(
             f"the data has changed since step {step}: samples would be seen twice, or never",
             where=Where(key="data.train"),
@@ -259,7 +260,9 @@ def export(trainer: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path
         model.save_pretrained(partial, state_dict=state)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
-        card = model_card(RunDirectory(folder.parent), trainer.state.global_step)
+        adapters = hasattr(model, "peft_config")
+        step = trainer.state.global_step
+        card = model_card(RunDirectory(folder.parent), step, adapters=adapters)
         (partial / "README.md").write_text(card, encoding="utf-8")
         if folder.is_dir():  # of an attempt that was killed after it
             shutil.rmtree(folder)

@@ -14,13 +14,14 @@ from dslm.run.checkpoints import (
     superseded,
     write_manifest,
 )
+from dslm.run.documents import CheckpointManifest
 
 
 def _write(folder: Path, step: int) -> Path:
     path = folder / f"step-{step}"
     (path / "inner").mkdir(parents=True)
     (path / "inner" / "tensors").write_bytes(b"x" * 100)
-    write_manifest(path, step=step, world_size=2, zero_stage=2, eval_loss=None)
+    write_manifest(path, CheckpointManifest(step=step, world_size=2, zero_stage=2))
     return path
 
 

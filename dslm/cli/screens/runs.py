@@ -1,0 +1,129 @@
+"""How runs look: the table of `dslm runs list`, the page of `dslm runs show`.
+
+Summaries in, something for Rich out. Values are shown as they are: what they quote may look like
+markup.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dslm.cli.screens.curve import curve
+from dslm.run.history import History
+from dslm.run.summary import RUNS, RunSummary
+from dslm.units import render_count, render_seconds
+
+
+def runs_table(summaries: Sequence[RunSummary], folder: Path) -> Table:
+    """A line a run; the names are as every verb takes them."""
+    table = Table(
+        "run", "status", "step", "loss", "eval loss", "started", "time",
+        box=None, header_style="bold",
+    )  # fmt: skip
+    for summary in summaries:
+        name = Path(summary.path).name
+        table.add_row(*map(Text, (
+            name if folder == RUNS else str(folder / name),
+            _status(summary),
+            f"{summary.step}/{summary.steps or '?'}",
+            _number(summary.loss),
+            _number(summary.eval_loss),
+            _date(summary.started),
+            "-" if summary.seconds is None else render_seconds(summary.seconds),
+        )))  # fmt: skip
+    return table
+
+
+def run_page(history: History, summary: RunSummary, *, plain: bool) -> Iterator[RenderableType]:
+    """What a run did: numbers, curve, restarts, and what could not be read.
+
+    Args:
+        history: what happened.
+        summary: in a few numbers.
+        plain: ASCII only.
+    """
+    table = Table(box=None, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(history, summary):
+        table.add_row(name, Text(value))
+    yield table
+    points = [(e.step, e.loss) for e in history.steps if e.loss is not None]
+    lines = curve(points, plain=plain)
+    if lines:
+        yield Text("\n".join(["", " loss by step", *(f" {line}" for line in lines), ""]))
+    if summary.restarts:
+        yield _restarts(summary)
+    for problem in summary.problems:
+        yield Text(f"could not be read: {problem}", style="yellow")
+
+
+def _rows(history: History, summary: RunSummary) -> Iterator[tuple[str, str]]:
+    yield "path", summary.path
+    yield "status", _status(summary)
+    if summary.owner is not None:
+        yield "trained by", summary.owner
+    yield "started", _date(summary.started)
+    if summary.seconds is not None:
+        yield "took", render_seconds(summary.seconds)
+    yield "attempts", str(summary.attempts)
+    yield "step", f"{summary.step} of {summary.steps or '?'}"
+    if summary.loss is not None:
+        yield "loss", _number(summary.loss)
+    if summary.eval_loss is not None:
+        yield "eval loss", _number(summary.eval_loss)
+    trained = trained_parameters(summary.parameters, summary.trained_parameters)
+    if trained:
+        yield "parameters", trained
+    if summary.goodput is not None:
+        yield "goodput", f"{summary.goodput:.1%}"
+    if history.run.model.is_dir():
+        yield "model", str(history.run.model)
+    yield "logs", str(history.run.path / "logs")
+
+
+def trained_parameters(parameters: int | None, trained: int | None) -> str:
+    """How many parameters there are, and how many of them are trained where not all are."""
+    if parameters is None:
+        return ""
+    if trained is None or trained == parameters:
+        return render_count(parameters)
+    share = trained / parameters if parameters else 0.0
+    return f"{render_count(trained)} of {render_count(parameters)} trained ({share:.1%})"
+
+
+def _restarts(summary: RunSummary) -> Table:
+    table = Table(
+        "attempt", "why", "from step", "ranks", "steps lost", "time lost",
+        box=None, header_style="bold",
+    )  # fmt: skip
+    for again in summary.restarts:
+        table.add_row(*map(Text, (
+            str(again.attempt),
+            again.cause,
+            str(again.step),
+            str(again.world_size),
+            str(again.lost_steps),
+            render_seconds(again.lost_seconds),
+        )))  # fmt: skip
+    return table
+
+
+def _status(summary: RunSummary) -> str:
+    return "running" if summary.owner is not None else summary.status
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _date(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

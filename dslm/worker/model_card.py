@@ -1,0 +1,68 @@
+"""The model card of a run: recipe, data, steps, loss and versions, as the Hub shows them."""
+
+from __future__ import annotations
+
+import yaml
+
+from dslm.recipe.load import dump_recipe, read_resolved
+from dslm.run.directory import RunDirectory
+from dslm.run.documents import Manifest
+from dslm.run.events import DataPart, DataSummary, Start
+from dslm.run.history import read_history
+from dslm.run.manifest import versions as installed
+
+
+def model_card(run: RunDirectory, step: int, *, adapters: bool) -> str:
+    """README.md of the model that a run had made by a step.
+
+    Args:
+        run: the run.
+        step: the step.
+        adapters: whether the model is adapters alone, to be loaded on top of another.
+
+    Raises:
+        RecipeError: the recipe in the run directory is no recipe any more.
+    """
+    history = read_history(run).until(step)
+    recipe = read_resolved(run.recipe)
+    base = recipe.model.name if recipe.model.init != "scratch" else None
+    head: dict[str, object] = {
+        "library_name": "peft" if adapters else "transformers",
+        "tags": ["dslm"],
+    }
+    if base:
+        head["base_model"] = base
+    start = history.last(Start)
+    train = ((start.data if start else None) or DataSummary()).train or DataPart()
+    steps, evaluations = history.steps, history.evaluations
+    facts = {
+        "task": recipe.task,
+        "steps": step,
+        "global batch": recipe.batch.global_size,
+        "training data": recipe.data.train,
+        "documents": train.documents,
+        "tokens": train.tokens,
+        "training loss": f"{steps[-1].loss:.4f}" if steps and steps[-1].loss is not None else None,
+        "evaluation loss": f"{evaluations[-1].loss:.4f}"
+        if evaluations and evaluations[-1].loss is not None
+        else None,
+        "parameters": start.parameters if start else None,
+        "parameters trained": start.trained_parameters
+        if start and start.trained_parameters != start.parameters
+        else None,
+    }
+    lines = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
+    name, made_with = _named(history.manifest)
+    return (
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
+        f"# {name}\n\n{recipe.description or ''}\n\n"
+        + "\n".join(lines)
+        + f"\n\nVersions: {made_with}.\n\n## Recipe\n\n```yaml\n{dump_recipe(recipe)}```\n"
+    )
+
+
+def _named(manifest: Manifest | None) -> tuple[str, str]:
+    """The name of a run and the versions it was made with."""
+    name = manifest.name if manifest else "A model"
+    found = manifest.versions if manifest else installed()
+    return name, ", ".join(f"{package} {version}" for package, version in found.items() if version)
