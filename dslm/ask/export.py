@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
+from dslm.codec import Json
 from dslm.errors import OptionError, Where, did_you_mean
 from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
-from dslm.run.checkpoints import complete_checkpoints
+from dslm.run.checkpoints import Checkpoint, complete_checkpoints, damaged_files
+from dslm.run.directory import RunDirectory
 from dslm.run.summary import open_run
 
 _DTYPES = get_args(Recipe.model_fields["precision"].annotation)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportRequest:
+    """An export that was checked: everything is there, and nothing is in its way."""
+
+    run: RunDirectory
+    checkpoint: Checkpoint
+    merge: bool
+    dtype: str | None
+    output: Path
+    push_to_hub: str | None
+
+    def document(self) -> dict[str, Json]:
+        """As the worker reads it."""
+        return {
+            "run": str(self.run.path),
+            "step": self.checkpoint.step,
+            "merge": self.merge,
+            "dtype": self.dtype,
+            "output": str(self.output),
+            "push_to_hub": self.push_to_hub,
+        }
 
 
 def export_request(
@@ -22,24 +48,15 @@ def export_request(
     dtype: str | None,
     output: Path | None,
     push_to_hub: str | None,
-) -> dict[str, Any]:
-    """The request to `dslm.worker.export`.
+) -> ExportRequest:
+    """What to ask `dslm.worker.export` for.
 
     Raises:
         OptionError: there is no such run or checkpoint, or an option is wrong.
     """
     run = open_run(path)
     recipe = read_resolved(run.recipe)
-    steps = [checkpoint.step for checkpoint in complete_checkpoints(run.checkpoints)]
-    if not steps:
-        raise OptionError("has no complete checkpoint", where=Where(file=path))
-    if step is not None and step not in steps:
-        raise OptionError(
-            f"has no complete checkpoint of step {step}",
-            where=Where(file=path),
-            hint=f"there are: {', '.join(map(str, steps))}",
-        )
-    chosen = steps[-1] if step is None else step
+    checkpoint = chosen_checkpoint(run, step)
     if dtype is not None and dtype not in _DTYPES:
         raise OptionError(
             f"there is no number format `{dtype}`",
@@ -51,16 +68,53 @@ def export_request(
             "there are no adapters to merge: the run trained all parameters",
             where=Where(key="--merge"),
         )
-    target = (output or run.path / "export" / f"step-{chosen}").absolute()
+    target = (output or run.path / "export" / f"step-{checkpoint.step}").absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OptionError(
             "is there already", where=Where(file=target), hint="choose another with `-o DIR`"
         )
-    return {
-        "run": str(run.path),
-        "step": chosen,
-        "merge": merge,
-        "dtype": dtype,
-        "output": str(target),
-        "push_to_hub": push_to_hub,
-    }
+    return ExportRequest(
+        run=run,
+        checkpoint=checkpoint,
+        merge=merge,
+        dtype=dtype,
+        output=target,
+        push_to_hub=push_to_hub,
+    )
+
+
+def chosen_checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
+    """The complete checkpoint of a step, or the newest.
+
+    Raises:
+        OptionError: there is none.
+    """
+    complete = {found.step: found for found in complete_checkpoints(run.checkpoints)}
+    if not complete:
+        raise OptionError("has no complete checkpoint", where=Where(file=run.path))
+    if step is not None and step not in complete:
+        raise OptionError(
+            f"has no complete checkpoint of step {step}",
+            where=Where(file=run.path),
+            hint=f"there are: {', '.join(map(str, complete))}",
+        )
+    return complete[max(complete) if step is None else step]
+
+
+def check_sound(run: RunDirectory, checkpoint: Checkpoint) -> None:
+    """Check that every file of a checkpoint is as it was written; reads every byte.
+
+    Raises:
+        OptionError: some are not; names them, and an older checkpoint that is sound.
+    """
+    wrong = damaged_files(checkpoint)
+    if not wrong:
+        return
+    older = [c for c in complete_checkpoints(run.checkpoints) if c.step < checkpoint.step]
+    sound = next((c.step for c in reversed(older) if not damaged_files(c)), None)
+    way = f"`--checkpoint {sound}` is sound; " if sound is not None else ""
+    raise OptionError(
+        f"the checkpoint of step {checkpoint.step} is damaged: {', '.join(wrong)}",
+        where=Where(file=checkpoint.path),
+        hint=f"{way}`--skip-verify` exports it as it is: some of its weights may be wrong numbers",
+    )

@@ -13,7 +13,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Step = Annotated[
     int | None,
     typer.Option(
-        "--checkpoint", metavar="N", help="The checkpoint of step N; default: the newest."
+        "--checkpoint", "--step", metavar="N", help="The checkpoint of step N; default: the newest."
     ),
 ]
 Merge = Annotated[bool, typer.Option("--merge", help="Merge LoRA adapters into the model.")]
@@ -24,6 +24,13 @@ Dtype = Annotated[
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="DIR", help="Folder; default: RUN/export/step-N."),
+]
+SkipVerify = Annotated[
+    bool,
+    typer.Option(
+        "--skip-verify",
+        help="Don't compare the checkpoint with its checksums: damage becomes wrong weights.",
+    ),
 ]
 Push = Annotated[
     str | None, typer.Option("--push-to-hub", metavar="REPO", help="Upload it to the Hub, too.")
@@ -36,6 +43,7 @@ def export(
     merge: Merge = False,
     dtype: Dtype = None,
     output: Output = None,
+    skip_verify: SkipVerify = False,
     push_to_hub: Push = None,
     json: options.Json = False,
 ) -> None:
@@ -50,14 +58,18 @@ def export(
         dslm export runs/mine --checkpoint 500 --dtype bf16 -o mine-500
     """
     from dslm.ask.call import ask
-    from dslm.ask.export import export_request
+    from dslm.ask.export import check_sound, export_request
+    from dslm.run.checkpoints import in_use
     from dslm.units import render_bytes, render_count
 
     request = export_request(
         run, step=checkpoint, merge=merge, dtype=dtype, output=output, push_to_hub=push_to_hub
     )
-    with terminal.busy() as tell:
-        found = ask("dslm.worker.export", request, tell)
+    with terminal.busy() as tell, in_use(request.checkpoint):
+        if not skip_verify:
+            tell("comparing the checkpoint with its checksums")
+            check_sound(request.run, request.checkpoint)
+        found = ask("dslm.worker.export", request.document(), tell)
     if json:
         terminal.write_json(found)
         return

@@ -7,12 +7,17 @@ unless a disk has lost something since. Torch-free: the launcher asks, too.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dslm.errors import OptionError, Where
 from dslm.run.documents import CheckpointManifest, FileEntry, find_document, write_document
 
 MANIFEST = "manifest.json"
@@ -153,6 +158,47 @@ def _checksum_if_readable(path: Path) -> str | None:
         return checksum(path)
     except OSError:
         return None
+
+
+@contextmanager
+def in_use(checkpoint: Checkpoint) -> Iterator[None]:
+    """Keep a checkpoint from being removed by the run that made it, while it is read.
+
+    By a shared kernel lock on its manifest; where a file system has none, nothing is kept.
+
+    Raises:
+        OptionError: it has gone already.
+    """
+    try:
+        handle = os.open(checkpoint.path / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as failure:
+        raise OptionError(
+            f"can't be read any more: {failure.strerror}", where=Where(file=checkpoint.path)
+        ) from None
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove_unused(checkpoint: Checkpoint) -> bool:
+    """Remove a checkpoint unless somebody reads it; whether it was removed."""
+    try:
+        handle = os.open(checkpoint.path / MANIFEST, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # no kernel locks here
+    finally:
+        os.close(handle)
+    shutil.rmtree(checkpoint.path)
+    return True
 
 
 def checksum(path: Path) -> str:

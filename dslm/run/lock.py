@@ -75,7 +75,8 @@ def own(folder: Path, *, on_lost: Callable[[], None] | None = None) -> Iterator[
             for too long; by default this process is told to end at once.
 
     Raises:
-        OptionError: somebody else owns it, or it can't be written.
+        Owned: somebody else owns it.
+        OptionError: it can't be written.
     """
     run = RunDirectory(folder.absolute())
     made = [path for path in (run.path, *run.path.parents) if not path.exists()]
@@ -131,9 +132,13 @@ def owner_of(folder: Path) -> Owner | None:
     return (owner or _UNKNOWN) if _lives(run, owner, held) else None
 
 
-def refuse(folder: Path, owner: Owner) -> OptionError:
+class Owned(OptionError):
+    """A run directory belongs to another process."""
+
+
+def refuse(folder: Path, owner: Owner) -> Owned:
     """The error for somebody who wants a run directory that another process owns."""
-    return OptionError(
+    return Owned(
         f"another dslm trains in this run directory: {owner}",
         where=Where(file=folder),
         hint=f"follow it with `dslm runs watch {folder}`, stop it with `dslm runs stop {folder}`, "

@@ -26,6 +26,7 @@ from dslm.recipe.schema import Checkpoint
 from dslm.run.checkpoints import (
     complete_checkpoints,
     file_entries,
+    remove_unused,
     superseded,
     write_manifest,
 )
@@ -176,7 +177,7 @@ class CheckpointWriter:
         _sync(self._folder)
         complete = complete_checkpoints(self._folder)
         for old in superseded(complete, self._settings.keep, self._settings.keep_best):
-            shutil.rmtree(old.path)
+            remove_unused(old)  # one that is being exported goes after the next checkpoint
 
     def _describe(self, trainer: Any, partial: Path) -> None:
         """Write what a checkpoint holds beside DeepSpeed's state and the random numbers' ones."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     recipe = read_resolved(run.recipe)
     checkpoint = next(c for c in complete_checkpoints(run.checkpoints) if c.step == request["step"])
     output = Path(request["output"])
-    partial = output.with_name(f".{output.name}.partial")
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,13 @@
 """Tokenise and pack once, then read from disk: what a run trains and evaluates on.
 
-The first rank of a host does the work under a file lock, and the others wait for that, telling how
-far it is: no collective that could time out. Documents are encoded part by part, and a part that
-was written is not done again after an interruption. The result lies in a cache named by a
+The first rank of a host does the work under a lock (`dslm.run.lock`), and the others wait for that,
+telling how far it is: no collective that could time out. Documents are encoded part by part, and a
+part that was written is not done again after an interruption. The result lies in a cache named by a
 fingerprint of sources, tokenizer and settings; its manifest is written last.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +26,7 @@ from dslm.errors import DataError, Where
 from dslm.files import write_json
 from dslm.recipe.data_paths import origins
 from dslm.recipe.schema import Recipe
+from dslm.run.lock import Owned, own
 from dslm.worker.data.packing import best_fit, pieces_of
 from dslm.worker.data.parts import TELL, Documents, Encoder, OnPhase, encode, key_of
 from dslm.worker.data.records import Problems, Record, read_records
@@ -92,32 +92,38 @@ def prepare(
         on_phase(detail)
         progress.write_text(detail)
 
-    with (folder / "lock").open("w") as lock:
-        _wait_for(lock, progress, on_phase)
-        if not manifest.is_file():
-            write_json(manifest, _prepare(recipe, encoder, folder, tell))
-            shutil.rmtree(folder / "parts")
-            progress.unlink(missing_ok=True)
+    waiting = _Waiting(progress, on_phase)
+    while not manifest.is_file():
+        try:
+            with own(folder) as hold:
+                if hold.before is not None:
+                    tell(f"taken over from {hold.before}, which has died")
+                if not manifest.is_file():
+                    write_json(manifest, _prepare(recipe, encoder, folder, tell))
+                    shutil.rmtree(folder / "parts")
+                    progress.unlink(missing_ok=True)
+        except Owned:
+            waiting.tell()
+            time.sleep(TELL)
     return open_prepared(folder, recipe)
 
 
-def _wait_for(lock: IO[str], progress: Path, on_phase: OnPhase) -> None:
-    """Take a lock; as long as somebody else has it, tell how far they are."""
-    told = ""
-    while True:
+class _Waiting:
+    """Reports how far another process is that prepares the same data, whenever that changes."""
+
+    def __init__(self, progress: Path, on_phase: OnPhase) -> None:
+        self._progress = progress
+        self._on_phase = on_phase
+        self._told = ""
+
+    def tell(self) -> None:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            try:
-                detail = progress.read_text()
-            except OSError:
-                detail = "another process prepares the data"
-            if detail != told:
-                told = detail
-                on_phase(detail)
-            time.sleep(TELL)
-        else:
-            return
+            detail = self._progress.read_text()
+        except OSError:
+            detail = "another process prepares the data"
+        if detail != self._told:
+            self._told = detail
+            self._on_phase(detail)
 
 
 def open_prepared(folder: Path, recipe: Recipe) -> Prepared:
