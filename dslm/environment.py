@@ -22,6 +22,10 @@ WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """Lets torch load nothing but tensors and plain values; dslm sets it while it reads checkpoints."""
 TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 """Where the tracker tensorboard writes; the run's own `tensorboard/` unless it is set."""
+HUB_HOME = "HF_HOME"
+"""huggingface_hub's folder; a Hub model that was loaded before is planned from what lies there."""
+HUB_CACHE = "HF_HUB_CACHE"
+"""huggingface_hub's cache of models, where it is not below HF_HOME."""
 
 # How each launcher tells a rank who it is: rank, local rank, world size.
 RANK_VARIABLES = (

@@ -19,6 +19,7 @@ def config(
     ] = None,
     set_: options.Set = None,
     num_gpus: options.NumGpus = None,
+    device: options.Device = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show where each value comes from, and why.")
     ] = False,
@@ -32,7 +33,7 @@ def config(
 
     [dim]Examples:[/dim]
 
-        dslm config llama-3.2-1b --num-gpus 8 > ds_config.json
+        dslm config llama-3.2-1b --num-gpus 8 --device h100-80gb > ds_config.json
 
         dslm config llama-3.2-1b --explain
 
@@ -45,17 +46,32 @@ def config(
             "give a recipe, or `--check FILE`", hint="`dslm config quickstart`, for example"
         )
     if check is not None:
+        options.refuse_ignored(
+            {"--set": set_, "--num-gpus": num_gpus, "--device": device, "--explain": explain},
+            "with `--check`: the file is looked at as it is",
+        )
         _check(check, json)
         return
     from dslm.cluster.detect import local_cluster
     from dslm.decide.checks.base import Verb
     from dslm.decide.checks.every import Asking
+    from dslm.decide.place import planned_cluster
     from dslm.decide.ready import ready_job
     from dslm.recipe.load import load_recipe
 
     loaded = load_recipe(str(recipe), set_ or ())
-    cluster = local_cluster(num_gpus=num_gpus, ranks=loaded.recipe.parallel.ranks)
-    config = ready_job(loaded, cluster, Asking(verb=Verb.CONFIG)).config
+    ranks = loaded.recipe.parallel.ranks
+    if device is None:
+        cluster = local_cluster(num_gpus=num_gpus, ranks=ranks)
+    else:
+        cluster = planned_cluster(gpus=num_gpus, hosts=1, device=device, hostfile=None, ranks=ranks)
+    asking = Asking(verb=Verb.CONFIG, here=device is None)
+    config = ready_job(loaded, cluster, asking).config
+    how = "`--device NAME` makes it for another, such as h100-80gb"
+    terminal.say(
+        f"made for {cluster.world_size} × {cluster.device.name}"
+        + (f", what there is here; {how}" if device is None else "")
+    )
     if not explain:
         terminal.write_json(config.values)
         return

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def refuse_ignored(given: Mapping[str, object], because: str, hint: str = "") -> None:
+    """Refuse options that would do nothing.
+
+    Args:
+        given: options by name, with what was given for each; None, False or empty: not given.
+        because: what makes them do nothing, as the end of a sentence.
+        hint: what would be right.
+
+    Raises:
+        OptionError: the first of them.
+    """
+    from dslm.errors import OptionError, Where
+
+    for name, value in given.items():
+        if value is not None and value is not False and value != []:
+            raise OptionError(f"`{name}` has no effect {because}", where=Where(key=name), hint=hint)
+
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A preset's name or a YAML file.")
@@ -17,6 +37,14 @@ Set = Annotated[
 NumGpus = Annotated[
     int | None,
     typer.Option("--num-gpus", min=1, help="Ranks per host; default: every accelerator."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Kind of device that it is for, such as h100-80gb or cpu; default: what is here.",
+    ),
 ]
 Include = Annotated[
     str | None,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from dslm.cli import options, terminal
-
-if TYPE_CHECKING:
-    from dslm.cluster.hosts import Cluster
 
 _SWEEP = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _BAR = 32  # characters
@@ -30,10 +26,7 @@ def plan(
         int | None,
         typer.Option("--hosts", min=1, help="Hosts they are spread over; default: 8 a host."),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", metavar="NAME", help="Kind of device, such as h100-80gb."),
-    ] = None,
+    device: options.Device = None,
     hostfile: Annotated[
         Path | None,
         typer.Option(
@@ -47,8 +40,9 @@ def plan(
         ),
     ] = None,
     zero: Annotated[
-        int, typer.Option("--zero", min=0, max=3, help="ZeRO stage, with --params.")
-    ] = 0,
+        int | None,
+        typer.Option("--zero", min=0, max=3, help="ZeRO stage, with --params; default: 0."),
+    ] = None,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="A table over stages and cluster sizes.")
     ] = False,
@@ -70,20 +64,42 @@ def plan(
         raise OptionError(
             "give a recipe, or `--params COUNT`", hint="`dslm plan llama-3.1-8b --gpus 8`"
         )
+    cluster_given = {"--hosts": hosts, "--hostfile": hostfile}
     if params is not None:
-        _plan_states(params, zero, gpus or 1, device, json=json)
+        options.refuse_ignored(
+            {"--set": set_, **cluster_given, "--sweep": sweep},
+            "with `--params`: without a model only its states are counted",
+            hint="`--zero STAGE --gpus N`, or give a recipe or a config.json",
+        )
+        _plan_states(params, zero or 0, gpus or 1, device, json=json)
         return
+    options.refuse_ignored(
+        {"--zero": zero}, "with a recipe", hint=f"`--set parallel.zero_stage={zero}`"
+    )
+    if sweep:
+        options.refuse_ignored(
+            {"--gpus": gpus, **cluster_given},
+            "with `--sweep`, which compares clusters of many sizes",
+            hint="`--device NAME` says of which devices",
+        )
     from dslm.decide.advice import check_fit
     from dslm.decide.checks.base import Verb
     from dslm.decide.checks.every import Asking
     from dslm.decide.job import is_bare, load_to_plan
+    from dslm.decide.place import planned_cluster
     from dslm.decide.ready import ready_job
     from dslm.plan.report import document
     from dslm.plan.report import sweep as sweep_rows
 
-    here = not (gpus or hosts or device or hostfile)
+    here = all(given is None for given in (gpus, hosts, device, hostfile))
     loaded = load_to_plan(str(recipe), set_ or ())
-    cluster = _cluster(gpus, hosts, device, hostfile, ranks=loaded.recipe.parallel.ranks)
+    cluster = planned_cluster(
+        gpus=gpus,
+        hosts=hosts,
+        device=device,
+        hostfile=hostfile,
+        ranks=loaded.recipe.parallel.ranks,
+    )
     verb = Verb.BARE if is_bare(str(recipe)) else Verb.PLAN
     # what does not fit is shown first, and said then
     asking = Asking(verb=verb, here=here, force=True)
@@ -102,51 +118,16 @@ def plan(
         terminal.write_json(found)
     else:
         _show(found)
-    check_fit(made)
-
-
-def _cluster(
-    gpus: int | None,
-    hosts: int | None,
-    device: str | None,
-    hostfile: Path | None,
-    *,
-    ranks: int | str,
-) -> Cluster:
-    from dslm.cluster.detect import local_cluster, this_machine
-    from dslm.cluster.devices import cpu_device, device_named
-    from dslm.cluster.hostfile import load_hostfile
-    from dslm.cluster.hosts import Cluster
-    from dslm.cluster.measured import with_measured
-    from dslm.errors import OptionError, Where
-    from dslm.plan.report import cluster_of
-
-    if hostfile is not None and (gpus or hosts):
-        raise OptionError(
-            "a hostfile says how many GPUs and hosts there are: leave `--gpus` and `--hosts` out",
-            where=Where(key="--hostfile"),
+    if made.shape is None:
+        terminal.say(
+            "the model's sizes are not known here, so memory and time are not either; of a model's "
+            "folder or config.json they are"
         )
-    if device is None and gpus is None and hosts is None and hostfile is None:
-        return local_cluster(ranks=ranks)
-    machine = this_machine()
-    if device == "cpu":  # one like this one: its memory is shared by the ranks of a host
-        ranks = max(1, (gpus or 1) // (hosts or 1))
-        kind = cpu_device(machine.memory_bytes // ranks)
-    elif device:
-        kind = device_named(device)
-    else:
-        kind = machine.accelerators[0] if machine.accelerators else device_named("h100-80gb")
-    kind = with_measured(kind)
-    if hostfile is not None:
-        return Cluster(hosts=load_hostfile(hostfile), device=kind)
-    if device == "cpu":
-        made = cluster_of(kind, gpus or 1, hosts or 1)
-        return replace(made, host_memory_bytes=machine.memory_bytes)
-    return cluster_of(kind, gpus or 8 * (hosts or 1), hosts)
+    check_fit(made, can_force=False)
 
 
 def _plan_states(params: str, zero: int, gpus: int, device: str | None, *, json: bool) -> None:
-    from dslm.cluster.devices import device_named
+    from dslm.decide.place import planned_device
     from dslm.errors import OptionError, Where
     from dslm.plan.report import params_document
     from dslm.units import parse_count, render_bytes, render_count
@@ -156,7 +137,7 @@ def _plan_states(params: str, zero: int, gpus: int, device: str | None, *, json:
     except ValueError as failure:
         raise OptionError(str(failure), where=Where(key="--params")) from failure
     found = params_document(
-        count, stage=zero, gpus=gpus, device=device_named(device) if device else None
+        count, stage=zero, gpus=gpus, device=planned_device(device) if device is not None else None
     )
     if json:
         terminal.write_json(found)

@@ -23,10 +23,20 @@ def list_(
 
     [dim]Example:[/dim] dslm recipes list --task mlm
     """
+    from typing import get_args
+
+    from dslm.errors import OptionError, Where, did_you_mean
     from dslm.plan.shape import shape_of
     from dslm.recipe.catalog import entries
+    from dslm.recipe.schema import Task
     from dslm.units import render_count
 
+    if task is not None and task not in get_args(Task):
+        raise OptionError(
+            f"there is no task `{task}`",
+            where=Where(key="--task"),
+            hint=did_you_mean(task, get_args(Task)) or f"there are: {', '.join(get_args(Task))}",
+        )
     rows = [
         {
             "name": preset.name,

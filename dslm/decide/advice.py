@@ -16,8 +16,12 @@ from dslm.recipe.schema import Lora, Recipe
 from dslm.units import render_bytes
 
 
-def check_fit(job: Job) -> None:
+def check_fit(job: Job, *, can_force: bool = True) -> None:
     """Check that the plan fits.
+
+    Args:
+        job: what is planned.
+        can_force: whether whoever asks has an option `--force`.
 
     Raises:
         DoesNotFit: it doesn't; says what would.
@@ -26,7 +30,8 @@ def check_fit(job: Job) -> None:
     if job.plan.fits or memory is None:
         return
     choice = job.plan.choice
-    hint = "; ".join(ways_out(job)) + "; or go on anyway with `--force`"
+    ways = [*ways_out(job), *(["or go on anyway with `--force`"] if can_force else [])]
+    hint = "; ".join(ways)
     if not choice.fits_device:
         raise DoesNotFit(
             f"this needs {render_bytes(memory.total)} on each of {job.cluster.world_size} ranks "

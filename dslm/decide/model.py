@@ -8,11 +8,13 @@ nothing any more.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dslm import environment
 from dslm.errors import RecipeError, Where
 from dslm.recipe.load import LoadedRecipe
 
@@ -53,9 +55,10 @@ def model_of(loaded: LoadedRecipe) -> ModelSource:
                 hint="give a folder written by `save_pretrained`, or a Hub name",
             )
         return ModelSource(architecture=read_config(file), folder=folder, file=file)
-    if not _describes(loaded):
-        return ModelSource()
-    return ModelSource(architecture=model.architecture)
+    if _describes(loaded):
+        return ModelSource(architecture=model.architecture)
+    known = downloaded(str(model.name), model.revision)
+    return ModelSource(architecture=read_config(known), file=known) if known else ModelSource()
 
 
 def is_path(name: object) -> bool:
@@ -67,6 +70,19 @@ def local_folder(name: object) -> Path | None:
     """The folder of this name on this machine, if there is one."""
     folder = Path(name).expanduser() if isinstance(name, str) else None
     return folder if folder is not None and folder.is_dir() else None
+
+
+def downloaded(name: str, revision: str) -> Path | None:
+    """The config.json of a Hub model in the cache of huggingface_hub, if it was ever loaded."""
+    home = os.environ.get(environment.HUB_HOME) or Path("~/.cache/huggingface").expanduser()
+    cache = Path(os.environ.get(environment.HUB_CACHE) or Path(home) / "hub")
+    model = cache / f"models--{name.replace('/', '--')}"
+    try:
+        commit = (model / "refs" / revision).read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = revision  # which may be a commit itself
+    file = model / "snapshots" / commit / _CONFIG
+    return file if file.is_file() else None
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -110,17 +110,19 @@ def scratch_config(
     return config
 
 
-def attention(recipe: Recipe) -> str:
-    """The attention implementation: flash-attn when it is installed on CUDA, else SDPA.
+def attention(recipe: Recipe) -> str | None:
+    """The attention implementation: flash-attn when it is installed on CUDA, else transformers'.
+
+    That is SDPA, or eager for the types that have no other.
 
     Masked models need a mask of which tokens belong together, and flash-attn takes none.
     """
     if recipe.model.attention != "auto":
         return recipe.model.attention
     if recipe.task == "mlm":
-        return "sdpa"
+        return None
     flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if flash and recipe.precision != "fp32" else "sdpa"
+    return "flash_attention_2" if flash and recipe.precision != "fp32" else None
 
 
 def liger(recipe: Recipe) -> bool:

@@ -212,6 +212,9 @@ def _optimizer(draft: _Draft, recipe: Recipe, cluster: Cluster, strategy: Strate
         draft.set(
             "optimizer.params.torch_adam", True, "computed", "on a CPU torch's own needs no build"
         )
+    if optimizer.name == "muon" and strategy.zero_stage == 3:
+        why = "DeepSpeed's Muon takes whole gradients at stage 3"
+        draft.set(f"{_ZERO}.reduce_scatter", False, "computed", why)
     if section is None or optimizer.name == "sgd":
         why = f"DeepSpeed has no {optimizer.name} of its own; torch's or transformers' is used"
         draft.set("zero_allow_untested_optimizer", True, "computed", why)

@@ -22,8 +22,8 @@ from dslm.recipe.extras import missing_extras
 
 # Optimizers that DeepSpeed has for accelerators and for offloading only.
 _NOT_ON_A_CPU = ("lion",)
-# Optimizers that are torch's or transformers': their state can't be offloaded by DeepSpeed.
-_NOT_OFFLOADED = ("sgd", "adafactor", "muon")
+# Optimizers whose state DeepSpeed hands to its own Adam, which can't take it.
+_NOT_OFFLOADED = ("adafactor",)
 _HALF = ("bf16", "fp16")
 _COMPILER_SETTINGS = ("CPATH", "CPLUS_INCLUDE_PATH", "CFLAGS", "CONDA_PREFIX")
 
