@@ -22,7 +22,7 @@ demo: setup
 	@echo "  . $(VENV)/bin/activate puts dslm on the PATH"
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, one-line appends.
+"""Files that are either whole or absent: atomic writes, one-line appends; the cache folder.
 
 Knows paths and bytes, nothing of what is in them.
 """
@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from dslm import environment
 
 
 def write_atomic(path: Path, text: str, *, mode: int = 0o644) -> None:
@@ -43,3 +46,8 @@ def append_line(path: Path, line: str) -> None:
         os.write(handle, line.encode() + b"\n")
     finally:
         os.close(handle)
+
+
+def cache_folder(variables: Mapping[str, str]) -> Path:
+    """Return the user's cache folder: `$XDG_CACHE_HOME`, by default `~/.cache`."""
+    return Path(variables.get(environment.CACHE) or "~/.cache").expanduser()

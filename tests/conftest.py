@@ -14,7 +14,22 @@ import pytest
 from tests.cluster.namespaces import MakeHosts, make_hosts
 
 DSLM = Path(sys.executable).parent / "dslm"
+_SHARE_TRAININGS = ("tests/worker/test_equality.py", "tests/worker/test_export.py")
 Dslm = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests run in one process one after another, where several share the work.
+
+    Those with hosts, which wait more than they compute; those that share a module's trainings.
+    """
+    for item in items:
+        if item.get_closest_marker("hosts"):
+            item.add_marker(pytest.mark.xdist_group("hosts"))
+        elif item.get_closest_marker("slow"):
+            module = item.nodeid.partition("::")[0]
+            shared = module in _SHARE_TRAININGS
+            item.add_marker(pytest.mark.xdist_group("trainings" if shared else module))
 
 
 @pytest.fixture

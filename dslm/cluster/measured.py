@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dslm.cluster.devices import Device
-from dslm.files import write_json
+from dslm.files import cache_folder, write_json
 
 
 def measured_file() -> Path:
     """Where they are kept: `$XDG_CACHE_HOME/dslm/measured.json`, below `~/.cache` by default."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dslm/measured.json"
+    return cache_folder(os.environ) / "dslm/measured.json"
 
 
 def save_measured(device: str, numbers: dict[str, Any]) -> Path:

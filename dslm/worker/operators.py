@@ -1,19 +1,30 @@
 """Operators that DeepSpeed builds when they are first used, and what a killed build leaves behind.
 
+They are kept apart for each environment: torch names the build after Python and CUDA only, so two
+environments that share a cache would rebuild each other's operators in turn, a minute each time.
+
 torch marks a build under way by a file and waits until it is gone, however long that takes
 (FileBaton in torch/utils/file_baton.py, torch 2.13). A build that was killed would make every later
-run hang, so marks that nobody holds are removed before anything is built. Knows no operator.
+run hang, so marks that nobody holds are removed before anything is built. Knows no operator, and
+imports neither torch nor DeepSpeed.
 """
 
 from __future__ import annotations
 
 import fcntl
-import os
+import hashlib
+import platform
+import sys
 import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
-from torch.utils.cpp_extension import get_default_build_root
+
+from dslm import environment
+from dslm.files import cache_folder
 
 _MARK = "lock"
 _LOOK_AGAIN_SECONDS = 1.0  # a builder that is done closes its mark a moment before it removes it
@@ -21,9 +32,24 @@ _BUILD_SECONDS = 1800.0  # the longest build on a host whose processes can't be 
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "9p"})
 
 
-def build_folder() -> Path:
-    """Where torch builds operators: TORCH_EXTENSIONS_DIR, or below ~/.cache."""
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+def build_folder(variables: Mapping[str, str]) -> Path:
+    """Return the folder of built operators: the user's own choice, or one for this environment.
+
+    Below the folder that torch takes (`get_default_build_root` in torch/utils/cpp_extension.py),
+    named after Python, torch and DeepSpeed, and a digest of what these names don't tell: where the
+    environment is, and of which build its torch is.
+
+    Args:
+        variables: the environment variables.
+    """
+    chosen = variables.get(environment.EXTENSIONS)
+    if chosen:
+        return Path(chosen)
+    spec = find_spec("torch")
+    build = Path(spec.origin).with_name("version.py").read_bytes() if spec and spec.origin else b""
+    unnamed = hashlib.blake2b(f"{sys.prefix} {sys.version}".encode() + build, digest_size=6)
+    words = f"py{platform.python_version()}-torch{version('torch')}-deepspeed{version('deepspeed')}"
+    return cache_folder(variables) / "torch_extensions" / f"{words}-{unnamed.hexdigest()}"
 
 
 def is_built(name: str, folder: Path) -> bool:

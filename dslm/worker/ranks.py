@@ -22,6 +22,7 @@ from dslm.run.attempt import Attempt, path_of_word, read_attempt
 from dslm.run.directory import RunDirectory
 from dslm.run.events import EventName, append_event, event_record
 from dslm.worker.guard import Guard
+from dslm.worker.operators import build_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +73,7 @@ def join(arguments: Sequence[str]) -> Rank:
     # so that the ranks of a host don't fight over its cores
     threads = max(1, len(os.sched_getaffinity(0)) // dict(attempt.hosts)[attempt.host_of(rank)])
     os.environ.setdefault(environment.THREADS, str(threads))
+    os.environ[environment.EXTENSIONS] = str(build_folder(os.environ))
     # DeepSpeed and torch read the first set of names only
     values = (rank, local_rank, world_size)
     os.environ.update(zip(environment.RANK_VARIABLES[0], map(str, values), strict=True))

@@ -177,7 +177,7 @@ def train(rank: Rank) -> None:
 
 def _join(rank: Rank, phase: Callable[[str, str], None], *, on_cpu: bool) -> None:
     """Meet the other ranks."""
-    operators = build_folder()
+    operators = build_folder(os.environ)
     remove_dead_marks(operators, alone=len(rank.attempt.hosts) == 1)
     if on_cpu and not is_built(_CPU_COMMUNICATION, operators):
         phase("joining", "building an operator of DeepSpeed: once, about a minute")

@@ -3,7 +3,7 @@
     slurm = start_slurm(hosts(2))
     done = slurm.run(["srun", "-N2", "hostname"])
 
-Jobs of the partition `low` are preempted by those of `high`: they get SIGTERM, twenty seconds, and
+Jobs of the partition `low` are preempted by those of `high`: they get SIGTERM, eight seconds, and
 are queued again. Everything ends with the cluster's hosts.
 """
 
@@ -23,7 +23,7 @@ from tests.cluster.namespaces import Cluster, Host, wait_for
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _CPUS = 2
-GRACE_SECONDS = 20
+GRACE_SECONDS = 8
 
 
 class Slurm:
@@ -117,7 +117,7 @@ class Slurm:
             "KillWait": "10",
             "PreemptType": "preempt/partition_prio",
             "PreemptMode": "REQUEUE",
-            "SchedulerParameters": "sched_interval=5,bf_interval=5",
+            "SchedulerParameters": "sched_interval=1,bf_interval=1",
         }
         lines = [f"{name}={value}" for name, value in settings.items()]
         lines += [f"NodeName={h.name} NodeAddr={h.address} CPUs={_CPUS}" for h in hosts]

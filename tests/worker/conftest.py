@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from dslm.run.events import read_events
 from dslm.worker.data.tokenizer import train_tokenizer
-from tests.conftest import DSLM
+from tests.support.warm import warm_dslm
 from tests.worker.preparing import WORDS
 
-# A Llama of two layers on sixty documents: a run takes about twelve seconds, nearly all of it start
+# A Llama of two layers on sixty documents
 SMALL = {
     "duration.steps": 10,
     "log.every": 1,
@@ -34,16 +34,10 @@ SMALL = {
 Train = Callable[..., Path]
 
 
-def train(folder: Path, recipe: str = "quickstart", *options: str, **settings: Any) -> Path:
-    """Run `dslm train` in a folder; the run directory. Settings have `__` where keys have a dot."""
-    given = {**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}
-    return run_dslm(folder, recipe, given, *options)
-
-
-def run_dslm(folder: Path, recipe: str, given: dict[str, Any], *options: str) -> Path:
-    """Run `dslm train` of any recipe with these settings; the run directory."""
+def run_dslm(folder: Path, recipe: str, given: dict[str, Any]) -> Path:
+    """Run `dslm train` of any recipe with these settings, on warm ranks; the run directory."""
     run = folder / "run"
-    argv = [str(DSLM), "train", recipe, *options, "-o", str(run)]
+    argv = [*warm_dslm(), "train", recipe, "-o", str(run)]
     for key, value in given.items():
         argv += ["-s", f"{key}={value}"]
     done = subprocess.run(
@@ -68,14 +62,18 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """As `train`, but the same training is run only once in a session."""
+    """The run of the small quickstart with these settings (`__` where keys have a dot), made once.
+
+    `trained(ranks=2, parallel__zero_stage=3)`; whatever the order, one training is run only once.
+    """
     known: dict[str, Path] = {}
 
-    def run(*options: str, **settings: Any) -> Path:
-        key = f"{options} {sorted(settings.items())}"
+    def run(*, ranks: int, **settings: Any) -> Path:
+        given = {**SMALL, "parallel.ranks": ranks, "parallel.offload": "none"}
+        given |= {key.replace("__", "."): value for key, value in settings.items()}
+        key = str(sorted(given.items()))
         if key not in known:
-            folder = tmp_path_factory.mktemp("trained")
-            known[key] = train(folder, "quickstart", *options, **settings)
+            known[key] = run_dslm(tmp_path_factory.mktemp("trained"), "quickstart", given)
         return known[key]
 
     return run

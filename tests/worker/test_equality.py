@@ -23,8 +23,8 @@ pytestmark = pytest.mark.slow
 )
 def test_two_ranks_give_the_losses_of_one(trained: Train, stage: int, offload: str) -> None:
     # under stage 3 transformers draws the initial weights in another order than below it
-    alone = trained("--num-gpus", "1", parallel__zero_stage=3 if stage == 3 else 0)
-    together = trained("--num-gpus", "2", parallel__zero_stage=stage, parallel__offload=offload)
+    alone = trained(ranks=1, parallel__zero_stage=3 if stage == 3 else 0)
+    together = trained(ranks=2, parallel__zero_stage=stage, parallel__offload=offload)
     expected, found = losses(alone), losses(together)
     assert len(found) == 10
     assert found == pytest.approx(expected, abs=1e-4)
@@ -32,8 +32,8 @@ def test_two_ranks_give_the_losses_of_one(trained: Train, stage: int, offload: s
 
 @pytest.mark.parametrize("sharding", ["range", "hash"])
 def test_who_reads_which_sample_does_not_matter(trained: Train, sharding: str) -> None:
-    alone = trained("--num-gpus", "1", parallel__zero_stage=0)
-    together = trained("--num-gpus", "2", parallel__zero_stage=1, data__sharding=sharding)
+    alone = trained(ranks=1, parallel__zero_stage=0)
+    together = trained(ranks=2, parallel__zero_stage=1, data__sharding=sharding)
     assert losses(together) == pytest.approx(losses(alone), abs=1e-4)
 
 
@@ -47,5 +47,5 @@ def test_a_mixture_of_experts_is_no_exception(trained: Train) -> None:
         "model__architecture__num_experts_per_tok": 2,
         "parallel__zero_stage": 3,
     }
-    together, alone = (trained("--num-gpus", ranks, **experts) for ranks in ("2", "1"))
+    together, alone = (trained(ranks=ranks, **experts) for ranks in (2, 1))
     assert losses(together) == pytest.approx(losses(alone), abs=1e-4)

@@ -38,7 +38,7 @@ def test_the_exported_model_gives_the_logits_of_the_trained_one(
     stage: int, trained: Train, tmp_path: Path
 ) -> None:
     sample = {"evaluation__sample": "def "} if stage == 3 else {}
-    run = trained(parallel__zero_stage=stage, parallel__ranks=2, **sample)
+    run = trained(ranks=2, parallel__zero_stage=stage, **sample)
     done = _export(run, tmp_path / "model", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["step"] == 10
@@ -57,7 +57,7 @@ def test_the_exported_model_gives_the_logits_of_the_trained_one(
 
 
 def test_another_number_format(trained: Train, tmp_path: Path) -> None:
-    run = trained(parallel__zero_stage=2, parallel__ranks=2)
+    run = trained(ranks=2, parallel__zero_stage=2)
     done = _export(run, tmp_path / "model", "--dtype", "bf16")
     assert done.returncode == 0, done.stderr
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -66,7 +66,7 @@ def test_another_number_format(trained: Train, tmp_path: Path) -> None:
 
 
 def test_lora_gives_adapters_and_merged_a_whole_model(trained: Train, tmp_path: Path) -> None:
-    base = trained(parallel__zero_stage=2, parallel__ranks=2) / "model"
+    base = trained(ranks=2, parallel__zero_stage=2) / "model"
     run = run_dslm(
         tmp_path,
         "quickstart",
@@ -88,7 +88,7 @@ def test_lora_gives_adapters_and_merged_a_whole_model(trained: Train, tmp_path: 
 
 
 def test_what_can_not_be_exported_says_why(dslm: Dslm, trained: Train, tmp_path: Path) -> None:
-    run = trained(parallel__zero_stage=2, parallel__ranks=2)
+    run = trained(ranks=2, parallel__zero_stage=2)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for options, message in (
@@ -106,7 +106,7 @@ def test_what_can_not_be_exported_says_why(dslm: Dslm, trained: Train, tmp_path:
 def test_an_upload_that_fails_leaves_the_model_and_says_so(
     dslm: Dslm, trained: Train, tmp_path: Path
 ) -> None:
-    run = trained(parallel__zero_stage=2, parallel__ranks=2)
+    run = trained(ranks=2, parallel__zero_stage=2)
     output = tmp_path / "model"
     options = ("-o", str(output), "--push-to-hub", "somebody/something")
     done = dslm("export", str(run), *options, HF_HUB_OFFLINE="1")

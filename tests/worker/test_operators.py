@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch.utils.file_baton import FileBaton
 
-from dslm.worker.operators import is_built, remove_dead_marks
+from dslm.worker.operators import build_folder, is_built, remove_dead_marks
 
 
 @pytest.fixture
@@ -45,3 +45,15 @@ def test_a_fresh_mark_may_be_another_hosts(mark: Path, tmp_path: Path) -> None:
     long_ago = time.time() - 3600
     os.utime(mark, (long_ago, long_ago))
     assert remove_dead_marks(tmp_path, alone=False) == [mark]
+
+
+def test_two_environments_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {"XDG_CACHE_HOME": str(tmp_path)}
+    here = build_folder(variables)
+    assert here.parent == tmp_path / "torch_extensions"
+    assert build_folder(variables) == here
+    monkeypatch.setattr("sys.prefix", "/another/environment")
+    assert build_folder(variables) != here
+    assert build_folder({"TORCH_EXTENSIONS_DIR": "/mine"}) == Path("/mine")

@@ -9,18 +9,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from dslm.run.checkpoints import complete_checkpoints, newest_sound
 from dslm.run.directory import RunDirectory
 from dslm.run.events import read_events
 from dslm.run.samples import samples_of_steps
-from tests.conftest import DSLM
-from tests.processes import command_line
+from tests.support.warm import warm_dslm
 from tests.worker.conftest import SMALL, Train, losses
 
 pytestmark = pytest.mark.slow
@@ -36,30 +35,33 @@ SETTINGS: dict[str, Any] = {key.replace(".", "__"): value for key, value in LONG
 
 
 def _argv(run: Path, ranks: int, stage: int, **more: Any) -> list[str]:
-    settings = {**SMALL, **LONG, "parallel.zero_stage": stage, **more}
-    argv = [str(DSLM), "train", "quickstart", "-o", str(run), "--num-gpus", str(ranks)]
+    settings = {**SMALL, **LONG, "parallel.zero_stage": stage, "parallel.ranks": ranks, **more}
+    argv = [*warm_dslm(), "train", "quickstart", "-o", str(run)]
     for key, value in settings.items():
         argv += ["-s", f"{key}={value}"]
     return argv
 
 
-def _killed_run(folder: Path, ranks: int, stage: int, at: int = 18) -> Path:
-    """A run of which a rank was killed with -9 in the middle."""
-    run = folder / "run"
+def _train_until_killed(run: Path, ranks: int, stage: int, at: int, **more: Any) -> None:
+    """Train, in a new run or on in one, and kill rank 0 with -9 when a step is made."""
     process = subprocess.Popen(
-        _argv(run, ranks, stage), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        _argv(run, ranks, stage, **more), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while len(_steps(run)) < at:
+    while at not in (event["step"] for event in _steps(run)):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if "dslm.worker.main" in command_line(child) and child.environ().get("RANK") == "0":
-            os.kill(child.pid, signal.SIGKILL)
-            break
+    os.kill(_newest_pid(run, 0), signal.SIGKILL)
     assert process.wait(60) == 1
-    return run
+
+
+def _newest_pid(run: Path, rank: int) -> int:
+    """The process of a rank in the newest attempt that has begun."""
+    statuses = run.glob(f"logs/attempt-*/rank-{rank}.json")
+    newest = max(statuses, key=lambda file: int(file.parent.name.rpartition("-")[2]))
+    pid: int = json.loads(newest.read_text())["pid"]
+    return pid
 
 
 def _steps(run: Path) -> list[dict[str, Any]]:
@@ -71,13 +73,15 @@ def _whole_curve(run: Path) -> list[float]:
     return [e["loss"] for _, e in sorted({e["step"]: e for e in _steps(run)}.items())]
 
 
-def _go_on(run: Path, ranks: int, stage: int) -> None:
-    done = subprocess.run(_argv(run, ranks, stage), capture_output=True, text=True, timeout=300)
+def _go_on(run: Path, ranks: int, stage: int, attempts: int = 2, **more: Any) -> None:
+    """Bring a run to its end; none of its attempts began again."""
+    argv = _argv(run, ranks, stage, **more)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    attempts = {event["attempt"] for event in _steps(run)}
-    assert attempts == {1, 2}
-    first = min(event["step"] for event in _steps(run) if event["attempt"] == 2)
-    assert first > 1, "it began again instead of going on"
+    assert {event["attempt"] for event in _steps(run)} == set(range(1, attempts + 1))
+    for attempt in range(2, attempts + 1):
+        first = min(event["step"] for event in _steps(run) if event["attempt"] == attempt)
+        assert first > 1, "it began again instead of going on"
 
 
 @pytest.fixture(scope="session")
@@ -87,8 +91,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Pat
 
     def made(ranks: int, stage: int) -> Path:
         if (ranks, stage) not in known:
-            folder = tmp_path_factory.mktemp("killed")
-            known[ranks, stage] = _killed_run(folder, ranks, stage, at=25)
+            known[ranks, stage] = tmp_path_factory.mktemp("killed") / "run"
+            _train_until_killed(known[ranks, stage], ranks, stage, at=25)
         return known[ranks, stage]
 
     return made
@@ -101,12 +105,12 @@ def _copy(run: Path, folder: Path) -> Path:
     return shutil.copytree(run, folder / "run")
 
 
-def _samples(run: Path) -> dict[int, list[int]]:
+def _samples(run: Path, steps: int = STEPS) -> dict[int, list[int]]:
     """The samples of every step; each was seen once an epoch."""
     found = samples_of_steps(RunDirectory(run))
     places = [place for step in found.values() for place in step]
-    assert list(found) == list(range(1, STEPS + 1))
-    assert len(places) == len(set(places)) == STEPS * 8
+    assert list(found) == list(range(1, steps + 1))
+    assert len(places) == len(set(places)) == steps * 8
     return found
 
 
@@ -114,36 +118,40 @@ def _samples(run: Path) -> dict[int, list[int]]:
 def test_at_the_same_world_size_the_curve_is_the_same_bit_for_bit(
     trained: Train, killed: Killed, tmp_path: Path, stage: int
 ) -> None:
-    undisturbed = trained("--num-gpus", "2", parallel__zero_stage=stage, **SETTINGS)
+    undisturbed = trained(ranks=2, parallel__zero_stage=stage, **SETTINGS)
     run = _copy(killed(2, stage), tmp_path)
     _go_on(run, 2, stage)
     assert _whole_curve(run) == losses(undisturbed)
     assert _samples(run) == _samples(undisturbed)
 
 
-@pytest.mark.parametrize(
-    ("stages", "ranks"),
-    [
-        ((0, 0), (2, 1)),
-        *(((stage, stage), ranks) for stage in (1, 2, 3) for ranks in ((2, 1), (1, 2), (2, 4))),
-        ((1, 2), (2, 2)),
-        ((2, 1), (2, 1)),
-    ],
-)
-def test_at_another_world_size_or_stage_the_curve_is_the_same(
-    trained: Train,
-    killed: Killed,
-    tmp_path: Path,
-    stages: tuple[int, int],
-    ranks: tuple[int, int],
+# (ranks, stage) of each attempt; all but the last are killed
+CHAINS = {
+    "stage 0": ((2, 0), (1, 0), (2, 0)),
+    "stage 1": ((2, 1), (1, 1), (4, 1), (2, 1)),
+    "stage 2": ((2, 2), (1, 2), (4, 2), (2, 2)),
+    "stage 3": ((2, 3), (1, 3), (4, 3), (2, 3)),
+    "stages 1 and 2": ((2, 1), (2, 2), (1, 1)),
+}
+_CHAIN_STEPS = 60
+_KILLED_AT = (17, 32, 47)
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_at_other_world_sizes_and_stages_the_curve_is_the_same(
+    trained: Train, tmp_path: Path, chain: str
 ) -> None:
-    undisturbed = trained("--num-gpus", "2", parallel__zero_stage=stages[0], **SETTINGS)
-    run = _copy(killed(ranks[0], stages[0]), tmp_path)
-    _go_on(run, ranks[1], stages[1])
+    ways, run, longer = CHAINS[chain], tmp_path / "run", {"duration.steps": _CHAIN_STEPS}
+    for (ranks, stage), step in zip(ways[:-1], _KILLED_AT, strict=False):
+        _train_until_killed(run, ranks, stage, step, **longer)
+    _go_on(run, *ways[-1], attempts=len(ways), **longer)
+    settings = {**SETTINGS, "duration__steps": _CHAIN_STEPS, "parallel__zero_stage": ways[0][1]}
+    undisturbed = trained(ranks=2, **settings)
     assert _whole_curve(run) == pytest.approx(losses(undisturbed), abs=1e-4)
-    assert _samples(run) == _samples(undisturbed)
+    assert _samples(run, _CHAIN_STEPS) == _samples(undisturbed, _CHAIN_STEPS)
     converted = [e for e in read_events(run / "events.jsonl")[0] if e["event"] == "convert"]
-    assert [e["seconds"] > 0 for e in converted] == ([True] if stages[0] else [])
+    changes = len(ways) - 1 if ways[-1][1] else 0  # without ZeRO every rank has the whole state
+    assert [e["seconds"] > 0 for e in converted] == [True] * changes
     assert not list((run / "checkpoints").glob(".*"))
 
 
@@ -161,7 +169,7 @@ def _cut_off(file: Path) -> None:
 def test_a_damaged_checkpoint_is_found_and_the_older_one_taken(
     trained: Train, killed: Killed, tmp_path: Path, damage: Callable[[Path], None], said: str
 ) -> None:
-    undisturbed = trained("--num-gpus", "2", parallel__zero_stage=2, **SETTINGS)
+    undisturbed = trained(ranks=2, parallel__zero_stage=2, **SETTINGS)
     run = _copy(killed(2, 2), tmp_path)
     newest = complete_checkpoints(run / "checkpoints")[-1]
     damage(max((newest.path / name for name in newest.files), key=lambda p: p.stat().st_size))
@@ -219,22 +227,22 @@ def test_killed_while_saving_the_older_checkpoint_stays(trained: Train, tmp_path
     while not partial.is_dir():
         assert process.poll() is None
         time.sleep(0.0005)
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if "dslm.worker.main" in command_line(child):
-            child.kill()
+    for rank in (0, 1):
+        with suppress(ProcessLookupError):  # the end of the other one may have ended it
+            os.kill(_newest_pid(run, rank), signal.SIGKILL)
     assert process.wait(60) == 1
     found, problems = newest_sound(run / "checkpoints")
     assert found is not None
     assert found.step == 10
     assert problems == []
     _go_on(run, 2, 2)
-    undisturbed = trained("--num-gpus", "2", parallel__zero_stage=2, **SETTINGS)
+    undisturbed = trained(ranks=2, parallel__zero_stage=2, **SETTINGS)
     assert _whole_curve(run) == losses(undisturbed)
 
 
 def test_killed_after_its_model_was_written_it_still_ends(trained: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shutil.copytree(trained("--num-gpus", "2", parallel__zero_stage=2, **SETTINGS), run)
+    shutil.copytree(trained(ranks=2, parallel__zero_stage=2, **SETTINGS), run)
     events = run / "events.jsonl"
     lines = events.read_text().splitlines(keepends=True)
     events.write_text("".join(line for line in lines if '"end"' not in line))

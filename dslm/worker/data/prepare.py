@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from dslm import files
 from dslm.errors import DataError, Where
 from dslm.files import write_json
 from dslm.recipe.data_paths import origins
@@ -194,7 +195,7 @@ def source_digest(recipe: Recipe, more: object) -> str:
 
 def cache_folder() -> Path:
     """Where prepared data is kept: `$XDG_CACHE_HOME/dslm`, `~/.cache/dslm` by default."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dslm"
+    return files.cache_folder(os.environ) / "dslm"
 
 
 def is_held_out(key: int, share: float) -> bool:

@@ -1,0 +1,216 @@
+"""Ranks forked from a process that has torch, transformers and DeepSpeed loaded already.
+
+Where a test's promise is about numbers, a start should take a second and not ten. Everything about
+such a run is real (dslm, its supervisor, the control channel, gloo, DeepSpeed, checkpoints) but
+the `deepspeed` command, whose place a fork server takes:
+
+    python -m tests.support.warm serve SOCKET        the server; it loads the libraries once
+    python -m tests.support.warm dslm SOCKET ARG …   `dslm ARG …` whose ranks the server forks
+
+Tests about launching use the real launcher.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dslm.launch.spec import LaunchRequest, LaunchSpec
+
+_RANK, _LOCAL_RANK, _WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+_START_SECONDS = 120.0
+# one thread a rank: the server has read the variable before it knows how many ranks there will be
+SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+class WarmServer:
+    """The server process, started when it is first needed; `command` is a `dslm` that uses it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._socket = folder / "warm.sock"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        """The words before a verb: what the tests run in place of `dslm`."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        return [sys.executable, "-m", "tests.support.warm", "dslm", str(self._socket)]
+
+    def _start(self) -> None:
+        self._socket.unlink(missing_ok=True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.warm", "serve", str(self._socket)],
+            env={**os.environ, **SERVER_ENVIRONMENT},
+            stdin=subprocess.PIPE,  # it ends with this process, whatever ends that
+        )
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._socket.exists():
+            assert self._process.poll() is None, "the fork server ended as it started"
+            assert time.monotonic() < deadline, "the fork server did not start"
+            time.sleep(0.05)
+
+
+def warm_dslm() -> list[str]:
+    """Return the words that stand for `dslm` where this session's server forks the ranks."""
+    return _session_server().command()
+
+
+@functools.cache
+def _session_server() -> WarmServer:
+    return WarmServer(Path(tempfile.mkdtemp(prefix="dslm-warm-")))
+
+
+# --- the `dslm` side
+
+
+def warm_request(spec: LaunchSpec, path: str) -> LaunchRequest:
+    """What takes the `deepspeed` command's place: ask the server, wait for its ranks to end."""
+    from dslm.launch.spec import LaunchRequest
+
+    ranks = str(spec.cluster.hosts[0].slots)
+    argv = (sys.executable, "-m", "tests.support.warm", "launch", path, ranks, *spec.arguments)
+    return LaunchRequest(argv=argv, environment={"DS_ACCELERATOR": "cpu"})
+
+
+def _dslm(path: str, arguments: Sequence[str]) -> None:
+    from dslm.launch import sites
+
+    sites.LAUNCHERS["local"] = lambda spec: warm_request(spec, path)
+    sys.argv = ["dslm", *arguments]
+    from dslm.cli.app import main
+
+    main()
+
+
+# --- the launcher: light, lives as long as its ranks
+
+
+def _launch(path: str, ranks: str, arguments: Sequence[str]) -> int:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(path)
+        asked = {
+            "ranks": int(ranks),
+            "arguments": list(arguments),
+            "environment": dict(os.environ),
+            "folder": str(Path.cwd()),
+            "pid": os.getpid(),
+        }
+        server.sendall(json.dumps(asked).encode() + b"\n")
+        answer = server.recv(64)
+    return int(answer or b"1")
+
+
+# --- the server
+
+
+def _serve(path: str) -> None:
+    import gc
+
+    import dslm.worker.train  # noqa: F401 - the forks have it from here
+
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # its children reap themselves
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    listener = socket.socket(socket.AF_UNIX)
+    partial = f"{path}.partial"
+    listener.bind(partial)
+    listener.listen(16)
+    Path(partial).rename(path)
+    while True:
+        client, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _attempt(client)
+        client.close()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def _attempt(client: socket.socket) -> None:
+    """Fork the ranks of one attempt, wait for them, answer; end them when the launcher is gone."""
+    asked = json.loads(client.makefile("rb").readline())
+    os.setsid()
+    os.chdir(asked["folder"])
+    os.environ.clear()
+    os.environ.update(asked["environment"] | SERVER_ENVIRONMENT)
+    pids = [_fork_rank(asked, rank, client) for rank in range(asked["ranks"])]
+    code = 0
+    while pids:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            pids.remove(pid)
+            code = code or os.waitstatus_to_exitcode(status)
+            if code:  # as DeepSpeed's launcher: one that failed ends the others
+                _kill(pids)
+        elif _gone(client):
+            _kill(pids)
+            os._exit(1)
+        else:
+            time.sleep(0.02)
+    client.sendall(str(abs(code)).encode())
+    os._exit(0)
+
+
+def _fork_rank(asked: dict[str, Any], rank: int, client: socket.socket) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    client.close()
+    os.environ.update({
+        _RANK: str(rank), _LOCAL_RANK: str(rank), _WORLD_SIZE: str(asked["ranks"]),
+    })  # fmt: skip
+    from dslm.worker import ranks
+    from dslm.worker.train import train
+
+    this = ranks.join(asked["arguments"])
+    ranks.live(this, lambda: train(this))
+    os._exit(0)
+
+
+def _gone(client: socket.socket) -> bool:
+    """Whether the launcher has closed its end."""
+    client.setblocking(False)
+    try:
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
+    finally:
+        client.setblocking(True)
+
+
+def _kill(pids: Sequence[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def main() -> None:
+    """The three processes of this module, by the first argument."""
+    match sys.argv[1:]:
+        case ["serve", path]:
+            _serve(path)
+        case ["launch", path, ranks, *arguments]:
+            sys.exit(_launch(path, ranks, arguments))
+        case ["dslm", path, *arguments]:
+            _dslm(path, arguments)
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
