@@ -2,19 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+TORCH := default
 EXTRAS := lora,trl,metrics,tensorboard,test,lint
 
 .PHONY: setup demo test check format docs bench bench-planner bench-gpu soak clean
 
 setup: $(VENV)/.installed
 
-# torch first: DeepSpeed's own set-up imports it
+# make demo TORCH=cpu: the build of torch without CUDA, from PyTorch's own index
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "making $(VENV) with torch, DeepSpeed, transformers and the test tools: some minutes, 2 GB and more"
-	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) setuptools wheel torch
-	@$(PIP) --editable '.[$(EXTRAS)]'
+	@$(PYTHON) scripts/setup.py $(VENV) --extras $(EXTRAS) --torch $(TORCH)
 	@touch $@
 
 demo: setup
