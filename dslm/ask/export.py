@@ -48,6 +48,7 @@ def export_request(
     dtype: str | None,
     output: Path | None,
     push_to_hub: str | None,
+    trust: bool,
 ) -> ExportRequest:
     """What to ask `dslm.worker.export` for.
 
@@ -67,6 +68,18 @@ def export_request(
         raise OptionError(
             "there are no adapters to merge: the run trained all parameters",
             where=Where(key="--merge"),
+        )
+    if merge and recipe.model.trust_remote_code and not trust:
+        raise OptionError(
+            f"merging loads `{recipe.model.name}`, and the run's recipe lets that bring code",
+            where=Where(file=run.recipe, key="model.trust_remote_code"),
+            hint="if the run is yours and you trust that model: `--trust-checkpoint` runs its code",
+        )
+    if trust and not (merge and recipe.model.trust_remote_code):
+        raise OptionError(
+            "nothing in this export could run code",
+            where=Where(key="--trust-checkpoint"),
+            hint="it is for `--merge` with a base model of `trust_remote_code`: leave it out",
         )
     target = (output or run.path / "export" / f"step-{checkpoint.step}").absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -35,6 +35,13 @@ SkipVerify = Annotated[
 Push = Annotated[
     str | None, typer.Option("--push-to-hub", metavar="REPO", help="Upload it to the Hub, too.")
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-checkpoint",
+        help="With `--merge`, run the code that a base model with `trust_remote_code` brings.",
+    ),
+]
 
 
 def export(
@@ -45,6 +52,7 @@ def export(
     output: Output = None,
     skip_verify: SkipVerify = False,
     push_to_hub: Push = None,
+    trust_checkpoint: Trust = False,
     json: options.Json = False,
 ) -> None:
     """Make a model in Hugging Face format from a checkpoint of any ZeRO stage.
@@ -63,7 +71,13 @@ def export(
     from dslm.units import render_bytes, render_count
 
     request = export_request(
-        run, step=checkpoint, merge=merge, dtype=dtype, output=output, push_to_hub=push_to_hub
+        run,
+        step=checkpoint,
+        merge=merge,
+        dtype=dtype,
+        output=output,
+        push_to_hub=push_to_hub,
+        trust=trust_checkpoint,
     )
     with terminal.busy() as tell, in_use(request.checkpoint):
         if not skip_verify:

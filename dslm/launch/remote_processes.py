@@ -79,7 +79,14 @@ class RemoteProcesses:
             kills_before: the cgroup's counter when the process started; used on this host.
         """
         if self.transport is not None:
-            argv = [sys.executable, "-m", "dslm.host.kernel", str(since), *map(str, sorted(pids))]
+            argv = [
+                sys.executable,
+                "-P",
+                "-m",
+                "dslm.host.kernel",
+                str(since),
+                *map(str, sorted(pids)),
+            ]
             answer = run_on(host, argv, seconds=_ANSWER_SECONDS, transport=self.transport)
             with suppress(ValueError, TypeError):  # it gave no answer
                 return OomVerdict(**json.loads(answer.stdout))
@@ -91,4 +98,4 @@ class RemoteProcesses:
 
 def _argv(verb: str, wanted: Iterable[tuple[int, int]]) -> list[str]:
     words = [f"{pid}:{started}" for pid, started in sorted(wanted)]
-    return [sys.executable, "-m", "dslm.host.processes", verb, *words]
+    return [sys.executable, "-P", "-m", "dslm.host.processes", verb, *words]

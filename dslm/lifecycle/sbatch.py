@@ -194,7 +194,7 @@ def batch_script(batch: Batch) -> str:
     return _SCRIPT.format(
         directives="\n".join(f"#SBATCH {option}" for option in options),
         interrupted=Interrupted.exit_code,
-        command=shlex.join([sys.executable, "-m", "dslm", *batch.arguments]),
+        command=shlex.join([sys.executable, "-P", "-m", "dslm", *batch.arguments]),
     )
 
 

@@ -106,6 +106,12 @@ def launch_training(
             where=Where(file=output, key="--resume"),
             hint="`dslm train RECIPE -o RUN --resume`; `dslm runs list` shows the runs",
         )
+    if run is None and trust_checkpoint:
+        raise OptionError(
+            "there is no unfinished run whose checkpoint would be loaded",
+            where=Where(file=output, key="--trust-checkpoint"),
+            hint="leave it out: a new run loads none",
+        )
     before = read_resolved(run.recipe) if run else None
     folder = run.path if run else (output or default_folder(recipe.name)).absolute()
     shared = recipe.recipe.checkpoint.every is not None  # ranks write checkpoints together

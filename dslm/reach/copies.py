@@ -23,7 +23,7 @@ from dslm.reach.remote import SSH, Answer, Transport, run_everywhere
 
 _SECONDS = 30.0
 _FETCHED_BYTES = 2 * 2**20  # of each log: its end says how it ended
-_ARGV = [sys.executable, "-m", "dslm.reach.copies"]
+_ARGV = [sys.executable, "-P", "-m", "dslm.reach.copies"]
 
 
 def send(hosts: Sequence[str], run: Path, names: Iterable[str], transport: Transport = SSH) -> None:

@@ -143,7 +143,7 @@ def _ask(
     hosts: Sequence[Host], requirements: Requirements, request: Mapping[str, Any], deadline: float
 ) -> tuple[list[_Said], str | None]:
     """Ask the master first, so that it listens, and then all others at once."""
-    argv = [sys.executable, "-m", "dslm.reach.probe"]
+    argv = [sys.executable, "-P", "-m", "dslm.reach.probe"]
     names = [host.address for host in hosts]
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(hosts)) as pool:
         # all connections are made at once; only what is asked has to wait for the master

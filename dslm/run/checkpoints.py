@@ -214,5 +214,5 @@ def _files(folder: Path) -> dict[str, Path]:
     return {
         str(path.relative_to(folder)): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST
+        if path.is_file() and not path.is_symlink() and path != folder / MANIFEST
     }

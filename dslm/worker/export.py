@@ -23,7 +23,7 @@ from dslm.run.checkpoints import complete_checkpoints
 from dslm.run.directory import RunDirectory
 from dslm.worker.answer import Tell, answer
 from dslm.worker.checkpoint import DESCRIPTION
-from dslm.worker.model import DTYPES
+from dslm.worker.model import DTYPES, adapter_config
 from dslm.worker.model_card import model_card
 from dslm.worker.zero_tensors import StoredTensor, stored_tensors
 
@@ -176,11 +176,14 @@ def _export_adapter(
         recipe.model.name,
         revision=recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
-        config=AutoConfig.from_pretrained(folder),  # with the labels of the run
+        # with the labels of the run
+        config=AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code),
         ignore_mismatched_sizes=True,  # a head of other labels is among the adapters
         dtype=dtype,
     )
-    merged = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    # the recipe's own config: peft imports modules that an `adapter_config.json` names
+    adapters = PeftModel.from_pretrained(base, folder, config=adapter_config(recipe))
+    merged = adapters.merge_and_unload()
     for file in folder.glob("adapter_*"):
         file.unlink()
     merged.save_pretrained(folder)

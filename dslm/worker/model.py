@@ -134,27 +134,36 @@ def liger(recipe: Recipe) -> bool:
 
 def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     """Freeze the model and put trained adapters on its linear layers."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    lora = recipe.lora
-    if lora is None:
+    if recipe.lora is None:
         return model
     if recipe.model.activation_checkpointing:
         model.enable_input_require_grads()
+    return get_peft_model(
+        model,
+        adapter_config(recipe),
+        autocast_adapter_dtype=False,  # DeepSpeed keeps the fp32 copies; stage 3 casts nothing
+    )
+
+
+def adapter_config(recipe: Recipe) -> Any:
+    """What peft is told of a recipe's adapters."""
+    from peft import LoraConfig
+
+    lora = recipe.lora
+    if lora is None:
+        raise ValueError("the recipe has no adapters")
     tasks = {
         **dict.fromkeys(("pretrain", "sft", "dpo", "sequence"), "CAUSAL_LM"),
         "seq2seq": "SEQ_2_SEQ_LM",
         "classify": "SEQ_CLS",
     }
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            task_type=tasks.get(recipe.task),
-            modules_to_save=["classifier"] if recipe.task == "vision" else None,
-        ),
-        autocast_adapter_dtype=False,  # DeepSpeed keeps the fp32 copies; stage 3 casts nothing
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type=tasks.get(recipe.task),
+        modules_to_save=["classifier"] if recipe.task == "vision" else None,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from pathlib import Path
 
+from dslm import environment
 from dslm.worker.ranks import join, live, release_shared_memory
 
 
@@ -17,6 +19,7 @@ def main() -> None:
     def work() -> None:
         sys.argv = [str(script), *rank.attempt.arguments]
         sys.path.insert(0, str(script.parent))
+        os.environ.pop(environment.SAFE_PATH, None)  # what the script starts itself is its own
         try:
             runpy.run_path(str(script), run_name="__main__")
         finally:

@@ -19,7 +19,7 @@ import dslm
 from dslm.cluster.devices import cpu_device
 from dslm.cluster.hosts import Cluster, Host
 from dslm.errors import HostfileError, OptionError
-from dslm.launch.sites import openmpi, pdsh, slurm
+from dslm.launch.sites import local, openmpi, pdsh, slurm
 from dslm.launch.spec import LaunchRequest, LaunchSpec
 from dslm.lifecycle.forward import forwarded
 from dslm.run.attempt import path_of_word
@@ -65,6 +65,13 @@ def test_requests_are_what_they_were() -> None:
         assert f"{text}\n---\n{hostfile}" == (GOLDEN / name).read_text(), name
         assert request.folder == Path("/")
     assert sorted(requests) == sorted(path.name for path in GOLDEN.iterdir())
+
+
+def test_no_rank_starts_where_a_folder_of_the_user_could_stand_for_a_library() -> None:
+    one = spec((Host("localhost", 2),))
+    assert local.request(one).whole_environment({})["PYTHONSAFEPATH"] == "1"
+    for request_of in (pdsh.request, openmpi.request, slurm.request):
+        assert request_of(one, {}).folder == Path("/")
 
 
 @pytest.mark.parametrize("request_of", [pdsh.request, openmpi.request, slurm.request])

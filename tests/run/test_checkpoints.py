@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dslm.run.checkpoints import (
+    MANIFEST,
     Checkpoint,
     complete_checkpoints,
     newest_sound,
@@ -32,6 +35,44 @@ def test_a_file_that_is_missing_short_or_extra_makes_it_incomplete(tmp_path: Pat
     (tmp_path / "step-3" / "inner" / "tensors").write_bytes(b"x" * 99)
     (tmp_path / "step-4" / "more").touch()
     assert [c.step for c in complete_checkpoints(tmp_path)] == [1]
+
+
+def test_a_link_in_a_checkpoint_is_no_file_of_it(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"x" * 100)
+    tensors = _write(tmp_path, 1) / "inner" / "tensors"
+    tensors.unlink()
+    tensors.symlink_to(tmp_path / "secret")
+    assert complete_checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"step": 2}, {"step": "1"}, {"step": True}, {"step": None}, {"world_size": -1},
+        {"zero_stage": []}, {"files": None}, {"files": []}, {"files": {"inner/tensors": 3}},
+        {"files": {"inner/tensors": {}}}, {"files": {"../tensors": {"size": 100}}},
+    ],
+)  # fmt: skip
+def test_a_manifest_that_says_nonsense_is_an_incomplete_checkpoint(
+    tmp_path: Path, wrong: dict[str, object]
+) -> None:
+    path = _write(tmp_path, 1)
+    manifest = path / MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **wrong}))
+    assert complete_checkpoints(tmp_path) == []
+    assert newest_sound(tmp_path) == (None, ["step-1 is not complete"])
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff", b"[" * 20_000])
+def test_neither_is_one_that_can_not_be_read(tmp_path: Path, content: bytes) -> None:
+    (_write(tmp_path, 1) / MANIFEST).write_bytes(content)
+    assert complete_checkpoints(tmp_path) == []
+
+
+def test_folders_of_other_names_are_no_checkpoints(tmp_path: Path) -> None:
+    for name in ("step-foo", "step-", "step-01", "step--1", "step-1.old", "step-" + "9" * 30):
+        (tmp_path / name).mkdir()
+    assert newest_sound(tmp_path) == (None, [])
 
 
 def test_a_flipped_bit_is_found_and_the_older_one_taken(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from dslm.errors import InputError, RunFailed
 from dslm.host.network import free_port
@@ -155,3 +156,38 @@ def test_states_that_deepspeed_never_wrote_are_said_to_be_so(
     torch.save(held, tmp_path / "global_step1" / "mp_rank_00_model_states.pt")
     with pytest.raises(InputError):
         stored_tensors(tmp_path, stage)
+
+
+def test_merging_asks_before_it_runs_the_code_of_a_strangers_base_model(
+    trained: Train, tmp_path: Path
+) -> None:
+    run = _unfinished(trained, tmp_path, 2)
+    base = tmp_path / "base"
+    base.mkdir()
+    mark = tmp_path / "touched"
+    (base / "code.py").write_text(f"open({str(mark)!r}, 'w')")
+    (base / "config.json").write_text(
+        json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}})
+    )
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["lora"] = {"rank": 4}
+    recipe["model"] |= {"name": str(base), "init": "pretrained", "trust_remote_code": True}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    argv = [str(DSLM), "export", str(run), "-o", str(tmp_path / "model"), "--merge"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "--trust-checkpoint" in done.stderr
+    assert not mark.exists()
+    done = subprocess.run([*argv[:-1], "--trust-checkpoint"], capture_output=True, text=True)
+    assert done.returncode == 2, "an option without effect is an error"
+
+
+def test_modules_in_the_current_folder_stand_for_no_library(trained: Train, tmp_path: Path) -> None:
+    run = trained("--num-gpus", "2", parallel__zero_stage=2)
+    mark = tmp_path / "touched"
+    for name in ("torch", "dslm", "json", "transformers", "huggingface_hub"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(mark)!r}, 'w')")
+    argv = [str(DSLM), "export", str(run), "-o", str(tmp_path / "model")]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert not mark.exists()

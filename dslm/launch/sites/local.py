@@ -20,7 +20,7 @@ def request(spec: LaunchSpec) -> LaunchRequest:
         where = ["--include", f"localhost:{','.join(str(index) for index in host.devices)}"]
     else:
         where = ["--num_gpus", str(host.slots)]
-    settings = {}
+    settings = {environment.SAFE_PATH: "1"}
     if spec.cluster.device.kind == "cpu":
         settings[environment.ACCELERATOR] = "cpu"
     return LaunchRequest(

@@ -112,7 +112,7 @@ def _trained(recipe: Recipe, wanted: TokenizerTraining, folder: Path) -> PreTrai
                 except OSError:  # somebody else was faster, and made the same
                     shutil.rmtree(partial)
             shutil.copytree(kept, folder, dirs_exist_ok=True)
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _train(recipe: Recipe, wanted: TokenizerTraining) -> PreTrainedTokenizerFast:
