@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 TORCH := default
 EXTRAS := lora,trl,metrics,tensorboard,test,lint
 
-.PHONY: setup demo test check format docs bench bench-planner bench-gpu soak clean
+# every parser with hostile inputs, for SECONDS in all
+SECONDS ?= 300
+
+.PHONY: setup demo test check format docs fuzz bench bench-planner bench-gpu soak clean
 
 setup: $(VENV)/.installed
 
@@ -34,6 +37,9 @@ format: setup
 
 docs: setup
 	$(BIN)/python scripts/docs.py $(RUN)
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzz $(SECONDS)
 
 bench: setup
 	$(BIN)/python -m benchmarks

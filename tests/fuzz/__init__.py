@@ -1,0 +1,1 @@
+"""Fuzzers of everything that dslm reads and somebody else may have written."""
