@@ -23,6 +23,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+_LONGEST_WORD = 100  # the search for near ones takes time with its square
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Where:
@@ -33,7 +35,7 @@ class Where:
     key: str | None = None
 
     def __str__(self) -> str:
-        place = str(self.file) if self.file is not None else ""
+        place = shortened(str(self.file), 300) if self.file is not None else ""
         if place.startswith("--") and self.key:
             return f"{place} {self.key}"  # an option that gave the key: `--set batch.global_size`
         if place and self.line is not None:
@@ -52,6 +54,14 @@ class Finding:
     hint: str = ""
     severity: str = "error"  # error | warning
     rule: str = ""  # what kind of mistake, for programs
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """A text that is quoted in a message, its middle left out when nobody would read it all."""
+    if len(text) <= most:
+        return text
+    half = (most - 20) // 2
+    return f"{text[:half]} … {text[-half:]} ({len(text):,} letters)"
 
 
 class DslmError(Exception):
@@ -126,5 +136,5 @@ class Interrupted(DslmError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The hint for a misspelt word: "did you mean `x`?", or "" when nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word[:_LONGEST_WORD], list(known), n=1, cutoff=0.6)
     return f"did you mean `{near[0]}`?" if near else ""

@@ -1,11 +1,12 @@
-"""Files that are either whole or absent: atomic writes, one-line appends; the cache folder.
+"""Files that are whole or absent: atomic writes, one-line appends; JSON; the cache folder.
 
-Knows paths and bytes, nothing of what is in them.
+Knows paths, bytes and JSON, nothing of what is in them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -34,9 +35,54 @@ def write_atomic(path: Path, text: str, *, mode: int = 0o644) -> None:
         raise
 
 
+def exists(path: Path) -> bool:
+    """Whether a file or folder is there, whatever its name is: too long, or none that can be."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def expanded(text: str) -> Path:
+    """A path as it was given, `~` replaced by the home of a user who is known."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there, whatever its name is."""
+    return exists(path) and path.is_file()
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there, whatever its name is."""
+    return exists(path) and path.is_dir()
+
+
+def json_text(value: Any, *, indent: int | None = 2) -> str:
+    """A JSON document: strict, so a number that JSON does not know is null."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {
+            str(k) if isinstance(k, float) and not math.isfinite(k) else k: _finite(v)
+            for k, v in value.items()
+        }
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
     """Write a JSON document atomically, indented, with a final newline."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", mode=mode)
+    write_atomic(path, json_text(value) + "\n", mode=mode)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -5,8 +5,10 @@ Turns the name of a preset into a path; knows nothing of what a preset says.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
+_FOLDERS = ("recipes", "ds_configs", "hostfiles")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -18,14 +20,19 @@ def shipped_folder(name: str) -> Path:
 
 def preset_names(folder: str, suffix: str) -> list[str]:
     """Names of all presets of a folder, sorted, without suffix; `_name` is a shared base."""
-    return sorted(
-        path.stem
-        for path in shipped_folder(folder).rglob(f"*{suffix}")
-        if not path.name.startswith("_")
-    )
+    return sorted(name for name in _presets(folder, suffix) if not name.startswith("_"))
 
 
 def preset_path(folder: str, name: str, suffix: str) -> Path | None:
     """The file of a preset (or of a shared base, `_name`), or None when there is none."""
-    found = sorted(shipped_folder(folder).rglob(f"{name}{suffix}"))
-    return found[0] if found else None
+    return _presets(folder, suffix).get(name)
+
+
+@cache
+def _presets(folder: str, suffix: str) -> dict[str, Path]:
+    return {path.stem: path for path in shipped_folder(folder).rglob(f"*{suffix}")}
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a file is one of dslm's own."""
+    return any(path.is_relative_to(shipped_folder(name)) for name in _FOLDERS)

@@ -39,7 +39,9 @@ def recipe_page() -> str:
         "# The recipe, key by key\n",
         "Made from the schema by `make docs`. `dslm recipes schema` prints it as JSON Schema,",
         "`dslm recipes show PRESET` a whole recipe. A file may have `extends: PRESET` (or a file,",
-        "or a list of them): what it says itself is merged over that, key by key.\n",
+        "or a list of them): what it says itself is merged over that, key by key. Relative paths",
+        "in a file are relative to that file; those of `--set` and presets to the current folder.",
+        "Numbers are those of YAML 1.2 (`1e-6`, `5e8`), variables of `environment` are text.\n",
     ]
     top = {k: v for k, v in schema["properties"].items() if k != "extends"}
     lines += ["## Top level\n", *_table(top, schema)]

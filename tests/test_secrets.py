@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dslm.recipe.load import known_keys
+from dslm.recipe.findings import known_keys
 from dslm.secrets import (
     command_without_secrets,
     find_in_arguments,

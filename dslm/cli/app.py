@@ -6,6 +6,7 @@ imports when it runs.
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated
 
@@ -25,7 +26,9 @@ from dslm.cli import (
     terminal,
     train,
 )
-from dslm.errors import DslmError
+from dslm.errors import DslmError, OptionError, shortened
+
+_BAD_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 
 app = typer.Typer(
     name="dslm",
@@ -93,6 +96,11 @@ def main() -> None:
     except Exception as exception:
         if debug:
             raise
+        if isinstance(exception, OSError) and exception.errno in _BAD_NAMES:
+            # of a file that was named; dslm itself makes no such names
+            name = shortened(str(exception.filename))
+            terminal.error(OptionError(f"{exception.strerror}: {name}"))
+            sys.exit(OptionError.exit_code)
         terminal.bug(exception)
         sys.exit(1)
 

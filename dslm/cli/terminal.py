@@ -6,7 +6,6 @@ NO_COLOR (Rich does that). Knows how errors look, not what they mean.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import traceback
@@ -16,11 +15,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dslm.errors import DslmError
+from dslm.errors import DslmError, shortened
+from dslm.files import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
+
+_MOST_FINDINGS = 20  # of one error; nobody reads more before the first ones are mended
+_LONGEST_MESSAGE = 1000
 
 
 @cache
@@ -76,7 +79,7 @@ def write(text: str) -> None:
 
 def write_json(document: Any) -> None:
     """Put one JSON document on stdout."""
-    write(json.dumps(document, indent=2, ensure_ascii=False))
+    write(json_text(document))
 
 
 def error(failure: DslmError) -> None:
@@ -87,12 +90,15 @@ def error(failure: DslmError) -> None:
         people().print(Text.assemble((f"{label}: ", style), text), soft_wrap=True)
 
     place = f"{failure.where}: " if str(failure.where) else ""
-    line("error", "bold red", place + failure.message)
-    for finding in failure.findings:
+    line("error", "bold red", place + shortened(failure.message, _LONGEST_MESSAGE))
+    for finding in failure.findings[:_MOST_FINDINGS]:
         where = f"{finding.where}: " if str(finding.where) else ""
-        people().print(Text(f"  {where}{finding.message}"), soft_wrap=True)
+        said = shortened(finding.message, _LONGEST_MESSAGE)
+        people().print(Text(f"  {where}{said}"), soft_wrap=True)
         if finding.hint:
             people().print(Text.assemble(("    hint: ", "cyan"), finding.hint), soft_wrap=True)
+    if len(failure.findings) > _MOST_FINDINGS:
+        people().print(Text(f"  and {len(failure.findings) - _MOST_FINDINGS:,} more"))
     if failure.hint:
         line("hint", "cyan", failure.hint)
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dslm.cluster.hosts import Host
-from dslm.errors import Finding, HostfileError, Where
+from dslm.errors import Finding, HostfileError, Where, shortened
+from dslm.files import exists
+from dslm.reading import read_text
 
 # RFC 1123 labels, joined by dots; underscores occur in the names that container tools give
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -32,7 +34,7 @@ def load_hosts(text: str) -> tuple[Host, ...]:
     """
     path = Path(text)
     is_inline = re.search(r":[0-9]+(,|$)", text) is not None and "/" not in text
-    return parse_inline(text) if is_inline and not path.exists() else load_hostfile(path)
+    return parse_inline(text) if is_inline and not exists(path) else load_hostfile(path)
 
 
 def load_hostfile(path: Path) -> tuple[Host, ...]:
@@ -41,17 +43,13 @@ def load_hostfile(path: Path) -> tuple[Host, ...]:
     Raises:
         HostfileError: it is missing, unreadable, or wrong: with every line that is.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as failure:
+    if not exists(path):
         raise HostfileError(
             "there is no such hostfile",
             where=Where(file=path),
             hint="a text file with lines such as `worker-1 slots=8`",
-        ) from failure
-    except (OSError, UnicodeDecodeError) as failure:
-        raise HostfileError(f"can't read it: {failure}", where=Where(file=path)) from failure
-    return parse_hostfile(text, path)
+        )
+    return parse_hostfile(read_text(path, error=HostfileError), path)
 
 
 def parse_hostfile(text: str, path: Path | str = "hostfile") -> tuple[Host, ...]:
@@ -83,7 +81,7 @@ def parse_hostfile(text: str, path: Path | str = "hostfile") -> tuple[Host, ...]
         )
     if findings:
         raise HostfileError(
-            f"{len(findings)} lines of the hostfile are wrong",
+            f"{len(findings):,} lines of the hostfile are wrong",
             where=Where(file=path),
             findings=findings,
             hint="a line is `HOST slots=N`",
@@ -107,15 +105,15 @@ def parse_line(content: str) -> Host:
     name, *rest = content.split()
     check_host_name(name)
     if not rest:
-        raise ValueError(f"`{name}` has no slots: write `{name} slots=N`")
+        raise ValueError(f"`{shortened(name)}` has no slots: write `{shortened(name)} slots=N`")
     match = re.fullmatch(r"slots=([0-9]+)", rest[0])
     if not match:
-        raise ValueError(f"`{rest[0]}` is not `slots=N`")
+        raise ValueError(f"`{shortened(rest[0])}` is not `slots=N`")
     if len(rest) > 1:
-        raise ValueError(f"`{' '.join(rest[1:])}` after the slots is not known")
+        raise ValueError(f"`{shortened(' '.join(rest[1:]))}` after the slots is not known")
     slots = int(match[1]) if len(match[1]) <= _MOST_DIGITS else _MOST_SLOTS + 1
     if not 0 < slots <= _MOST_SLOTS:
-        raise ValueError(f"slots must be from 1 to {_MOST_SLOTS}, not {match[1]}")
+        raise ValueError(f"slots must be from 1 to {_MOST_SLOTS}, not {shortened(match[1])}")
     return Host(name, slots)
 
 
@@ -140,7 +138,7 @@ def check_host_name(text: str) -> None:
     """
     user, at, name = text.rpartition("@")
     if at and not _USER.fullmatch(user):
-        raise ValueError(f"`{user}` is not a user's name")
+        raise ValueError(f"`{shortened(user)}` is not a user's name")
     if is_ipv6(name):
         return
     try:
@@ -149,7 +147,7 @@ def check_host_name(text: str) -> None:
         # a last label of digits alone makes it an address (RFC 1123, 2.1), and that is a wrong one
         is_address = name.rpartition(".")[2].isdigit() and "." in name
         if is_address or not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
-            raise ValueError(f"`{text}` is not the name of a host") from None
+            raise ValueError(f"`{shortened(text)}` is not the name of a host") from None
 
 
 def is_ipv6(name: str) -> bool:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dslm.presets import preset_names
-from dslm.recipe.load import find_recipe, read_tree
-from dslm.recipe.yaml import Document
+from dslm.recipe.tree import Trees, find_recipe, read_tree
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,11 +26,11 @@ class Preset:
 
 def entries() -> list[Preset]:
     """All presets, by name."""
-    cache: dict[Path, Document] = {}
+    known: Trees = {}
     found = []
     for name in preset_names("recipes", ".yaml"):
         path = find_recipe(name)
-        tree, _ = read_tree(path, cache=cache)
+        tree = read_tree(path, known=known).values
         found.append(
             Preset(
                 name=name,
@@ -50,7 +49,7 @@ def new_recipe_text(preset: str) -> str:
     Raises:
         RecipeError: there is no such preset.
     """
-    tree, _ = read_tree(find_recipe(preset))
+    tree = read_tree(find_recipe(preset)).values
     batch = tree.get("batch", {}).get("global_size", 32)
     rate = tree.get("optimizer", {}).get("lr", 2e-5)
     length = tree.get("data", {}).get("sequence_length", 1024)

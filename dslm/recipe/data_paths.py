@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from dslm.errors import DataError, Where
+from dslm.errors import DataError, Where, shortened
+from dslm.files import expanded, is_file, is_folder
 from dslm.recipe.schema import Recipe, Source
 
 STDLIB = "stdlib"
@@ -33,6 +34,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".
 _COMPRESSED = frozenset({".gz", ".zst", ".bz2", ".xz"})
 # Not the library itself: its tests, installed packages, generated tables.
 _NOT_STDLIB = frozenset({"test", "tests", "site-packages", "idlelib", "__pycache__", "encodings"})
+_RELATIVE = "a path in a recipe is relative to its file, one of `--set` to the current folder"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +90,7 @@ def suffix_of(file: Path) -> str:
 
 def _find(source: Source, key: str, known: Set[str]) -> Origin:
     text = source.path
-    path = Path(text).expanduser()
+    path = expanded(text)
     if text == STDLIB:
         return Origin(path=text, weight=source.weight, files=stdlib_files())
     if text == DIGITS:
@@ -97,11 +99,15 @@ def _find(source: Source, key: str, known: Set[str]) -> Origin:
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - absolute patterns too
         files = tuple(sorted(Path(match) for match in matches if Path(match).is_file()))
         if not files:
-            raise DataError(f"no file matches `{text}`", where=Where(key=key))
+            raise DataError(
+                f"no file matches `{text}`, looked for from {Path.cwd()}",
+                where=Where(key=key),
+                hint=_RELATIVE,
+            )
         return Origin(path=text, weight=source.weight, files=files)
-    if path.is_file():
+    if is_file(path):
         return Origin(path=text, weight=source.weight, files=(path,))
-    if path.is_dir():
+    if is_folder(path):
         files = tuple(sorted(f for f in path.rglob("*") if f.is_file() and suffix_of(f) in known))
         if not files:
             raise DataError(
@@ -113,9 +119,10 @@ def _find(source: Source, key: str, known: Set[str]) -> Origin:
     looks_like_a_path = path.suffix or text.startswith((".", "/", "~")) or text.count("/") > 1
     if looks_like_a_path:
         raise DataError(
-            f"there is no file or folder `{text}`",
+            f"there is no file or folder `{shortened(text)}`: it was looked for in "
+            f"{shortened(str(path.absolute().parent), 200)}",
             where=Where(key=key),
-            hint="a file, folder, glob pattern, `stdlib`, `digits`, or a Hub name like `org/name`",
+            hint=f"{_RELATIVE}; `stdlib`, `digits` or a Hub name like `org/name` do as well",
         )
     return Origin(
         path=text,

@@ -11,8 +11,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dslm.recipe.values import (
+    Architecture,
+    Environment,
+    Flag,
+    Misfit,
+    Name,
+    NotNegative,
+    Positive,
+    PositiveInt,
+    PositiveShare,
+    Seconds,
+    Seed,
+    Share,
+    Stage,
+    VocabularySize,
+    Whole,
+)
+
 Auto = Literal["auto"]
-PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 Task = Literal[
     "pretrain", "mlm", "sft", "dpo", "seq2seq", "classify", "vision", "sequence", "script"
 ]
@@ -29,7 +46,7 @@ class Section(BaseModel):
 class TokenizerTraining(Section):
     """A byte-level BPE tokenizer, trained on the training data once and kept with the run."""
 
-    vocab_size: Annotated[int, Field(ge=257, strict=True)] = 4096
+    vocab_size: VocabularySize = 4096
     """Entries of the vocabulary, the 256 bytes and the special tokens included."""
     documents: PositiveInt = 2000
     """How many training documents it is trained on, at most."""
@@ -38,78 +55,85 @@ class TokenizerTraining(Section):
 class Model(Section):
     """Which model."""
 
-    name: str | None = None
+    name: Name | None = None
     """Hub name or local folder, for the weights (`init: pretrained`) and the tokenizer."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """`pretrained` loads weights; `scratch` draws them, and needs `architecture`."""
-    architecture: dict[str, Any] = {}
+    architecture: Architecture = {}
     """`model_type` and the sizes as transformers' config of that type names them."""
-    tokenizer: str | TokenizerTraining | None = None
+    tokenizer: Name | TokenizerTraining | None = None
     """Hub name or folder, or `{vocab_size: N}` to train one; the model's own when absent."""
-    revision: str = "main"
+    revision: Name = "main"
     """Git revision on the Hub."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention implementation; auto: flash-attn when installed on CUDA, else SDPA."""
-    liger: Literal["auto"] | bool = "auto"
+    liger: Flag | Auto = "auto"
     """Liger kernels; auto: when installed and on CUDA."""
-    compile: bool = False
+    compile: Flag = False
     """torch.compile the model."""
-    activation_checkpointing: bool | Auto = "auto"
+    activation_checkpointing: Flag | Auto = "auto"
     """Recompute activations in the backward pass instead of keeping them."""
-    trust_remote_code: bool = False
+    trust_remote_code: Flag = False
     """Run Python code that comes with the model: only for authors you trust."""
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Model:
         if self.init == "pretrained" and not self.name:
-            raise ValueError("`init: pretrained` needs `name`, a Hub name or a folder")
+            raise Misfit("`init: pretrained` needs `name`, a Hub name or a folder", "name", "init")
         if self.init == "scratch" and not self.architecture:
-            raise ValueError("`init: scratch` needs `architecture`, with its `model_type`")
-        if self.architecture and not isinstance(self.architecture.get("model_type"), str):
-            raise ValueError("`architecture` needs `model_type`, such as `llama`")
+            raise Misfit(
+                "`init: scratch` needs `architecture`, with its `model_type`",
+                *("architecture", "init"),
+            )
+        kind = self.architecture.get("model_type")
+        if self.architecture and not (isinstance(kind, str) and kind.strip()):
+            raise Misfit("`architecture` needs `model_type`, such as `llama`", "architecture")
         return self
 
 
 class Source(Section):
     """One of several data sources, with its weight in the mixture."""
 
-    path: str
+    path: Name
     """File, folder, glob pattern, `stdlib` or Hub data set."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Positive = 1.0
     """How often an epoch shows its samples: 2 twice, 0.5 every other one."""
-    name: str | None = None
+    name: Name | None = None
     """Configuration of a Hub data set."""
-    split: str = "train"
+    split: Name = "train"
     """Split of a Hub data set."""
+
+
+Sources = Name | Annotated[list[Name | Source], Field(min_length=1, max_length=10_000)]
 
 
 class Data(Section):
     """Which data, and how it becomes samples."""
 
-    train: str | list[str | Source] | None = None
+    train: Sources | None = None
     """Files, folders, glob patterns (text, code, jsonl, json, csv, parquet, arrow, images; .gz and
     .zst too), a Hub name, `stdlib` (Python's own sources, found on every machine) or `digits`
     (scikit-learn's handwritten digits)."""
-    eval: str | list[str | Source] | Annotated[float, Field(ge=0, lt=1)] = 0.0
+    eval: Sources | Share = 0.0
     """Sources to evaluate on, or the share of documents held out by hash of their content."""
-    text_field: str = "text"
+    text_field: Name = "text"
     """Field of a record that holds its text."""
-    label_field: str = "label"
+    label_field: Name = "label"
     """Field of a record that holds its label."""
     sequence_length: PositiveInt = 1024
     """Tokens per sample."""
-    packing: bool = True
+    packing: Flag = True
     """Put several documents into one sample, none seeing another."""
     sharding: Literal["interleaved", "range", "hash"] = "interleaved"
     """Which rank reads which sample: in turn, in contiguous pieces, or by hash of the sample."""
-    mlm_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    mlm_probability: PositiveShare = 0.15
     """Share of tokens that are masked (task mlm)."""
     max_documents: PositiveInt | None = None
     """Read at most so many documents."""
-    key_field: str | None = None
+    key_field: Name | None = None
     """Field that identifies a record, for the held-out share and sharding by hash; else all of it
     does."""
-    deduplicate: bool = False
+    deduplicate: Flag = False
     """Leave out exact duplicates of a document; they are counted."""
     shards: PositiveInt = 1
     """Files that the prepared data is written to."""
@@ -117,7 +141,7 @@ class Data(Section):
     """Which file a document goes to: contiguous pieces, or by a stable hash of its key."""
     on_error: Literal["skip", "fail"] = "skip"
     """What a bad record does: it is skipped and counted, or it is fatal before training starts."""
-    workers: Annotated[int, Field(ge=0, strict=True)] = 0
+    workers: Whole = 0
     """Background processes that read samples, per rank."""
 
 
@@ -133,13 +157,13 @@ class Batch(Section):
 class Parallel(Section):
     """How state is partitioned over the ranks."""
 
-    zero_stage: Literal[0, 1, 2, 3] | Auto = "auto"
+    zero_stage: Stage | Auto = "auto"
     """What ZeRO partitions: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
     offload: Literal["none", "optimizer", "all", "nvme"] | Auto = "none"
     """What is kept off the accelerator: optimizer state, or parameters too, on CPU or NVMe."""
-    nvme_path: str | None = None
+    nvme_path: Name | None = None
     """Folder on a local NVMe disk, for `offload: nvme`."""
-    zeropp: bool = False
+    zeropp: Flag = False
     """ZeRO++: quantized weights and gradients, secondary partition inside a host (stage 3)."""
     tensor: PositiveInt | Auto = 1
     """Ranks that share each layer's matrices (DeepSpeed AutoTP); auto: what is fastest."""
@@ -154,18 +178,15 @@ class Optimizer(Section):
 
     name: Literal["adamw", "adam", "sgd", "adafactor", "lion", "muon"] = "adamw"
     """The update rule."""
-    lr: Annotated[float, Field(gt=0)] = 2e-5
+    lr: Positive = 2e-5
     """Peak learning rate."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
-        0.9,
-        0.95,
-    )
+    betas: tuple[Share, Share] = (0.9, 0.95)
     """Decay of the first and the second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Positive = 1e-8
     """Added to the denominator of Adam's update."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: NotNegative = 0.1
     """Decoupled weight decay."""
-    grad_clip: Annotated[float, Field(ge=0)] = 1.0
+    grad_clip: NotNegative = 1.0
     """Largest norm of the global gradient; 0: no clipping."""
 
 
@@ -174,7 +195,7 @@ class Schedule(Section):
 
     name: Literal["cosine", "linear", "constant", "cosine_with_min_lr", "inverse_sqrt"] = "cosine"
     """The curve after the warm-up."""
-    warmup: Annotated[float, Field(ge=0)] = 0.03
+    warmup: NotNegative = 0.03
     """Below 1: share of all steps; from 1: number of steps."""
 
 
@@ -183,7 +204,7 @@ class Duration(Section):
 
     steps: PositiveInt | None = None
     """Optimizer steps."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Positive | None = None
     """Passes over the data."""
     tokens: PositiveInt | None = None
     """Tokens, rounded up to whole steps."""
@@ -204,11 +225,11 @@ class Checkpoint(Section):
     """Steps between checkpoints; absent: only at the end."""
     keep: PositiveInt = 2
     """How many of the newest complete checkpoints stay on disk."""
-    keep_best: Annotated[int, Field(ge=0, strict=True)] = 0
+    keep_best: Whole = 0
     """How many more stay: those with the lowest loss of an evaluation after the same step."""
-    on_stop: bool = True
+    on_stop: Flag = True
     """Save when the run is stopped by Ctrl-C or SIGTERM."""
-    grace: Annotated[float, Field(gt=0)] = 30.0
+    grace: Seconds = 30.0
     """Seconds that saving on stop may take before the processes are ended."""
 
 
@@ -228,22 +249,22 @@ class Log(Section):
 
     every: PositiveInt = 10
     """Steps between step events."""
-    timers: bool = True
+    timers: Flag = True
     """Record the time in forward, backward, communication and update from DeepSpeed's timers."""
-    samples: bool = False
+    samples: Flag = False
     """Write down which samples each rank is trained on, in `logs/attempt-A/rank-R.samples.jsonl`
     of the run."""
-    report_to: list[str] = []
+    report_to: list[Name] = []
     """Trackers as transformers' Trainer has them: tensorboard, wandb, mlflow, trackio."""
 
 
 class Watchdog(Section):
     """When a run that makes no progress is ended instead of waited for."""
 
-    timeout: Annotated[float, Field(gt=0)] | Auto = "auto"
+    timeout: Seconds | Auto = "auto"
     """Seconds without any progress while training or evaluating; auto: thirty times the usual
     step, at least a minute."""
-    join: Annotated[float, Field(gt=0)] = 300.0
+    join: Seconds = 300.0
     """Seconds within which every rank must have started."""
 
 
@@ -252,12 +273,18 @@ class Lora(Section):
 
     rank: PositiveInt = 16
     """Rank of the adapters."""
-    alpha: Annotated[float, Field(gt=0)] = 32.0
+    alpha: Positive = 32.0
     """Scale: the update is multiplied by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Dropout before the adapters."""
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    target_modules: Annotated[list[Name], Field(min_length=1)] | Literal["all-linear"] = (
+        "all-linear"
+    )
     """Which linear layers get adapters."""
+
+
+_OFFLOAD = ("parallel.offload", "parallel.zero_stage")
+_ZEROPP = ("parallel.zeropp", "parallel.zero_stage")
 
 
 class Recipe(Section):
@@ -282,9 +309,9 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     log: Log = Log()
     watchdog: Watchdog = Watchdog()
-    seed: Annotated[int, Field(ge=0, strict=True)] = 42
+    seed: Seed = 42
     """Fixes initial weights, order of the samples and dropout."""
-    environment: dict[str, str] = {}
+    environment: Environment = {}
     """Variables for the ranks; never secrets: those come from your own environment."""
     training_args: dict[str, Any] = {}
     """Handed on to transformers.TrainingArguments."""
@@ -294,13 +321,16 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         if self.parallel.zeropp and self.parallel.zero_stage not in (3, "auto"):
-            raise ValueError("`parallel.zeropp` needs `parallel.zero_stage: 3`")
+            raise Misfit("`parallel.zeropp` needs `parallel.zero_stage: 3`", *_ZEROPP)
         if self.parallel.offload == "nvme" and not self.parallel.nvme_path:
-            raise ValueError("`parallel.offload: nvme` needs `parallel.nvme_path`")
+            raise Misfit("`parallel.offload: nvme` needs `parallel.nvme_path`", *_OFFLOAD)
         if self.parallel.offload in ("all", "nvme") and self.parallel.zero_stage not in (3, "auto"):
-            raise ValueError(
-                f"`parallel.offload: {self.parallel.offload}` needs `parallel.zero_stage: 3`"
+            raise Misfit(
+                f"`parallel.offload: {self.parallel.offload}` needs `parallel.zero_stage: 3`",
+                *_OFFLOAD,
             )
         if self.parallel.offload == "optimizer" and self.parallel.zero_stage == 0:
-            raise ValueError("`parallel.offload: optimizer` needs `parallel.zero_stage` 1, 2 or 3")
+            raise Misfit(
+                "`parallel.offload: optimizer` needs `parallel.zero_stage` 1, 2 or 3", *_OFFLOAD
+            )
         return self

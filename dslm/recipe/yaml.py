@@ -1,23 +1,52 @@
 """YAML text to a tree that remembers the file and line of every key.
 
-Text in, plain mappings and the place of each dotted key out. Knows YAML, not recipes.
+Text in, plain mappings and the place of each dotted key out. Knows YAML, not recipes. Scalars are
+those of YAML 1.2's core schema, so `1e-6` is a number, a date is text and `012` is twelve; the
+booleans of YAML 1.1 (`yes`, `off`) are understood too. The tree is built from the parser's events,
+since composing nodes recurses without a limit.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dslm.errors import RecipeError, Where
+from dslm.errors import RecipeError, Where, shortened
+from dslm.reading import (
+    LONGEST_KEY,
+    MOST_BYTES,
+    MOST_LEVELS,
+    MOST_VALUES,
+    wrong_number,
+    wrong_text,
+)
 
 OPTION = "--set"  # where an override stands
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# YAML 1.1 takes `2e-5` for text; YAML 1.2, and whoever writes a learning rate, for a number.
-_FLOAT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+")
+_CORE = "tag:yaml.org,2002:"
+_WORDS = {
+    **dict.fromkeys(("", "~", "null"), None),
+    **dict.fromkeys(("true", "yes", "on"), True),
+    **dict.fromkeys(("false", "no", "off"), False),
+    **dict.fromkeys((".inf", "+.inf"), float("inf")),
+    "-.inf": float("-inf"),
+    ".nan": float("nan"),
+}
+# YAML 1.2, 10.3.2; underscores between digits as YAML 1.1 and Python have them
+_NUMBERS: tuple[tuple[re.Pattern[str], Callable[[str], int | float]], ...] = (
+    (re.compile(r"[-+]?[0-9]+(_[0-9]+)*"), lambda text: _whole(text, 10)),
+    (re.compile(r"0x[0-9a-fA-F]+"), lambda text: _whole(text[2:], 16)),
+    (re.compile(r"0o[0-7]+"), lambda text: _whole(text[2:], 8)),
+    (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), float),
+)
+_NUMERIC = frozenset({"int", "float", "bool", "null"})
+_TAGS = _NUMERIC | {"", "!", "str", "map", "seq"}
+_MOST_DIGITS = 40  # Python itself refuses to read some thousands
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,78 +57,208 @@ class Document:
     places: dict[str, Where]
 
 
-def parse_yaml(text: str, file: str | Path) -> Document:
+def parse_yaml(text: str, file: str | Path, *, verbatim: str = "") -> Document:
     """Parse a YAML mapping.
 
+    Args:
+        text: of the file.
+        file: as people know it.
+        verbatim: the top-level key below which plain scalars stay text, as they are written.
+
     Raises:
-        RecipeError: it doesn't parse, is no mapping, or has a key twice; with file and line.
+        RecipeError: it doesn't parse, is no mapping, has a key twice, or goes beyond a limit of
+            `dslm.reading`; with file and line.
     """
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        places: dict[str, Where] = {}
-        tree = _build(node, "", file, places, loader) if node is not None else {}
-    except yaml.MarkedYAMLError as failure:
-        mark = failure.problem_mark or failure.context_mark
-        line = mark.line + 1 if mark else None
-        if failure.context_mark and failure.context and "flow" in failure.context:
-            line = failure.context_mark.line + 1
-        raise RecipeError(
-            f"this is not YAML: {failure.problem or failure.context}",
-            where=Where(file=file, line=line),
-            hint=f"{failure.context}" if failure.context else "",
-        ) from failure
-    except yaml.YAMLError as failure:
-        raise RecipeError(f"this is not YAML: {failure}", where=Where(file=file)) from failure
-    finally:
-        loader.dispose()
+    builder = _Builder(file=file, verbatim=verbatim)
+    tree = builder.parse(text, "")
+    if tree is None:
+        tree = {}
     if not isinstance(tree, dict):
         raise RecipeError(
             f"a recipe is a mapping of keys to values, not a {type(tree).__name__}",
             where=Where(file=file, line=1),
         )
-    return Document(tree, places)
+    return Document(tree, builder.places)
 
 
-def parse_value(text: str, key: str) -> tuple[Any, dict[str, Where]]:
+def parse_value(text: str, key: str, *, verbatim: str = "") -> tuple[Any, dict[str, Where]]:
     """The value that `--set` gives to a key, and the place of each key in it.
 
     The text is `8`, `2e-5`, `[a, b]`, `{steps: 10}` or plain words.
 
     Raises:
-        ValueError: it is not YAML.
+        RecipeError: it is not YAML, or goes beyond a limit.
     """
-    loader = _Loader(text)
-    places: dict[str, Where] = {}
-    try:
-        node = loader.get_single_node()
-        value = _build(node, key, OPTION, places, loader) if node is not None else None
-    except yaml.YAMLError as failure:
-        raise ValueError(str(failure).splitlines()[0]) from failure
-    finally:
-        loader.dispose()
-    return value, {key: Where(file=OPTION, key=key)} | places
+    builder = _Builder(file=OPTION, verbatim=verbatim)
+    value = builder.parse(text, key)
+    return value, {key: Where(file=OPTION, key=key)} | builder.places
 
 
-def _build(node: Any, key: str, file: str | Path, places: dict[str, Where], loader: Any) -> Any:
-    """Plain values of a node; notes the place of every key below it."""
-    if isinstance(node, yaml.MappingNode):
+@dataclass(kw_only=True, slots=True)
+class _Builder:
+    """One document on its way from events to values."""
+
+    file: str | Path
+    verbatim: str
+    places: dict[str, Where] = field(default_factory=dict)
+    anchors: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    open: set[str] = field(default_factory=set)  # anchors of what is being built
+    values: int = 0
+    loader: Any = None
+
+    def parse(self, text: str, key: str) -> Any:
+        """The value of a text, which is that of a dotted key."""
+        if len(text) > MOST_BYTES:
+            raise self.wrong(f"it is larger than {MOST_BYTES >> 20} MiB", key)
+        if wrong := wrong_text(text):
+            lines = enumerate(text.split("\n"), 1)
+            line = next(number for number, line in lines if wrong_text(line))
+            raise RecipeError(
+                f"this is not YAML: it {wrong}",
+                where=Where(
+                    file=self.file, line=None if self.file == OPTION else line, key=key or None
+                ),
+            )
+        self.loader = _Loader(text)
+        try:
+            self.loader.get_event()  # the stream's start
+            if not isinstance(self.loader.get_event(), yaml.DocumentStartEvent):
+                return None
+            value = self.value(self.loader.get_event(), key, 0)
+            self.loader.get_event()  # the document's end
+            if isinstance(event := self.loader.get_event(), yaml.DocumentStartEvent):
+                raise self.wrong("there is a second document after `---`", key, event)
+        except yaml.MarkedYAMLError as failure:
+            raise self._not_yaml(failure, key) from failure
+        except yaml.YAMLError as failure:
+            raise self.wrong(f"this is not YAML: {shortened(str(failure), 200)}", key) from failure
+        finally:
+            self.loader.dispose()
+        return value
+
+    def value(self, event: Any, key: str, level: int) -> Any:
+        """The value that an event begins, all events of it read."""
+        before = self.values
+        self._count(1, key, event)
+        if level > MOST_LEVELS:
+            raise self.wrong(f"it is nested deeper than {MOST_LEVELS} levels", "", event)
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event, key)
+        anchor, tag = event.anchor, str(event.tag or "").removeprefix(_CORE)
+        if tag not in _TAGS:
+            raise self.wrong(f"the tag `{shortened(tag)}` means nothing here", key, event)
+        if anchor:
+            self.open.add(anchor)
+        value: Any
+        if isinstance(event, yaml.MappingStartEvent):
+            value = self._mapping(key, level)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            value = []
+            while not isinstance(item := self.loader.get_event(), yaml.SequenceEndEvent):
+                value.append(self.value(item, f"{key}.{len(value)}", level + 1))
+        else:
+            value = self._scalar(event, key)
+        if anchor:
+            self.open.discard(anchor)
+            self.anchors[anchor] = (value, self.values - before)
+        return value
+
+    def _mapping(self, key: str, level: int) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            name = str(key_node.value)
+        while not isinstance(event := self.loader.get_event(), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                raise self.wrong("a key must be a word", key, event)
+            name = str(event.value)
             path = f"{key}.{name}" if key else name
-            line = None if file == OPTION else key_node.start_mark.line + 1
-            place = Where(file=file, line=line, key=path)
+            if not name or len(name) > LONGEST_KEY:
+                how = "without a name" if not name else f"of more than {LONGEST_KEY} letters"
+                raise self.wrong(f"here is a key {how}", key, event)
+            if wrong := wrong_text(name):
+                raise self.wrong(f"a key {wrong}", key, event)
+            place = Where(file=self.file, line=self._line(event), key=path)
             if name in result:
-                first = "" if line is None else f"; the first is in line {places[path].line}"
+                line = self.places[path].line
+                first = "" if line is None else f"; the first is in line {line}"
                 raise RecipeError(f"`{path}` stands here twice{first}", where=place)
-            places[path] = place
-            result[name] = _build(value_node, path, file, places, loader)
+            self.places[path] = place
+            result[name] = self.value(self.loader.get_event(), path, level + 1)
         return result
-    if isinstance(node, yaml.SequenceNode):
-        return [
-            _build(item, f"{key}.{i}", file, places, loader) for i, item in enumerate(node.value)
-        ]
-    if node.tag == "tag:yaml.org,2002:str" and node.style is None and _FLOAT.fullmatch(node.value):
-        return float(node.value)
-    return loader.construct_object(node, deep=True)
+
+    def _scalar(self, event: Any, key: str) -> Any:
+        text = str(event.value)
+        if wrong := wrong_text(text):
+            raise self.wrong(f"its text {wrong}", key, event)
+        is_plain = event.implicit[0] or str(event.tag).removeprefix(_CORE) in _NUMERIC
+        is_below = self.verbatim and key.startswith(f"{self.verbatim}.")
+        if not is_plain or (is_below and text.lower() not in ("", "~", "null")):
+            return text
+        value = _plain(text)
+        if isinstance(value, int | float) and (wrong := wrong_number(value)):
+            raise self.wrong(f"`{shortened(text)}` {wrong}", key, event)
+        return value
+
+    def _alias(self, event: Any, key: str) -> Any:
+        if event.anchor in self.open:
+            raise self.wrong(f"`*{event.anchor}` stands inside of itself", key, event)
+        if event.anchor not in self.anchors:
+            raise self.wrong(f"there is no `&{event.anchor}` before `*{event.anchor}`", key, event)
+        value, size = self.anchors[event.anchor]
+        self._count(size, key, event)
+        return value
+
+    def _count(self, values: int, key: str, event: Any) -> None:
+        self.values += values
+        if self.values > MOST_VALUES:
+            raise self.wrong(f"it holds more than {MOST_VALUES:,} values", key, event)
+
+    def _line(self, event: Any) -> int | None:
+        return None if self.file == OPTION else event.start_mark.line + 1
+
+    def wrong(self, message: str, key: str, event: Any = None) -> RecipeError:
+        line = self._line(event) if event is not None else None
+        return RecipeError(message, where=Where(file=self.file, line=line, key=key or None))
+
+    def _not_yaml(self, failure: yaml.MarkedYAMLError, key: str) -> RecipeError:
+        mark = failure.problem_mark or failure.context_mark
+        if failure.context_mark and failure.context and "flow" in failure.context:
+            mark = failure.context_mark
+        line = mark.line + 1 if mark and self.file != OPTION else None
+        return RecipeError(
+            f"this is not YAML: {failure.problem or failure.context}",
+            where=Where(file=self.file, line=line, key=key or None),
+            hint=f"{failure.context}" if failure.context else "",
+        )
+
+
+def _plain(text: str) -> Any:
+    """The value of a scalar without quotes."""
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    for pattern, number in _NUMBERS:
+        if pattern.fullmatch(text):
+            return number(text)
+    return text
+
+
+def _whole(digits: str, base: int) -> int | float:
+    return int(digits, base) if len(digits) <= _MOST_DIGITS else float("inf")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that this module's reader would take for something else."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if isinstance(_plain(text), str) else "'"
+    return dumper.represent_scalar(f"{_CORE}str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def dump_yaml(tree: dict[str, Any]) -> str:
+    """A tree as text that `parse_yaml` gives back unchanged."""
+    return yaml.dump(
+        tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100,
+        default_flow_style=False,
+    )  # fmt: skip

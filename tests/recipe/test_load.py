@@ -8,7 +8,8 @@ import pytest
 
 from dslm.errors import InputError, RecipeError
 from dslm.presets import preset_names
-from dslm.recipe.load import dump_recipe, known_keys, load_recipe, read_resolved
+from dslm.recipe.findings import known_keys
+from dslm.recipe.load import dump_recipe, load_recipe, read_resolved
 
 
 def _file(folder: Path, text: str, name: str = "mine.yaml") -> str:

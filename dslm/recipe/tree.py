@@ -1,0 +1,255 @@
+"""The tree of a recipe: its file, what that extends, the overrides; and where each key was given.
+
+Names and files in, plain mappings and places out; what they mean is the schema's to say. Paths in a
+user's file are relative to that file; those of an override, and of a preset, to the current folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dslm.errors import OptionError, RecipeError, Where, did_you_mean, shortened
+from dslm.files import exists, expanded, is_file
+from dslm.presets import is_shipped, preset_names, preset_path
+from dslm.reading import LONGEST_KEY, MOST_LEVELS, read_text, wrong_text
+from dslm.recipe.yaml import OPTION, Document, parse_value, parse_yaml
+
+_LONGEST_CHAIN = 32
+_MOST_PARENTS = 50
+# These hold alternatives: what a child says replaces the parent's whole mapping.
+_REPLACED_WHOLE = frozenset({"duration"})
+_VERBATIM = "environment"  # variables are text: `OMP_NUM_THREADS: 4` needs no quotes
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Merged settings, and the place where the user gave each dotted key."""
+
+    values: dict[str, Any]
+    places: dict[str, Where]
+
+
+Trees = dict[Path, Tree]
+
+
+def find_recipe(name: str, beside: Where | None = None) -> Path:
+    """The file of a recipe: a path (relative to the file of `beside`, which names it) or a preset.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    is_file_name = name.endswith((".yaml", ".yml")) or "/" in name
+    path = (Path(beside.file).parent if beside and beside.file else Path()) / expanded(name)
+    if is_file_name:
+        if is_file(path):
+            return path
+        raise RecipeError(
+            f"there is no recipe file `{shortened(str(path), 300)}`",
+            where=beside,
+            hint="`dslm recipes list` shows the presets; `dslm recipes new FILE` writes your own",
+        )
+    preset = preset_path("recipes", name, ".yaml")
+    if preset is None:
+        raise RecipeError(
+            f"there is no preset `{shortened(name)}`",
+            where=beside,
+            hint=did_you_mean(name, preset_names("recipes", ".yaml"))
+            or "`dslm recipes list` shows the presets",
+        )
+    return preset
+
+
+def read_tree(source: Path, chain: tuple[Path, ...] = (), known: Trees | None = None) -> Tree:
+    """The merged tree of a recipe file and all that it extends.
+
+    Args:
+        source: the file.
+        chain: the files that led to it, each extending the next.
+        known: what was read already; a file is read and merged once, however often it is extended.
+
+    Raises:
+        RecipeError: a file is missing or wrong, or they extend each other in a circle.
+    """
+    known = {} if known is None else known
+    source = source.resolve()
+    if source in chain:
+        circle = " → ".join(path.stem for path in (*chain, source))
+        raise RecipeError(
+            f"recipes extend each other in a circle: {circle}", where=Where(file=shown(chain[-1]))
+        )
+    if len(chain) > _LONGEST_CHAIN:
+        raise RecipeError(
+            f"recipes extend each other more than {_LONGEST_CHAIN} levels deep",
+            where=Where(file=shown(source)),
+        )
+    if source not in known:
+        document = read_document(source)
+        values: dict[str, Any] = {}
+        places: dict[str, Where] = {}
+        for name in _parents(document):
+            file = find_recipe(name, document.places["extends"])
+            parent = read_tree(file, (*chain, source), known)
+            merge(values, parent.values)
+            places.update(parent.places)
+        own = {key: value for key, value in document.tree.items() if key != "extends"}
+        merge(values, own if is_shipped(source) else _beside(own, source.parent))
+        places.update({k: v for k, v in document.places.items() if k != "extends"})
+        known[source] = Tree(values, _without_gone(places, values))
+    return known[source]
+
+
+def read_document(source: Path) -> Document:
+    """A recipe file on its own.
+
+    Raises:
+        RecipeError: it can't be read, or is no YAML mapping.
+    """
+    text = read_text(shown(source), error=RecipeError)
+    return parse_yaml(text, shown(source), verbatim=_VERBATIM)
+
+
+def merge(target: dict[str, Any], source: Mapping[str, Any], *, top: bool = True) -> None:
+    """Merge mappings into mappings, in place; anything else replaces."""
+    for key, value in source.items():
+        old = target.get(key)
+        whole = top and key in _REPLACED_WHOLE
+        if isinstance(value, dict) and isinstance(old, dict) and not whole:
+            merge(old, value, top=False)
+        elif isinstance(value, dict):
+            target[key] = {}
+            merge(target[key], value, top=False)
+        else:
+            target[key] = value
+
+
+def override(tree: Tree, setting: str) -> Tree:
+    """The tree with `KEY=VALUE` on top.
+
+    Raises:
+        OptionError: it isn't that.
+        RecipeError: its value is no YAML.
+    """
+    key, equals, text = setting.partition("=")
+    key = key.strip()
+    parts = key.split(".")
+    if not equals or not all(parts) or wrong_text(key):
+        raise OptionError(
+            f"`{shortened(setting)}` is not KEY=VALUE",
+            where=Where(key=OPTION),
+            hint="such as `--set batch.global_size=64`",
+        )
+    if len(parts) > MOST_LEVELS or max(map(len, parts)) > LONGEST_KEY:
+        raise OptionError(
+            f"a key has at most {MOST_LEVELS} parts of {LONGEST_KEY} letters",
+            where=Where(key=OPTION),
+        )
+    value, given = parse_value(text, key, verbatim=_VERBATIM)
+    values: dict[str, Any] = {}
+    merge(values, tree.values)
+    below = values
+    for part in parts[:-1]:
+        if not isinstance(below.get(part), dict):
+            below[part] = {}
+        below = below[part]
+    if parts[:-1] == ["duration"]:
+        below.clear()  # exactly one of steps, epochs and tokens
+    below[parts[-1]] = value
+    kept = {path: place for path, place in tree.places.items() if not path.startswith(f"{key}.")}
+    return Tree(values, _without_gone(kept | given, values))
+
+
+def place_of(key: str, places: Mapping[str, Where], source: Path) -> Where:
+    """The place of a key; of one that is missing, the nearest above it that the user gave."""
+    own = shown(source)
+    parts = key.split(".") if key else []
+    for length in range(len(parts), 0, -1):
+        place = places.get(".".join(parts[:length]))
+        if place is not None and (length == len(parts) or place.file in (own, OPTION)):
+            return Where(file=place.file, line=place.line, key=shortened(key))
+    return Where(file=own, key=shortened(key) or None)
+
+
+def shown(source: Path) -> Path:
+    """A path as people know it: relative to where they are, if it is below."""
+    resolved = source.resolve()
+    return resolved.relative_to(Path.cwd()) if resolved.is_relative_to(Path.cwd()) else source
+
+
+def _parents(document: Document) -> list[str]:
+    given = document.tree.get("extends", [])
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RecipeError(
+            "`extends` must be a preset's name, a file, or a list of them",
+            where=document.places["extends"],
+        )
+    if len(names) > _MOST_PARENTS:
+        raise RecipeError(
+            f"a recipe extends at most {_MOST_PARENTS} others, not {len(names):,}",
+            where=document.places["extends"],
+        )
+    return names
+
+
+def _without_gone(places: Mapping[str, Where], values: Mapping[str, Any]) -> dict[str, Where]:
+    """The places of the keys that are still there: what replaces a mapping drops its keys."""
+    paths = set(_paths(values, ""))
+    return {key: place for key, place in places.items() if key in paths}
+
+
+def _paths(value: Any, prefix: str) -> Iterator[str]:
+    """Every dotted path in a tree."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, below in items:
+        yield f"{prefix}{key}"
+        if isinstance(below, dict | list):
+            yield from _paths(below, f"{prefix}{key}.")
+
+
+def _beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings of a user's file, its relative paths seen from the current folder."""
+    if folder == Path.cwd():
+        return dict(values)
+    found = dict(values)
+    for section, key, is_path in _PATHS:
+        if isinstance(found.get(section), dict) and key in found[section]:
+            moved = _moved(found[section][key], folder, is_path)
+            found[section] = {**found[section], key: moved}
+    return found
+
+
+def _moved(value: Any, folder: Path, is_path: Callable[[str], bool]) -> Any:
+    if isinstance(value, list):
+        return [_moved(item, folder, is_path) for item in value]
+    if isinstance(value, dict):
+        return {k: _moved(v, folder, is_path) if k == "path" else v for k, v in value.items()}
+    if not isinstance(value, str) or not value or value.startswith(("/", "~")):
+        return value
+    # what is there in either folder is a path; which of the two counts is the recipe's own
+    if not (is_path(value) or exists(folder / value) or exists(Path(value))):
+        return value
+    path = (folder / value).resolve() if not set("*?[").intersection(value) else folder / value
+    return f"./{path.relative_to(Path.cwd())}" if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _looks_like_data(text: str) -> bool:
+    return bool(
+        Path(text).suffix
+        or text.startswith(".")
+        or text.endswith("/")
+        or text.count("/") > 1
+        or set("*?[").intersection(text)
+    )
+
+
+# The keys that may hold a path, and what is one for certain; else it may be a name on the Hub.
+_PATHS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
+    ("data", "train", _looks_like_data),
+    ("data", "eval", _looks_like_data),
+    ("model", "name", lambda text: text.startswith((".", "/"))),
+    ("model", "tokenizer", lambda text: text.startswith((".", "/"))),
+    ("parallel", "nvme_path", bool),
+)

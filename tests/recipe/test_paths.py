@@ -1,0 +1,85 @@
+"""A path in a recipe file is relative to that file; one of `--set` to the current folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dslm.errors import DataError
+from dslm.recipe.data_paths import check_data, origins
+from dslm.recipe.load import load_recipe
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder and a recipe's folder beside it, each with a corpus of its own."""
+    for name in (
+        "here",
+        "there/corpus",
+        "there/model",
+        "here/corpus",
+        "here/only-here",
+        "here/sub",
+    ):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    for name in ("here", "there"):
+        (tmp_path / name / "a.txt").write_text(name)
+        (tmp_path / name / "corpus/b.txt").write_text(name)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path
+
+
+def _recipe(file: Path, text: str) -> str:
+    file.write_text("extends: quickstart\n" + text)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    "value", ["a.txt", "./a.txt", "corpus", "corpus/", "*.txt", "corpus/*.txt", "[{path: a.txt}]"]
+)
+@pytest.mark.parametrize("key", ["train", "eval"])
+def test_the_recipes_own_folder_counts(folder: Path, key: str, value: str) -> None:
+    written = value if value.startswith("[") else f"'{value}'"
+    loaded = load_recipe(_recipe(folder / "there/r.yaml", f"data: {{{key}: {written}}}\n"))
+    files = [file for origin in origins(loaded.recipe, key) for file in origin.files]
+    assert files
+    assert {file.read_text() for file in files} == {"there"}
+
+
+@pytest.mark.parametrize("value", ["a.txt", "corpus", "*.txt"])
+def test_an_override_is_seen_from_the_current_folder(folder: Path, value: str) -> None:
+    recipe = load_recipe(_recipe(folder / "there/r.yaml", ""), [f"data.train='{value}'"]).recipe
+    assert {f.read_text() for o in origins(recipe, "train") for f in o.files} == {"here"}
+
+
+def test_a_parents_path_is_relative_to_the_parent(folder: Path) -> None:
+    _recipe(folder / "there/r.yaml", "data: {train: a.txt}\nmodel: {tokenizer: ./model}\n")
+    (folder / "here/sub/child.yaml").write_text("extends: ../../there/r.yaml\n")
+    recipe = load_recipe("sub/child.yaml").recipe
+    assert Path(str(recipe.data.train)) == folder / "there/a.txt"
+    assert Path(str(recipe.model.tokenizer)) == folder / "there/model"
+
+
+def test_in_the_current_folder_nothing_changes(folder: Path) -> None:
+    text = "data: {train: a.txt}\nmodel: {name: ./corpus}\n"
+    recipe = load_recipe(_recipe(folder / "here/r.yaml", text)).recipe
+    assert recipe.data.train == "a.txt"
+    assert recipe.model.name == "./corpus"
+
+
+@pytest.mark.parametrize(
+    "value", ["stdlib", "digits", "org/name", "/a/b.txt", "~/b.txt", "wikitext"]
+)
+def test_what_is_no_relative_path_stays(folder: Path, value: str) -> None:
+    text = f"data: {{train: {value}}}\n"
+    assert load_recipe(_recipe(folder / "there/r.yaml", text)).recipe.data.train == value
+
+
+@pytest.mark.parametrize("value", ["only-here", "gone.txt", "gone/", "gone-*.txt"])
+def test_the_error_says_where_was_looked(folder: Path, value: str) -> None:
+    loaded = load_recipe(_recipe(folder / "there/r.yaml", f"data: {{train: '{value}'}}\n"))
+    with pytest.raises(DataError) as caught:
+        check_data(loaded.recipe)
+    assert str(folder / "there") in caught.value.message
+    assert "relative to its file" in caught.value.hint
