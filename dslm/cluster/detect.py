@@ -35,7 +35,9 @@ def this_machine() -> Machine:
     told = [] if cpu_wanted() else nvidia.accelerators()
     return Machine(
         accelerators=tuple(nvidia.device_of(device, memory) for device in told),
-        visible=_visible(len(told), os.environ.get(environment.VISIBLE_DEVICES)),
+        visible=nvidia.visible_devices(
+            os.environ.get(environment.VISIBLE_DEVICES), [device["uuid"] for device in told]
+        ),
         memory_bytes=memory,
         cores=len(os.sched_getaffinity(0)),
     )
@@ -97,13 +99,3 @@ def local_cluster(
         device=with_measured(machine.accelerators[chosen[0]]),
         host_memory_bytes=machine.memory_bytes,
     )
-
-
-def _visible(count: int, setting: str | None) -> tuple[int, ...]:
-    """Those that CUDA_VISIBLE_DEVICES shows; names that are no numbers can't be told: the first."""
-    if setting is None:
-        return tuple(range(count))
-    names = [name.strip() for name in setting.split(",") if name.strip()]
-    if not all(name.isdigit() for name in names):
-        return tuple(range(min(count, len(names))))
-    return tuple(int(name) for name in names if int(name) < count)

@@ -16,7 +16,7 @@ from tests.cluster.namespaces import Cluster, MakeHosts, wait_for
 from tests.cluster.slurm import start_slurm
 from tests.conftest import DSLM
 from tests.processes import command_line
-from tests.worker.conftest import SMALL, losses, train
+from tests.worker.conftest import SMALL, losses, run_dslm
 
 pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
@@ -30,9 +30,10 @@ ODD = "x'\"$HOME;`touch dslm-was-here`"
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of one rank on this host."""
+    short = {"duration.steps": STEPS, "parallel.ranks": 1, "parallel.zero_stage": 2}
+    batch = {key.replace("__", "."): value for key, value in BATCH.items()}
     folder = tmp_path_factory.mktemp("alone")
-    settings = {"duration__steps": STEPS, "parallel__ranks": 1, "parallel__zero_stage": 2}
-    return losses(train(folder, "quickstart", **settings, **BATCH))
+    return losses(run_dslm(folder, "quickstart", {**SMALL, **short, **batch}))
 
 
 def argv_of(run: Path, *options: str | Path, **settings: Any) -> list[str | Path]:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from dslm.cluster.hosts import Host
-from dslm.cluster.nvidia import parse
 from dslm.reach.checks import CHECKS, HostReport, State, interface_of, judge
 from dslm.reach.preflight import device_of_slots
 
@@ -122,16 +121,6 @@ def test_what_is_doubtful_is_noted(
 def test_every_check_has_a_red_case() -> None:
     # ssh is judged by reaching the host at all: tests/reach/test_preflight.py
     assert {row[2] for row in BAD} == set(CHECKS) - {"ssh"}
-
-
-def test_what_the_driver_answers() -> None:
-    answer = (
-        "NVIDIA H100 80GB HBM3, 81559, 81002, 550.54.15\n"
-        "NVIDIA GB10, [N/A], [N/A], 580.95.05\nno devices\n"
-    )
-    first, second = parse(answer)
-    assert (first["name"], first["free"]) == ("NVIDIA H100 80GB HBM3", 81002 * 2**20)
-    assert second["memory"] is None
 
 
 def test_a_run_counts_on_the_smallest_device_of_all_hosts() -> None:
