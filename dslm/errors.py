@@ -134,7 +134,7 @@ class Interrupted(DslmError):
     exit_code = 130
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
     """The hint for a misspelt word: "did you mean `x`?", or "" when nothing is near."""
-    near = difflib.get_close_matches(word[:_LONGEST_WORD], list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word[:_LONGEST_WORD], list(known), n=1, cutoff=likeness)
     return f"did you mean `{near[0]}`?" if near else ""

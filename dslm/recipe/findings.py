@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dslm.errors import Finding, Where, shortened
-from dslm.recipe.hints import hint_for
+from dslm.recipe.hints import hint_for, hint_for_value
 from dslm.recipe.schema import Recipe
 from dslm.recipe.values import Misfit
 from dslm.recipe.yaml import OPTION
@@ -66,12 +66,17 @@ def findings(
         told = [e for e in errors if key not in parents or e["type"] in _SAID]
         if not told:
             continue
-        is_unknown = told[0]["type"] == "extra_forbidden"
-        hint = hint_for(key, known_keys()) if is_unknown and len(found) < _MOST_HINTS else ""
+        hint = _hint(key, told[0]) if len(found) < _MOST_HINTS else ""
         found.append(
             Finding(message=_message(key, told), where=_place(key, told, where), hint=hint)
         )
     return found
+
+
+def _hint(key: str, error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden":
+        return hint_for(key, known_keys())
+    return hint_for_value(key, error["input"]) if error["type"] == "model_type" else ""
 
 
 def _place(key: str, errors: Sequence[ErrorDetails], where: Callable[[str], Where]) -> Where:

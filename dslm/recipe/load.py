@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from dslm.errors import RecipeError, Where
 from dslm.recipe.findings import findings
+from dslm.recipe.hints import other_tool
 from dslm.recipe.schema import Recipe
 from dslm.recipe.tree import Tree, find_recipe, override, place_of, read_document, read_tree, shown
 from dslm.recipe.yaml import dump_yaml
@@ -83,10 +84,13 @@ def _validated(tree: Tree, source: Path) -> Recipe:
         return Recipe.model_validate(tree.values)
     except ValidationError as failure:
         found = findings(failure, tree.values, where)
+    tool = other_tool(tree.values, [str(finding.where.key) for finding in found])
     if len(found) == 1:
-        raise RecipeError(found[0].message, where=found[0].where, hint=found[0].hint)
+        hint = "; ".join(filter(None, (found[0].hint, tool)))
+        raise RecipeError(found[0].message, where=found[0].where, hint=hint)
     raise RecipeError(
         f"{len(found):,} things are wrong with this recipe",
         where=Where(file=shown(source)),
         findings=found,
+        hint=tool,
     )
