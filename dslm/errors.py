@@ -19,11 +19,14 @@ nothing of how it is shown.
 from __future__ import annotations
 
 import difflib
+import tempfile
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 _LONGEST_WORD = 100  # the search for near ones takes time with its square
+_LONGEST = 600  # letters of an unforeseen error that are shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +135,22 @@ class Interrupted(DslmError):
     """The run was stopped by a signal."""
 
     exit_code = 130
+
+
+def unforeseen(exception: BaseException) -> DslmError:
+    """What is said of an error that dslm didn't foresee; its traceback is saved where it can be."""
+    what = f"{type(exception).__name__}: {exception}".strip()
+    text = "".join(traceback.format_exception(exception))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="dslm-traceback-", suffix=".txt", delete=False, encoding="utf-8",
+            errors="backslashreplace",
+        ) as stream:  # fmt: skip
+            stream.write(text)
+        hint = f"the traceback is in {stream.name}; `--debug` shows it; please report it"
+    except OSError:
+        hint = "`--debug` shows the traceback; please report it"
+    return DslmError(f"dslm itself failed: {what[:_LONGEST]}", hint=hint)
 
 
 def did_you_mean(word: str, known: Iterable[str], *, likeness: float = 0.6) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -65,9 +66,18 @@ def ask(
             process.kill()
             raise
     raise RunFailed(
-        f"{module} ended with {process.returncode} and no answer:\n"
-        + "".join(rest[-_LINES_SHOWN:]).rstrip()
+        f"{module} {_end(process.returncode)}:\n" + "".join(rest[-_LINES_SHOWN:]).rstrip(),
+        hint="SIGKILL is mostly the kernel's, for lack of memory: `dmesg -T | tail` says so"
+        if process.returncode == -signal.SIGKILL
+        else "",
     )
+
+
+def _end(code: int) -> str:
+    """How a process ended that gave no answer."""
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with {code} and gave no answer"
 
 
 def _word(line: str) -> dict[str, Any] | None:

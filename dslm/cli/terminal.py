@@ -7,15 +7,12 @@ NO_COLOR (Rich does that). Knows how errors look, not what they mean.
 from __future__ import annotations
 
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dslm.errors import DslmError, shortened
+from dslm.errors import DslmError, shortened, unforeseen
 from dslm.files import json_text
 
 if TYPE_CHECKING:
@@ -105,13 +102,4 @@ def error(failure: DslmError) -> None:
 
 def bug(exception: BaseException) -> None:
     """Show an error that dslm didn't foresee: one line, and where the traceback was saved."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="dslm-traceback-", suffix=".txt", delete=False
-    ) as stream:
-        traceback.print_exception(exception, file=stream)
-    error(
-        DslmError(
-            f"dslm itself failed: {type(exception).__name__}: {exception}",
-            hint=f"the traceback is in {Path(stream.name)}; `--debug` shows it; please report it",
-        )
-    )
+    error(unforeseen(exception))

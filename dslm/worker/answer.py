@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from dslm.errors import DslmError
+from dslm.errors import DslmError, unforeseen
 
 Tell = Callable[[str], None]
 
@@ -23,18 +23,20 @@ def answer(work: Callable[[dict[str, Any], Tell], dict[str, Any]]) -> None:
     try:
         line({"answer": work(request, lambda detail: line({"phase": detail}))})
     except DslmError as failure:
-        where = failure.where
-        line(
-            {
-                "error": {
-                    "message": failure.message,
-                    "hint": failure.hint,
-                    "where": {
-                        "file": str(where.file) if where.file is not None else None,
-                        "line": where.line,
-                        "key": where.key,
-                    },
-                    "exit_code": failure.exit_code,
-                }
-            }
-        )
+        line({"error": _document(failure)})
+    except Exception as failure:  # noqa: BLE001 - nobody foresaw it: one message all the same
+        line({"error": _document(unforeseen(failure))})
+
+
+def _document(failure: DslmError) -> dict[str, Any]:
+    where = failure.where
+    return {
+        "message": failure.message,
+        "hint": failure.hint,
+        "where": {
+            "file": str(where.file) if where.file is not None else None,
+            "line": where.line,
+            "key": where.key,
+        },
+        "exit_code": failure.exit_code,
+    }

@@ -82,7 +82,13 @@ def read_everything(path: Path) -> str:
         lambda: open_run(path),
         lambda: unfinished_run(path),
         lambda: export_request(
-            path, step=None, merge=False, dtype=None, output=path / "out", push_to_hub=None
+            path,
+            step=None,
+            merge=False,
+            dtype=None,
+            output=path / "out",
+            push_to_hub=None,
+            trust=False,
         ),
     ):
         try:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from dslm.errors import DataError, DslmError
+from dslm.errors import DataError
 from dslm.recipe.schema import Recipe
 from dslm.worker.data import parts
 from dslm.worker.data.packing import packed_sample
@@ -57,16 +60,34 @@ BAD = [
     ("dpo", '{"prompt": [], "chosen": [], "rejected": []}', "the chat template refuses it"),
     ("dpo", '{"chosen": [{"role": "user", "content": "a"}]}', "holds no answer of the assistant"),
     ("classify", '{"text": "a", "text_pair": 3, "label": 1}', "its `text_pair` is no text but int"),
+    ("pretrain", b'{"text": "alpha \xed\xa0\x80"}', "is not UTF-8"),
+    ("pretrain", b'{"text": "\xff"}', "is not UTF-8"),
+    ("pretrain", '{"text": "a", "n": ' + "[" * 5000 + "]" * 5000 + "}", "is not JSON"),
+    ("pretrain", '{"text": ' + "9" * 5000 + "}", "is not JSON"),
+    ("pretrain", '{"text": {"text": "alpha"}}', "is no text but dict"),
+    ("dpo", '{"prompt": "a", "chosen": "b", "rejected": 7}', "its `rejected` is no text but int"),
+    ("dpo", '{"prompt": [], "chosen": [{"role": "assistant", "content": "a"}], "rejected": 7}',
+     "its `rejected` is none"),
+    ("dpo", '{"prompt": 3, "chosen": [], "rejected": []}', "its `prompt` is none"),
+    ("dpo", '{"prompt": "a", "chosen": [1], "rejected": [2]}', "its `prompt` is none"),
+    ("dpo", '{"prompt": [1], "chosen": [1], "rejected": [2]}', "are not a list of `{role"),
+    ("sft", '{"messages": [{"role": "user", "content": "a"}, 3]}', "are not a list of `{role"),
+    ("sequence", '{"items": [1, 256]}', "item 256 is beyond the model's 256 items"),
+    ("sequence", json.dumps({"items": [1, 10**4000]}), "has an item above"),
+    ("sequence", '{"items": [1, ' + "9" * 5000 + "]}", "is not JSON"),
+    ("sequence", '{"items": [1, true]}', "has no `items`"),
+    ("classify", '{"text": "a", "label": []}', "neither text nor a whole number"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("task", "line", "message"), BAD)
 def test_a_bad_record_is_counted_and_named_or_fatal(
-    task: str, line: str, message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+    task: str, line: str | bytes, message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     tokenizer.chat_template = CHAT
     file = tmp_path / "data.jsonl"
-    file.write_text(f"{json.dumps(GOOD[task])}\n{line}\n")
+    content = line if isinstance(line, bytes) else line.encode()
+    file.write_bytes(json.dumps(GOOD[task]).encode() + b"\n" + content + b"\n")
     statistics = prepared(recipe_of(task, str(file)), tokenizer).statistics
     assert statistics["bad_records"] == 1
     assert statistics["examples"][0].startswith(f"{file}:2: ")
@@ -78,9 +99,20 @@ def test_a_bad_record_is_counted_and_named_or_fatal(
 
 
 GOOD_GZ = gzip.compress(b'{"text": "alpha"}\n' * 9999)
+
+
+def _parquet(text: bytes) -> bytes:
+    """A table whose one text is not UTF-8."""
+    bad = pa.array([text], pa.binary()).view(pa.string())
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"text": bad}), stream)
+    return stream.getvalue()
+
+
+HALF_PAIR = _parquet(b"alpha \xed\xa0\x80")
 FILES = [
     ("latin.txt", "äöü".encode("latin-1"), "latin.txt: can't be read as UTF-8 text"),
-    ("latin.jsonl", '{"text": "ä"}\n'.encode("latin-1"), "latin.jsonl:1: is not JSON"),
+    ("latin.jsonl", '{"text": "ä"}\n'.encode("latin-1"), "latin.jsonl:1: is not UTF-8"),
     ("latin.csv", "text\nalpha\nä\n".encode("latin-1"), "latin.csv:3: is not UTF-8"),
     ("short.csv", b"text,id\nalpha,1\nbeta\n", "short.csv:3: has 1 fields, and the first line"),
     ("quote.csv", b'text\nalpha\n"a"b\n', "quote.csv:3: is not CSV"),
@@ -91,6 +123,8 @@ FILES = [
     ("no.parquet", b"PAR1 this is none", "no.parquet: can't be read"),
     ("no.arrow", b"this is none", "no.arrow: can't be read"),
     ("no.json", b'{"text": ', "no.json: can't be read"),
+    ("header.csv", b'te"xt,"a"b"\nalpha,1\n', "header.csv:1: its first line"),
+    ("half.parquet", HALF_PAIR, "half.parquet: can't be read"),
 ]
 
 
@@ -113,14 +147,6 @@ def test_nothing_good_is_an_error(tmp_path: Path, tokenizer: PreTrainedTokenizer
     file.write_text("{}\n")
     with pytest.raises(DataError, match="not one document"):
         prepared(recipe_of("pretrain", str(file)), tokenizer)
-
-
-def test_an_item_beyond_the_model_is_an_error(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    file = write_lines(tmp_path / "data.jsonl", [{"items": [1, 256]}])
-    with pytest.raises(DslmError, match="item 256 is beyond"):
-        prepared(recipe_of("sequence", str(file)), tokenizer)
 
 
 def _texts(prepared: Prepared, tokenizer: PreTrainedTokenizerFast, shard: int) -> set[str]:
@@ -319,7 +345,7 @@ def test_only_the_answers_of_a_chat_are_learnt(
     learnt = sample["input_ids"][sample["labels"] != -100]
     assert tokenizer.decode(learnt) == "beta\ndelta\n"
     tokenizer.chat_template = None
-    with pytest.raises(DslmError, match="no chat template"):
+    with pytest.raises(DataError, match="no chat template"):
         prepared(recipe, tokenizer)
 
 

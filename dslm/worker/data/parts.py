@@ -20,14 +20,18 @@ from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 
+from dslm.errors import DslmError
 from dslm.recipe.data_paths import origins
 from dslm.recipe.schema import Recipe
-from dslm.worker.data.records import Problems, Record, read_records
+from dslm.worker.data.records import Problems, Record, first_line, read_records
 from dslm.worker.data.store import Ragged, dtype_of, offsets_of
 
 TELL = 0.5  # seconds between two words about progress
 _PART = 4096  # records encoded at a time,
 _PART_SIZE = 2**22  # and no more than hold so many characters, bytes or numbers together
+
+# what a record that is nested too deep, or has names of several types, can't be hashed for
+NO_KEY = (RecursionError, TypeError, ValueError)
 
 Encoded = dict[str, Sequence[int]]
 OnPhase = Callable[[str], None]
@@ -149,7 +153,24 @@ def _encode_part(
     if part.is_file():
         encoder.labels.update(_facts(part)["labels"])
         return None
-    return encoder.encode([record.values for record in records]), dict(encoder.labels)
+    return _encode(encoder, [record.values for record in records]), dict(encoder.labels)
+
+
+def _encode(encoder: Encoder, records: list[dict[str, Any]]) -> list[Encoded | str]:
+    """The documents of records; one that an encoder can't deal with is named, not the others' end.
+
+    Raises:
+        DslmError: the recipe is wrong, whatever the records are.
+    """
+    try:
+        return encoder.encode(records)
+    except DslmError:
+        raise
+    except Exception as failure:  # noqa: BLE001 - a record may be anything
+        if len(records) == 1:
+            return [f"can't be encoded: {type(failure).__name__}: {first_line(failure)}"]
+    middle = len(records) // 2
+    return [*_encode(encoder, records[:middle]), *_encode(encoder, records[middle:])]
 
 
 def _facts(part: Path) -> dict[str, Any]:
@@ -175,10 +196,15 @@ def _write_part(
         if key_field is not None and record.values.get(key_field) is None:
             problems.append((record.place, f"has no `{key_field}` (data.key_field)"))
             continue
+        try:
+            key = key_of(recipe, record.values)
+        except NO_KEY as failure:
+            problems.append((record.place, f"nothing identifies it: {first_line(failure)}"))
+            continue
+        keys.append(key)
+        sources.append(record.source)
         for name, values in document.items():
             columns.setdefault(name, []).append(values)
-        keys.append(key_of(recipe, record.values))
-        sources.append(record.source)
     arrays: dict[str, np.ndarray] = {
         "keys": np.array(keys, dtype=np.uint64),
         "sources": np.array(sources, dtype=np.int32),

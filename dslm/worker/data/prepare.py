@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -29,7 +30,7 @@ from dslm.recipe.data_paths import origins
 from dslm.recipe.schema import Recipe
 from dslm.run.lock import Owned, own
 from dslm.worker.data.packing import best_fit, pieces_of
-from dslm.worker.data.parts import TELL, Documents, Encoder, OnPhase, encode, key_of
+from dslm.worker.data.parts import NO_KEY, TELL, Documents, Encoder, OnPhase, encode, key_of
 from dslm.worker.data.records import Problems, Record, read_records
 from dslm.worker.data.store import Ragged, Samples, checksum_of, offsets_of, write_shard
 
@@ -207,8 +208,9 @@ def training_records(recipe: Recipe, problems: Problems) -> Iterator[Record]:
     """The records to train on, without those held out."""
     share = recipe.data.eval if isinstance(recipe.data.eval, float | int) else 0
     for record in read_records(recipe, origins(recipe, "train"), problems):
-        if not is_held_out(key_of(recipe, record.values), share):
-            yield record
+        with suppress(*NO_KEY):  # said when it is prepared
+            if not is_held_out(key_of(recipe, record.values), share):
+                yield record
 
 
 def _prepare(recipe: Recipe, encoder: Encoder, folder: Path, on_phase: OnPhase) -> dict[str, Any]:

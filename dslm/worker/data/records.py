@@ -34,6 +34,8 @@ from dslm.recipe.schema import Recipe
 from dslm.worker.data import everywhere
 
 _EXAMPLES = 5
+_SHOWN = 300  # letters of an example
+_DIGITS = 18  # of an item: no model has so many
 # what reading a file raises where it is missing, cut off or packed badly
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
@@ -54,11 +56,17 @@ class Problems:
         """
         if self.fatal:
             raise DataError(
-                what, where=Where(file=place), hint="`data.on_error: skip` leaves such records out"
+                _cut(what),
+                where=Where(file=place),
+                hint="`data.on_error: skip` leaves such records out",
             )
         self.count += 1
         if len(self.examples) < _EXAMPLES:
-            self.examples.append(f"{place}: {what}")
+            self.examples.append(f"{place}: {_cut(what)}")
+
+
+def _cut(what: str) -> str:
+    return what if len(what) <= _SHOWN else what[:_SHOWN] + " …"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +135,12 @@ def _open(file: Path) -> IO[bytes]:
 
 def _table(file: Path, builder: str, problems: Problems) -> _Found:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
 
     try:
         records = load_dataset(builder, data_files=str(file), split="train", streaming=True)
         for number, record in enumerate(records, 1):
             yield f"{file}:{number}", record
-    except (*_UNREADABLE, DatasetsError, ValueError) as failure:  # pyarrow's are ValueErrors
+    except Exception as failure:  # noqa: BLE001 - of any kind: what readers say of broken bytes
         problems.add(str(file), f"can't be read: {_in_a_line(failure)}")
 
 
@@ -142,7 +149,11 @@ def _rows(file: Path, problems: Problems) -> _Found:
     csv.field_size_limit(2**31 - 1)  # a document is longer than its default of 128 KiB
     with _lines(file, problems) as lines:
         reader = csv.reader(_decoded(lines, file, problems), strict=True)
-        names = next(reader, [])
+        try:
+            names = next(reader, [])
+        except csv.Error as failure:
+            problems.add(f"{file}:1", f"its first line, the names of fields, is not CSV: {failure}")
+            return
         while True:
             try:
                 row = next(reader)
@@ -167,9 +178,12 @@ def _json_lines(file: Path, problems: Problems) -> _Found:
                 continue
             place = f"{file}:{number}"
             try:
-                record = json.loads(line)
+                # bytes would be decoded with half pairs let through
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 if b"\\u" in line:
                     json.dumps(record, ensure_ascii=False).encode()
+            except UnicodeDecodeError as failure:
+                problems.add(place, f"is not UTF-8: {failure}")
             except UnicodeEncodeError:
                 problems.add(place, "holds half of a UTF-16 pair, which is no character")
             except (ValueError, RecursionError) as failure:
@@ -188,7 +202,7 @@ def _integer_lines(file: Path, problems: Problems) -> _Found:
             words = line.replace(b",", b" ").split()
             if not words:
                 continue
-            if all(word.isdigit() for word in words):
+            if all(word.isdigit() and len(word) <= _DIGITS for word in words):
                 yield f"{file}:{number}", {"items": [int(word) for word in words]}
             else:
                 problems.add(f"{file}:{number}", "is not a line of item ids, whole numbers")
@@ -228,8 +242,13 @@ def _decoded(lines: Iterator[bytes], file: Path, problems: Problems) -> Iterator
 
 def _in_a_line(failure: BaseException) -> str:
     cause = failure.__cause__ if failure.__cause__ is not None else failure
-    lines = str(cause).strip().splitlines()
-    return lines[0] if lines else type(cause).__name__
+    return first_line(cause)
+
+
+def first_line(failure: BaseException) -> str:
+    """What an exception says, in a line; its type where it says nothing."""
+    lines = str(failure).strip().splitlines()
+    return lines[0] if lines else type(failure).__name__
 
 
 def _of_hub(origin: Origin) -> _Found:

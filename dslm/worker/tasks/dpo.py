@@ -40,10 +40,13 @@ class PreferenceEncoder(TextsEncoder):
         return [*first_token(self._tokenizer), *prompt], chosen + end, rejected + end
 
     def _chats(self, record: dict[str, Any]) -> tuple[list[int], ...] | str:
-        before = record.get("prompt") or []
+        given = {name: record.get(name) or [] for name in ("prompt", "chosen", "rejected")}
+        for name, messages in given.items():
+            if not isinstance(messages, list):
+                return f"its `chosen` is a list of messages, and its `{name}` is none"
         found = []
         for name in ("chosen", "rejected"):
-            chat = chat_ids(self._tokenizer, [*before, *(record.get(name) or [])])
+            chat = chat_ids(self._tokenizer, [*given["prompt"], *given[name]])
             if isinstance(chat, str):
                 return chat
             ids, mask = chat

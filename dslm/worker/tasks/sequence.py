@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dslm.errors import RecipeError, Where
 from dslm.recipe.schema import Recipe
 from dslm.worker.metrics import NextItem
 from dslm.worker.tasks.base import Task, Tokenizer
@@ -24,11 +23,7 @@ class ItemEncoder:
         self._items = recipe.model.architecture.get("vocab_size")
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
-        """`input_ids` of each record.
-
-        Raises:
-            RecipeError: an item is beyond the model's vocabulary.
-        """
+        """`input_ids` of each record."""
         return [self._of(record.get("items")) for record in records]
 
     def _of(self, items: Any) -> dict[str, Sequence[int]] | str:
@@ -37,15 +32,14 @@ class ItemEncoder:
         if len(items) < 2:
             return "has fewer than two items: there is nothing to predict"
         if min(items) < 0:
-            return f"has a negative item, {min(items)}"
-        if self._items is not None and max(items) >= self._items:
-            raise RecipeError(
-                f"item {max(items)} is beyond the model's {self._items} items",
-                where=Where(key="model.architecture.vocab_size"),
-                hint="give the largest item id plus one, or more",
-            )
+            return "has a negative item"
         if max(items) > _LARGEST:
-            return f"has an item above {_LARGEST}, {max(items)}"
+            return f"has an item above {_LARGEST}"
+        if self._items is not None and max(items) >= self._items:
+            return (
+                f"its item {max(items)} is beyond the model's {self._items} items "
+                "(model.architecture.vocab_size)"
+            )
         return {"input_ids": items}
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from dslm.errors import RecipeError, Where
+from dslm.worker.data.records import first_line
 from dslm.worker.data.tokenizer import token_ids
 from dslm.worker.metrics import TokenLoss
 from dslm.worker.tasks.base import Task, TextsEncoder
@@ -84,14 +83,12 @@ def chat_ids(
 ) -> tuple[list[int], list[int]] | str:
     """The tokens of a chat by the tokenizer's template, and a mask of the assistant's.
 
-    Raises:
-        RecipeError: the tokenizer has no chat template.
+    What can't be made of it is said: a chat that the template refuses, or no template.
     """
     if tokenizer.chat_template is None:
-        raise RecipeError(
-            "the data holds chats, and the tokenizer has no chat template",
-            where=Where(key="model.tokenizer"),
-            hint="use the tokenizer of a chat model, or data with `prompt` and `completion`",
+        return (
+            "is a chat, and the tokenizer has no chat template (model.tokenizer): use that of a "
+            "chat model, or data with `prompt` and `completion`"
         )
     if not isinstance(messages, list) or not all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages
@@ -99,8 +96,8 @@ def chat_ids(
         return "its `messages` are not a list of `{role, content}`"
     try:
         return _rendered(tokenizer, messages)
-    except (ValueError, TypeError, TemplateError) as failure:  # what templates say of bad chats
-        return f"the chat template refuses it: {str(failure).splitlines()[0]}"
+    except Exception as failure:  # noqa: BLE001 - templates are programs: they raise anything
+        return f"the chat template refuses it: {first_line(failure)}"
 
 
 def _rendered(

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from dslm.recipe.schema import Recipe
+from dslm.worker.data.records import first_line
 from dslm.worker.metrics import Classification
 from dslm.worker.tasks.base import Collate, Task, Tokenizer, cross_entropy
 from dslm.worker.tasks.classify import label_of
 
+_LARGEST = 89_478_485  # pixels, where Pillow warns of a file of kilobytes that fills memory
 _MEAN = _DEVIATION = 0.5  # ViT's own scaling, to -1 … 1 (arXiv 2010.11929, its published code)
 
 
@@ -36,17 +38,19 @@ class ImageEncoder:
         content = record.get("image")
         if isinstance(content, dict):  # as `datasets` keeps an image in a table
             content = content.get("bytes")
-        if isinstance(content, Image.Image):
-            stream = io.BytesIO()
-            content.save(stream, "png")
-            content = stream.getvalue()
-        if not isinstance(content, bytes):
-            return "has no `image`"
         try:
+            if isinstance(content, Image.Image):
+                stream = io.BytesIO()
+                content.save(stream, "png")
+                content = stream.getvalue()
+            if not isinstance(content, bytes):
+                return "has no `image`"
             with Image.open(io.BytesIO(content)) as image:
-                image.verify()
-        except (OSError, SyntaxError, ValueError) as failure:  # what Pillow says of broken files
-            return f"is not an image that can be read: {failure}"
+                if image.width * image.height > _LARGEST:
+                    return f"is too large an image: {image.width} × {image.height}"
+                image.convert("RGB")  # a rank that can't decode all of it would end the training
+        except Exception as failure:  # noqa: BLE001 - Pillow's readers of broken files raise anything
+            return f"is not an image that can be read: {first_line(failure)}"
         label = label_of(record, self._field, self.labels)
         return label if isinstance(label, str) else {"image": content, "label": [label]}
 
