@@ -1,7 +1,8 @@
 """Write what the docs can take from the code: `make docs`; --check only says what is not current.
 
 docs/recipe.md from the recipe's schema, docs/failures.md from the catalogue of failures,
-docs/environment.md from dslm/environment.py, the table of presets in README.md from theirs,
+docs/environment.md from dslm/environment.py, docs/errors.md from dslm/errors.py with examples that
+were really run (`--examples` runs them again), the table of presets in README.md from theirs,
 dslm/zero/keys.json from the installed DeepSpeed, transformers.json of the checks from the installed
 transformers and, given a run directory (`python scripts/docs.py
 RUN`), the picture of the screen from its events.
@@ -13,14 +14,17 @@ import ast
 import inspect
 import io
 import itertools
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from error_examples import EXAMPLES, shown
 from rich.console import Console
 
-from dslm import environment
+from dslm import environment, errors
 from dslm.cli.progress import RunScreen
 from dslm.diagnose.explain import catalogue
 from dslm.plan.shape import shape_of
@@ -143,6 +147,50 @@ def failures_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def errors_page() -> str:
+    """Exit codes and types of errors, each with its sentence and what a command really said."""
+    kinds = list(_error_kinds(errors.DslmError))
+    leaves = [kind for kind in kinds if not kind.__subclasses__()]
+    lines = [
+        "# Errors and exit codes\n",
+        "Made from dslm/errors.py by `make docs`; the examples are what the commands answered. An\n"
+        "error goes to stderr: what is wrong and where, then a hint; `--debug` shows a traceback.\n"
+        "Any other exception is a mistake of dslm's own: exit code 1, and a line that says so.\n",
+        "| exit code | meaning | errors |",
+        "|---|---|---|",
+        "| 0 | Done. | |",
+    ]
+    by_code: dict[int, list[type[errors.DslmError]]] = {}
+    for kind in kinds:
+        by_code.setdefault(kind.exit_code, []).append(kind)
+    for code, found in sorted(by_code.items()):
+        names = ", ".join(f"`{kind.__name__}`" for kind in found if kind in leaves)
+        lines.append(f"| {code} | {inspect.getdoc(found[0])} | {names} |")
+    recorded = _recorded_examples()
+    for kind in leaves:
+        name = kind.__name__
+        lines += [f"\n## `{name}`: exit code {kind.exit_code}\n", f"{inspect.getdoc(kind)}\n"]
+        if name not in recorded:
+            recorded[name] = shown(next(each for each in EXAMPLES if each.error == name))
+        lines += ["```console", recorded[name], "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _error_kinds(kind: type[errors.DslmError]) -> Iterator[type[errors.DslmError]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _error_kinds(below)
+
+
+def _recorded_examples() -> dict[str, str]:
+    """The examples of the page as it stands; none when they are to be run again."""
+    page = ROOT / "docs" / "errors.md"
+    if "--examples" in sys.argv or not page.is_file():
+        return {}
+    pattern = r"^## `(\w+)`[^\n]*\n\n[^\n]*\n\n```console\n(.*?)\n```$"
+    return dict(re.findall(pattern, page.read_text(), flags=re.MULTILINE | re.DOTALL))
+
+
 def made_by(module: str) -> str:
     """A JSON file as a module of the worker makes it; its libraries print when imported."""
     made = subprocess.run(
@@ -175,6 +223,7 @@ def main() -> None:
         ROOT / "docs" / "recipe.md": recipe_page(),
         ROOT / "docs" / "environment.md": environment_page(),
         ROOT / "docs" / "failures.md": failures_page(),
+        ROOT / "docs" / "errors.md": errors_page(),
         ROOT / "dslm" / "zero" / "keys.json": made_by("dslm.worker.deepspeed_keys"),
         ROOT / "dslm" / "decide" / "checks" / "transformers.json": made_by(
             "dslm.worker.transformers_facts"
@@ -190,7 +239,7 @@ def main() -> None:
         sys.exit(f"not current: {', '.join(old)}: run `make docs`" if old else 0)
     for path, text in pages.items():
         path.write_text(text)
-    if len(sys.argv) > 1:
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         draw_screen(Path(sys.argv[1]))
 
 
