@@ -7,6 +7,7 @@ imports when it runs.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from typing import Annotated
 
@@ -14,6 +15,7 @@ import typer
 
 from dslm import __version__
 from dslm.cli import (
+    complete,
     config,
     data,
     doctor,
@@ -75,6 +77,10 @@ app.command(
 
 def main() -> None:
     """Run dslm; every way out of it has the exit code that DESIGN.md gives."""
+    values = complete.values_in_bash(os.environ)
+    if values is not None:
+        terminal.write("\n".join(values))
+        return
     debug = "--debug" in sys.argv
     if debug:
         # accepted anywhere before `--`, so that it can be added to a command line that failed

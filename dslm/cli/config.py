@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dslm.cli import options, terminal
+from dslm.cli import complete, options, terminal
 from dslm.errors import Finding
 
 _MOST_SHOWN = 20  # findings on a screen
@@ -15,7 +15,12 @@ _MOST_SHOWN = 20  # findings on a screen
 
 def config(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A preset's name or a YAML file.")
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="A preset's name or a YAML file.",
+            autocompletion=complete.recipes,
+        ),
     ] = None,
     set_: options.Set = None,
     num_gpus: options.NumGpus = None,

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from dslm.cli import options, terminal
+from dslm.cli import complete, options, terminal
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=complete.runs)
+]
 Step = Annotated[
     int | None,
     typer.Option(

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from dslm.cli import complete
+
 
 def refuse_ignored(given: Mapping[str, object], because: str, hint: str = "") -> None:
     """Refuse options that would do nothing.
@@ -28,11 +30,22 @@ def refuse_ignored(given: Mapping[str, object], because: str, hint: str = "") ->
 
 
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A preset's name or a YAML file.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A preset's name or a YAML file.",
+        autocompletion=complete.recipes,
+    ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the recipe."),
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Override a key of the recipe.",
+        autocompletion=complete.settings,
+    ),
 ]
 NumGpus = Annotated[
     int | None,
@@ -44,6 +57,7 @@ Device = Annotated[
         "--device",
         metavar="NAME",
         help="Kind of device that it is for, such as h100-80gb or cpu; default: what is here.",
+        autocompletion=complete.devices,
     ),
 ]
 Include = Annotated[
@@ -71,6 +85,7 @@ Launcher = Annotated[
     typer.Option(
         "--launcher",
         metavar="local|pdsh|openmpi|slurm",
+        autocompletion=complete.launchers,
         help="How hosts are reached; default: pdsh with a hostfile.",
     ),
 ]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dslm.cli import options, terminal
+from dslm.cli import complete, options, terminal
 
 _SWEEP = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _BAR = 32  # characters
@@ -17,7 +17,9 @@ def plan(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RECIPE]", help="A preset, a YAML file, a model folder or its config.json."
+            metavar="[RECIPE]",
+            help="A preset, a YAML file, a model folder or its config.json.",
+            autocompletion=complete.recipes,
         ),
     ] = None,
     set_: options.Set = None,

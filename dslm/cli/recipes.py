@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dslm.cli import options, terminal
+from dslm.cli import complete, options, terminal
 
 app = typer.Typer(
     help="List, show and write recipes.", no_args_is_help=True, rich_markup_mode="rich"
@@ -16,7 +16,9 @@ app = typer.Typer(
 
 @app.command("list")
 def list_(
-    task: Annotated[str | None, typer.Option(help="Only presets of this task.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Only presets of this task.", autocompletion=complete.tasks)
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """List the presets that ship with dslm.
@@ -99,7 +101,13 @@ def schema() -> None:
 def new(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="The YAML file to write.")],
     preset: Annotated[
-        str, typer.Option("--from", metavar="PRESET", help="The preset that it extends.")
+        str,
+        typer.Option(
+            "--from",
+            metavar="PRESET",
+            help="The preset that it extends.",
+            autocompletion=complete.presets,
+        ),
     ] = "quickstart",
 ) -> None:
     """Write a recipe of your own that extends a preset.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dslm.cli import options, terminal
+from dslm.cli import complete, options, terminal
 from dslm.errors import OptionError, Where
 
 app = typer.Typer(
@@ -15,7 +15,12 @@ app = typer.Typer(
 )
 
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run directory, or a name that `runs list` prints.")
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="A run directory, or a name that `runs list` prints.",
+        autocompletion=complete.runs,
+    ),
 ]
 
 
