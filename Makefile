@@ -30,10 +30,14 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/docs.py --check
+	$(BIN)/python scripts/profiles.py --check
 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+profiles: setup
+	$(BIN)/python scripts/profiles.py --all
 
 docs: setup
 	$(BIN)/python scripts/docs.py $(RUN)

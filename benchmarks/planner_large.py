@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from dslm.plan.activations import Pass, activations
-from dslm.plan.memory import lora_parameters
-from dslm.plan.shape import ModelShape, shape_of
+from dslm.ask.profile import profile_of
+from dslm.profile.levels import levels
+from dslm.profile.value import Profile
 from dslm.recipe.load import load_recipe
 from dslm.recipe.schema import Recipe
 
-ELEMENT = 2  # bf16
 # preset, sequences; every one of 1B to 8B that is in the catalogue, and the mixtures of experts
 MODELS = (
     ("llama-3.2-1b", 4), ("llama-3.2-3b", 2), ("llama-3.1-8b", 1), ("gpt2-1.5b", 2),
@@ -33,6 +32,15 @@ LORA_MODELS = (
 )  # fmt: skip
 LORA_RANK = 16
 LENGTH = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward and backward pass."""
+
+    sequences: int
+    length: int
+    checkpointing: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +73,11 @@ def compare(
     if architecture["model_type"] == "gpt2":
         # on a CPU dropout in attention takes another way than on an accelerator
         architecture |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    shape = shape_of(architecture)
-    length = min(length, shape.max_positions or length)
-    one = Pass(
-        sequences=sequences,
-        length=length,
-        element=ELEMENT,
-        masked=True,
-        on_cpu=True,
-        checkpointing=checkpointing,
-        lora_rank=lora_rank,
-    )
+    profile, why = profile_of(recipe, architecture, on_cpu=False)
+    if profile is None or why:
+        raise LookupError(f"{name} can't be traced: {why}")
+    length = min(length, profile.max_positions or length)
+    one = Pass(sequences=sequences, length=length, checkpointing=checkpointing)
     return Row(
         name=name,
         sequences=sequences,
@@ -83,26 +85,18 @@ def compare(
         checkpointing=checkpointing,
         lora_rank=lora_rank,
         measured=measure(recipe, architecture, one),
-        predicted=predict(shape, one),
+        predicted=predict(profile, one),
     )
 
 
-def predict(shape: ModelShape, one: Pass) -> dict[str, int]:
+def predict(profile: Profile, one: Pass) -> dict[str, int]:
     """What the planner says of a pass with one rank, gradients included."""
-    found = activations(shape, one)
-    table = shape.vocab_size * shape.hidden_size * one.element
-    again = found.layer if one.checkpointing else 0
-    trained = lora_parameters(shape, one.lora_rank) if one.lora_rank else shape.parameters
-    head = 0 if one.lora_rank else table
+    mode = "recompute" if one.checkpointing else "plain"
+    found = levels(profile.pass_of(mode, one.sequences), one.sequences, one.length)
     return {
-        "kept": found.kept + found.loss_kept,
-        "forward": found.kept + found.loss_forward,
-        "backward": max(
-            found.kept + found.loss_backward,
-            found.kept - found.behind + again + found.temporary + head,
-            # all gradients, and of a tied table the second one and the sum
-            one.element * trained + (2 * head if shape.tied_head else 0),
-        ),
+        "kept": int(found.kept),
+        "forward": int(found.forward),
+        "backward": int(max(level.kept for level in found.backward)),
     }
 
 
@@ -131,12 +125,12 @@ def measure(recipe: Recipe, architecture: dict[str, Any], one: Pass) -> dict[str
         with FakeTensorMode(allow_non_fake_inputs=True):
             model.to_empty(device="cpu")
             model.tie_weights()
-            ids = torch.randint(1, 100, (one.sequences, one.length))
-            positions = torch.arange(one.length).repeat(one.sequences, 1)
             live = Live()
             live.leave_out([*model.parameters(), *model.buffers()])
             found = {}
             with live:
+                ids = torch.randint(1, 100, (one.sequences, one.length))
+                positions = torch.arange(one.length).repeat(one.sequences, 1)
                 loss = model(input_ids=ids, position_ids=positions, labels=ids.clone()).loss
                 gc.collect()
                 found["kept"], found["forward"] = live.now, live.peak

@@ -6,15 +6,17 @@ a prediction from a device table can come, not that it is right for a run of dsl
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from dslm.ask.profile import profile_request, profiles
 from dslm.cluster.devices import device_named
 from dslm.plan.report import cluster_of
-from dslm.plan.shape import shape_of
 from dslm.plan.strategy import Strategy
 from dslm.plan.time import predict
+from dslm.profile.value import Profile
 from dslm.recipe.load import load_recipe
 
 _FOUNDRY = "https://github.com/mosaicml/llm-foundry/blob/main/scripts/train/benchmarking/README.md"
@@ -121,10 +123,18 @@ def predicted(run: Published) -> tuple[float, float]:
         sequence_parallel=1,
         data_parallel_size=run.devices,
     )
-    found = predict(recipe, shape_of(run.architecture), strategy, cluster)
+    found = predict(recipe, traced()[RUNS.index(run)], strategy, cluster)
     if found is None:
         raise LookupError(f"the speed of {run.device} is not in the table")
     return found.tokens_per_second / run.devices, found.mfu
+
+
+@functools.cache
+def traced() -> list[Profile]:
+    """The profile of each run's architecture."""
+    recipe = load_recipe("llama-3.1-8b").recipe
+    requests = [profile_request(recipe, run.architecture, on_cpu=False) for run in RUNS]
+    return profiles(requests, lambda detail: None)
 
 
 def errors() -> list[float]:

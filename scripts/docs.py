@@ -27,7 +27,7 @@ from rich.console import Console
 from dslm import environment, errors
 from dslm.cli.progress import RunScreen
 from dslm.diagnose.explain import catalogue
-from dslm.plan.shape import shape_of
+from dslm.profile.store import preset_parameters
 from dslm.recipe.catalog import entries, recipe_schema
 from dslm.run.events import read_events
 from dslm.units import render_count
@@ -95,7 +95,7 @@ def preset_table() -> str:
     """The presets as a Markdown table, those of one family together."""
     rows = ["| preset | parameters | what it does |", "|---|---|---|"]
     by_size = sorted(
-        ((p.path.parent.name, shape_of(p.architecture, p.task).parameters, p) for p in entries()),
+        ((p.path.parent.name, preset_parameters()[p.name], p) for p in entries()),
         key=lambda row: row[:2],
     )
     for _, parameters, preset in by_size:

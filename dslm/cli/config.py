@@ -71,7 +71,8 @@ def config(
     else:
         cluster = planned_cluster(gpus=num_gpus, hosts=1, device=device, hostfile=None, ranks=ranks)
     asking = Asking(verb=Verb.CONFIG, here=device is None)
-    config = ready_job(loaded, cluster, asking).config
+    with terminal.busy_when_told() as told:
+        config = ready_job(loaded, cluster, asking, on_phase=told).config
     how = "`--device NAME` makes it for another, such as h100-80gb"
     terminal.say(
         f"made for {cluster.world_size} × {cluster.device.name}"

@@ -84,7 +84,7 @@ def launch(
     )
     known = not dry_run or fleet.device_known
     asking = Asking(verb=Verb.LAUNCH, force=force, device_known=known)
-    decide_on = partial(ready_job, loaded, asking=asking) if loaded else None
+    decide_on = partial(ready_job, loaded, asking=asking, on_phase=terminal.say) if loaded else None
     if dry_run:
         job = decide_on(fleet.cluster) if decide_on else None
         preview = script_request(

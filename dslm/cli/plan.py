@@ -17,8 +17,8 @@ def plan(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RECIPE]",
-            help="A preset, a YAML file, a model folder or its config.json.",
+            metavar="[MODEL]",
+            help="A preset, a YAML file, a model folder, its config.json, or a Hub name.",
             autocompletion=complete.recipes,
         ),
     ] = None,
@@ -48,6 +48,15 @@ def plan(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="A table over stages and cluster sizes.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Every term of memory: bytes, life, source.")
+    ] = False,
+    longest: Annotated[
+        bool, typer.Option("--longest", help="The longest sequence that fits.")
+    ] = False,
+    largest: Annotated[
+        bool, typer.Option("--largest", help="The largest micro batch that fits.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Say whether a recipe fits, how fast it will be, and what to choose; starts nothing.
@@ -69,7 +78,14 @@ def plan(
     cluster_given = {"--hosts": hosts, "--hostfile": hostfile}
     if params is not None:
         options.refuse_ignored(
-            {"--set": set_, **cluster_given, "--sweep": sweep},
+            {
+                "--set": set_,
+                **cluster_given,
+                "--sweep": sweep,
+                "--explain": explain,
+                "--longest": longest,
+                "--largest": largest,
+            },  # fmt: skip
             "with `--params`: without a model only its states are counted",
             hint="`--zero STAGE --gpus N`, or give a recipe or a config.json",
         )
@@ -84,6 +100,7 @@ def plan(
             "with `--sweep`, which compares clusters of many sizes",
             hint="`--device NAME` says of which devices",
         )
+    from dslm.cli.ledger import show_limits, show_terms
     from dslm.decide.advice import check_fit
     from dslm.decide.checks.base import Verb
     from dslm.decide.checks.every import Asking
@@ -105,26 +122,27 @@ def plan(
     verb = Verb.BARE if is_bare(str(recipe)) else Verb.PLAN
     # what does not fit is shown first, and said then
     asking = Asking(verb=verb, here=here, force=True)
-    made = ready_job(loaded, cluster, asking)
-    if sweep:
-        if made.shape is None:
-            raise OptionError("the model's shape is not known, so there is nothing to compare")
-        rows = sweep_rows(made.recipe, cluster.device, made.shape, _SWEEP)
+    with terminal.busy_when_told() as told:
+        made = ready_job(loaded, cluster, asking, on_phase=told)
+    if sweep or longest or largest:
+        if made.profile is None or not made.profile.passes:
+            raise OptionError(f"the model couldn't be traced: {made.untraced}")
+        if not sweep:
+            show_limits(made, cluster, longest=longest, largest=largest, json=json)
+            return
+        rows = sweep_rows(made.recipe, cluster.device, made.profile, _SWEEP)
         if json:
             terminal.write_json(rows)
         else:
             _show_sweep(rows)
         return
-    found = document(made.plan, made.recipe, cluster, made.shape)
+    found = document(made.plan, made.recipe, cluster, made.profile, made.untraced)
     if json:
         terminal.write_json(found)
     else:
         _show(found)
-    if made.shape is None:
-        terminal.say(
-            "the model's sizes are not known here, so memory and time are not either; of a model's "
-            "folder or config.json they are"
-        )
+        if explain:
+            show_terms(found["memory"])
     check_fit(made, can_force=False)
 
 
@@ -153,16 +171,15 @@ def _plan_states(params: str, zero: int, gpus: int, device: str | None, *, json:
 
 
 def _show(found: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from dslm.units import render_bytes, render_count, render_seconds
 
     choice, memory, cluster = found["choice"], found["memory"], found["cluster"]
     parameters = found["model"]["parameters"]
-    guessed = found["model"]["guessed"]
-    guess = (
-        f" (an unknown type, counted as a Llama; a guess: {', '.join(guessed)})" if guessed else ""
-    )
+    off = found["model"]["off"]
+    guess = f" (activations within {off:.1%})" if off and not found["model"]["exact"] else ""
     terminal.show(
         f"{render_count(parameters) if parameters else '?'} parameters{guess} on "
         f"{cluster['world_size']} × {cluster['device']}, {cluster['hosts']} host"
@@ -194,6 +211,11 @@ def _show(found: dict[str, Any]) -> None:
         )
         terminal.show(table)
         terminal.show(f"[bold]host[/]    {_host_line(memory['host'])}")
+    else:
+        terminal.show(
+            "[bold yellow]not known[/]  whether it fits: the model couldn't be traced: "
+            f"{escape(found['model']['untraced'])}"
+        )
     time = found["time"]
     if time is not None:
         whole = ""

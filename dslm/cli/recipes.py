@@ -28,7 +28,7 @@ def list_(
     from typing import get_args
 
     from dslm.errors import OptionError, Where, did_you_mean
-    from dslm.plan.shape import shape_of
+    from dslm.profile.store import preset_parameters
     from dslm.recipe.catalog import entries
     from dslm.recipe.schema import Task
     from dslm.units import render_count
@@ -43,9 +43,7 @@ def list_(
         {
             "name": preset.name,
             "task": preset.task,
-            "parameters": shape_of(preset.architecture, preset.task).parameters
-            if preset.architecture
-            else None,
+            "parameters": preset_parameters().get(preset.name),
             "description": preset.description,
         }
         for preset in entries()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,20 @@ def busy() -> Iterator[Callable[[str], None]]:
 
     with people().status("starting") as status:
         yield lambda detail: status.update(Text(detail))
+
+
+@contextmanager
+def busy_when_told() -> Iterator[Callable[[str], None]]:
+    """Show a spinner from the first word on: what is quick needs none."""
+    with ExitStack() as stack:
+        tell: list[Callable[[str], None]] = []
+
+        def told(detail: str) -> None:
+            if not tell:
+                tell.append(stack.enter_context(busy()))
+            tell[0](detail)
+
+        yield told
 
 
 def show(value: RenderableType) -> None:

@@ -108,7 +108,7 @@ def train(
     asking = Asking(verb=Verb.TRAIN, force=force, device_known=not dry_run or fleet.device_known)
 
     def decide_on(cluster: Cluster, *, like: Recipe | None = None) -> Job:
-        return ready_job(loaded, cluster, asking, resumed=like)
+        return ready_job(loaded, cluster, asking, resumed=like, on_phase=terminal.say)
 
     if dry_run:
         from dslm.lifecycle.training import training_request

@@ -51,12 +51,12 @@ def ways_out(job: Job) -> list[str]:
     First what leaves the training as it is: how it is partitioned, one change or the shortest
     chain of them, and how many devices. Then what trains something else: shorter sequences, LoRA.
     """
-    if job.shape is None:
+    if job.profile is None:
         return []
     found = [_said([change]) for change in _CHANGES if _fits_with(job, [change])][:2]
     if not found:
         found = _shortest(job, ())
-    world = smallest_world(job.recipe, job.cluster, job.shape)
+    world = smallest_world(job.recipe, job.cluster, job.profile)
     if world is not None:
         found.append(f"{world} such devices")
     else:
@@ -77,7 +77,7 @@ def _more_devices(job: Job) -> list[str]:
     """How many such devices it takes with everything that saves memory on them."""
     chain = _CHANGES[:3]
     changed = _changed(job.recipe, chain)
-    world = smallest_world(changed, job.cluster, job.shape) if job.shape else None
+    world = smallest_world(changed, job.cluster, job.profile) if job.profile else None
     return [f"{world} such devices with {_said(chain)}"] if world is not None else []
 
 
@@ -105,7 +105,7 @@ _CHANGES: tuple[Change, ...] = (
 def _fits_with(job: Job, changes: Sequence[Change]) -> bool:
     recipe = _changed(job.recipe, changes)
     try:
-        return recipe != job.recipe and choose(recipe, job.cluster, job.shape).fits
+        return recipe != job.recipe and choose(recipe, job.cluster, job.profile).fits
     except RecipeError:
         return False  # a combination that there is none of, such as offload at stage 0
 

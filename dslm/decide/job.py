@@ -7,17 +7,20 @@ here. What comes out is a value; `dslm.launch.supervise` is what runs it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dslm.ask.hub import HubError, hub_config
+from dslm.ask.profile import OnPhase, profile_of
 from dslm.cluster.hosts import Cluster
 from dslm.decide.model import ModelSource, model_of, read_config
 from dslm.errors import DataError, OptionError, RecipeError, Where
 from dslm.plan.report import document
 from dslm.plan.search import Plan, choose
-from dslm.plan.shape import ModelShape, shape_of
+from dslm.profile.value import Profile
 from dslm.recipe.data_paths import check_data
 from dslm.recipe.extras import check_extras
 from dslm.recipe.load import LoadedRecipe, load_recipe
@@ -25,6 +28,14 @@ from dslm.recipe.schema import Recipe
 from dslm.secrets import HINT, find_in_arguments
 from dslm.zero.generate import ResolvedConfig, generate
 from dslm.zero.lint import lint
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TASKS = {
+    "ForMaskedLM": "mlm",
+    "ForSequenceClassification": "classify",
+    "ForImageClassification": "vision",
+    "ForCausalLM": "pretrain",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +45,8 @@ class Job:
     asked: LoadedRecipe  # with the place of each key, for what is found wrong later
     recipe: Recipe
     cluster: Cluster
-    shape: ModelShape | None
+    profile: Profile | None
+    untraced: str  # why the model's passes aren't known; empty where they are
     plan: Plan
     config: ResolvedConfig
 
@@ -44,21 +56,28 @@ class Job:
         return self.asked.name
 
 
-def resolve_job(loaded: LoadedRecipe, cluster: Cluster, *, resumed: Recipe | None = None) -> Job:
-    """Resolve one training on a cluster; reads a model folder's config.json, and nothing else.
+def resolve_job(
+    loaded: LoadedRecipe,
+    cluster: Cluster,
+    *,
+    resumed: Recipe | None = None,
+    on_phase: OnPhase = lambda detail: None,
+) -> Job:
+    """Resolve one training on a cluster; a model that no profile is known of is traced.
 
     Args:
         loaded: the recipe, as it was asked for.
         cluster: where it runs.
         resumed: the resolved recipe of the run that is resumed: its stage stays unless the recipe
             says another, since a checkpoint's optimizer state belongs to a stage.
+        on_phase: told what takes a while.
 
     Raises:
         InputError: the recipe or the model folder is wrong.
     """
     source = model_of(loaded)
     try:
-        return _resolve(loaded, cluster, source, resumed)
+        return _resolve(loaded, cluster, source, resumed, on_phase)
     except RecipeError as failure:
         if failure.where.file is not None or failure.where.key is None:
             raise
@@ -71,40 +90,41 @@ def resolve_job(loaded: LoadedRecipe, cluster: Cluster, *, resumed: Recipe | Non
 
 
 def _resolve(
-    loaded: LoadedRecipe, cluster: Cluster, source: ModelSource, resumed: Recipe | None
+    loaded: LoadedRecipe,
+    cluster: Cluster,
+    source: ModelSource,
+    resumed: Recipe | None,
+    on_phase: OnPhase,
 ) -> Job:
     recipe = loaded.recipe
     if resumed is not None and recipe.parallel.zero_stage == "auto":
         kept = recipe.parallel.model_copy(update={"zero_stage": resumed.parallel.zero_stage})
         recipe = recipe.model_copy(update={"parallel": kept})
-    shape = shape_of_source(source, recipe.task)
-    plan = choose(recipe, cluster, shape)
-    config = generate(recipe, cluster, plan.strategy, shape)
+    profile, untraced = _profile(recipe, source, cluster, on_phase)
+    plan = choose(recipe, cluster, profile)
+    config = generate(recipe, cluster, plan.strategy, profile)
     _check_config(config)
     return Job(
         asked=loaded,
         recipe=resolve_recipe(recipe, plan, cluster, source),
         cluster=cluster,
-        shape=shape,
+        profile=profile,
+        untraced=untraced,
         plan=plan,
         config=config,
     )
 
 
-def shape_of_source(source: ModelSource, task: str) -> ModelShape | None:
-    """The model's shape; None: it is not known.
-
-    Raises:
-        RecipeError: the recipe's own sizes make none.
-    """
-    if not source.architecture:
-        return None
+def _profile(
+    recipe: Recipe, source: ModelSource, cluster: Cluster, on_phase: OnPhase
+) -> tuple[Profile | None, str]:
+    """The profile of a recipe's model, and why its passes aren't known where they aren't."""
+    architecture = dict(source.architecture)
     try:
-        return shape_of(source.architecture, task)
-    except RecipeError:
-        if source.file is None:
-            raise
-        return None  # a family with sizes of other names: it is trained, but not planned
+        architecture = architecture or hub_config(str(recipe.model.name), recipe.model.revision)
+    except HubError as failure:
+        return None, failure.message  # it may be trained all the same: the ranks load it
+    return profile_of(recipe, architecture, on_cpu=cluster.device.kind == "cpu", on_phase=on_phase)
 
 
 def _check_config(config: ResolvedConfig) -> None:
@@ -137,20 +157,24 @@ def check_data_named(recipe: Recipe) -> None:
 
 def plan_document(job: Job) -> dict[str, Any]:
     """plan.json: what was chosen and what is predicted."""
-    return document(job.plan, job.recipe, job.cluster, job.shape)
+    return document(job.plan, job.recipe, job.cluster, job.profile, job.untraced)
 
 
 def is_bare(name: str) -> bool:
-    """Whether this is a model's folder or its config.json, not a recipe."""
+    """Whether this is a model (its folder, its config.json, its Hub name), not a recipe."""
     path = Path(name).expanduser()
-    return path.is_dir() or path.suffix == ".json"
+    return path.is_dir() or path.suffix == ".json" or _is_hub_name(name)
+
+
+def _is_hub_name(name: str) -> bool:
+    return bool(_HUB_NAME.fullmatch(name)) and not Path(name).expanduser().exists()
 
 
 def load_to_plan(name: str, overrides: Sequence[str]) -> LoadedRecipe:
     """Load a recipe, or a model of which only the architecture is known.
 
     Args:
-        name: a recipe, a model folder, or a config.json.
+        name: a recipe, a model folder, a config.json, or a Hub name such as `org/model`.
         overrides: of the recipe; for a model, of the one that pre-trains it from scratch.
 
     Raises:
@@ -159,16 +183,28 @@ def load_to_plan(name: str, overrides: Sequence[str]) -> LoadedRecipe:
     path = Path(name).expanduser()
     if is_bare(name):
         file = path / "config.json" if path.is_dir() else path
-        architecture = read_config(file)
+        architecture = hub_config(name) if _is_hub_name(name) else read_config(file)
         model = json.dumps({"init": "scratch", "architecture": architecture})
         limit = architecture.get("max_position_embeddings", 1024)
         length = min(1024, limit if isinstance(limit, int) else 1024)
         # JSON is YAML, so an architecture can be given as an override
-        given = [f"model={model}", f"data.sequence_length={length}", *overrides]
+        given = [
+            f"model={model}", f"data.sequence_length={length}", f"task={_task(architecture)}",
+            *overrides,
+        ]  # fmt: skip
         loaded = load_recipe("_scratch", given)
         others = {k: v for k, v in loaded.places.items() if not k.startswith("model")}
         return replace(loaded, name=path.stem, source=file, places=others)
     return load_recipe(name, overrides)
+
+
+def _task(architecture: Mapping[str, Any]) -> str:
+    """What a model is made for, by the class that its config names."""
+    classes = " ".join(architecture.get("architectures") or ())
+    for end, task in _TASKS.items():
+        if end in classes:
+            return task
+    return "seq2seq" if architecture.get("is_encoder_decoder") else "pretrain"
 
 
 def resolve_recipe(recipe: Recipe, plan: Plan, cluster: Cluster, source: ModelSource) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dslm.ask.profile import OnPhase
 from dslm.cluster.hosts import Cluster
 from dslm.decide.advice import check_fit
 from dslm.decide.checks import facts
@@ -17,7 +18,12 @@ _MUST_FIT = frozenset({Verb.TRAIN, Verb.PLAN, Verb.BARE, Verb.LAUNCH})
 
 
 def ready_job(
-    loaded: LoadedRecipe, cluster: Cluster, asking: Asking, *, resumed: Recipe | None = None
+    loaded: LoadedRecipe,
+    cluster: Cluster,
+    asking: Asking,
+    *,
+    resumed: Recipe | None = None,
+    on_phase: OnPhase = lambda detail: None,
 ) -> Job:
     """Resolve a job and ask every check about it.
 
@@ -26,6 +32,7 @@ def ready_job(
         cluster: where it shall run.
         asking: who asks.
         resumed: the recipe of the run that is resumed.
+        on_phase: told what takes a while.
 
     Raises:
         InputError: with everything that is wrong, each at its place.
@@ -40,14 +47,14 @@ def ready_job(
         here=asking.here,
     )
     refuse(case, asking, loaded)
-    job = resolve_job(loaded, cluster, resumed=resumed)
+    job = resolve_job(loaded, cluster, resumed=resumed, on_phase=on_phase)
     planned = Case(
         recipe=loaded.recipe,
         source=source,
         kind=case.kind,
         cluster=cluster,
         here=asking.here,
-        shape=job.shape,
+        profile=job.profile,
         strategy=job.plan.strategy,
     )
     refuse(planned, asking, loaded)

@@ -1,1 +1,1 @@
-"""Will it fit and how fast: model shape, memory, time, search over strategies."""
+"""Will it fit and how fast: memory, time, search over strategies."""

@@ -1,19 +1,21 @@
-"""Memory of one rank, itemised, and of one host: from a shape and a strategy to bytes.
+"""Memory of one rank, itemised, and of one host: from a profile and a strategy to bytes.
 
 Plain numbers; nothing is measured here and nothing is chosen. Model states and DeepSpeed's buffers
-come from `states`, what autograd keeps from `activations`; here they are put together, phase by
-phase. docs/planner-accuracy.md holds the sums against DeepSpeed itself.
+come from `states`, activations from the profile's levels; together they are a ledger, and a phase
+is the highest of its moments. docs/planner-accuracy.md holds the sums against DeepSpeed itself.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
-from dslm.plan.activations import PACKED, Activations, Pass, activations
-from dslm.plan.shape import ModelShape
+from dslm.plan.ledger import Moment, Term, at, phases
 from dslm.plan.states import FP32, REUSE, SUB_GROUP, Held, Setting, held
 from dslm.plan.strategy import Strategy
+from dslm.profile.levels import LAYER, Level, Levels, levels
+from dslm.profile.value import Profile
 from dslm.recipe.schema import Recipe
 
 # A CUDA context with cuBLAS and NCCL's buffers: 0.5 to 0.9 GiB as nvidia-smi shows it; on a CPU
@@ -42,6 +44,7 @@ class Memory:
     host: int  # the most, over the phases of the run
     host_items: dict[str, int]  # pinned, pageable, process, loading, export; of all its ranks
     host_states: int  # pinned and pageable, of one rank
+    terms: tuple[Term, ...]
 
     @property
     def total(self) -> int:
@@ -53,20 +56,15 @@ class Memory:
         """The phase that needs the most."""
         return max(self.phases, key=lambda phase: self.phases[phase])
 
-
-def lora_parameters(shape: ModelShape, rank: int) -> int:
-    """Trained parameters with adapters on every linear layer of the decoder."""
-    h, i, a, k = shape.hidden_size, shape.intermediate_size, shape.attention_width, shape.kv_width
-    # the input of each linear layer and its output; of query, key and value, one layer or three
-    attention = (h + a) + (h + a + 2 * k if shape.model_type in PACKED else 3 * h + a + 2 * k)
-    # experts are no linear layers but one parameter for all of them: peft leaves them alone
-    mlp = 0 if shape.experts else (h + i) * (3 if shape.gated_mlp else 2)
-    return rank * (attention + mlp) * (shape.layers + shape.encoder_layers)
+    @property
+    def peak_moment(self) -> Moment:
+        """The moment that needs the most."""
+        return max(Moment, key=lambda moment: at(self.terms, moment))
 
 
 def estimate(
     recipe: Recipe,
-    shape: ModelShape,
+    profile: Profile,
     strategy: Strategy,
     *,
     device_kind: str,
@@ -76,8 +74,8 @@ def estimate(
     """The memory of a run.
 
     Args:
-        recipe: precision, optimizer, sequence length, LoRA.
-        shape: the model's shape.
+        recipe: precision, optimizer, sequence length.
+        profile: the model's, with passes.
         strategy: how it is partitioned, with every size resolved.
         device_kind: cpu, cuda or rocm.
         ranks_per_host: how many ranks share a host's memory.
@@ -85,56 +83,134 @@ def estimate(
     """
     on_cpu = device_kind == "cpu"
     setting = _setting(
-        recipe, shape, strategy, on_cpu=on_cpu, ranks_per_host=ranks_per_host, buckets=buckets
+        recipe, profile, strategy, on_cpu=on_cpu, ranks_per_host=ranks_per_host, buckets=buckets
     )
     states = held(setting)
-    one = pass_of(recipe, shape, strategy, on_cpu=on_cpu)
-    seen = activations(shape, one)
-    context = CONTEXT_BYTES[device_kind]
-    phases = _phases(recipe, setting, states, seen, one, context, on_cpu=on_cpu)
-    total, items = _host(recipe, setting, states, phases, ranks=ranks_per_host, on_cpu=on_cpu)
+    seen = pass_levels(recipe, profile, strategy)
+    context = Term(
+        name="context", bytes=CONTEXT_BYTES[device_kind], lives=frozenset(Moment),
+        source="what the process itself takes of the device", kind="context",
+    )  # fmt: skip
+    terms = (
+        context,
+        *states.terms,
+        *_activations(states, seen),
+        *_evaluation(recipe, profile, strategy),
+        *_drawing(recipe, setting, states, on_cpu=on_cpu),
+    )
+    found = phases(terms)
+    total, items = _host(recipe, setting, states, found, ranks=ranks_per_host, on_cpu=on_cpu)
     return Memory(
         parameters=states.parameters,
         gradients=states.gradients,
         optimizer=states.optimizer,
-        activations=seen.kept,
-        logits=seen.logits,
+        activations=int(seen.before_head),
+        logits=int(max(seen.forward, seen.head.let_go) - seen.before_head),
         buffers=states.buffers,
-        context=context,
-        phases=phases,
+        context=context.bytes,
+        phases=found,
         host=total,
         host_items=items,
         host_states=states.host,
+        terms=terms,
     )
 
 
-def pass_of(recipe: Recipe, shape: ModelShape, strategy: Strategy, *, on_cpu: bool) -> Pass:
-    """The forward and backward pass of one micro batch."""
-    length = recipe.data.sequence_length
-    if recipe.task == "vision":
-        length = shape.patches + 1
-    attention = recipe.model.attention
-    return Pass(
-        # a preference is two sequences: what was chosen and what was rejected
-        sequences=strategy.micro_batch_size * (2 if recipe.task == "dpo" else 1),
-        length=max(1, length // strategy.sequence_parallel),
-        keys=length,
-        element=FP32 if recipe.precision == "fp32" else 2,
-        attention="sdpa" if attention == "auto" else attention,
-        masked=masked(recipe),
-        on_cpu=on_cpu,
-        checkpointing=strategy.activation_checkpointing,
-        liger=recipe.model.liger is True,
-        tensor_parallel=strategy.tensor_parallel,
-        causal=recipe.task not in ("mlm", "seq2seq", "vision", "classify"),
-        classifies=recipe.task in ("classify", "vision"),
-        lora_rank=recipe.lora.rank if recipe.lora else 0,
-    )
+def pass_levels(recipe: Recipe, profile: Profile, strategy: Strategy) -> Levels:
+    """The levels of a forward and backward pass of one micro batch."""
+    mode = "recompute" if strategy.activation_checkpointing else "plain"
+    # a preference is two sequences: what was chosen and what was rejected
+    samples = strategy.micro_batch_size * (2 if recipe.task == "dpo" else 1)
+    return _levels(
+        _ById(profile), mode, samples, sample_length(recipe, profile),
+        strategy.tensor_parallel, strategy.sequence_parallel,
+    )  # fmt: skip
 
 
-def masked(recipe: Recipe) -> bool:
-    """Whether attention gets an explicit mask: documents that share a sample, or padding."""
-    return recipe.task != "vision"
+def sample_length(recipe: Recipe, profile: Profile) -> int:
+    """Tokens of a sample, as the profile's polynomials have it."""
+    return profile.fixed_length or recipe.data.sequence_length
+
+
+@dataclass(frozen=True, slots=True)
+class _ById:
+    """A profile as a key: compared by identity, since it is large."""
+
+    profile: Profile
+
+    def __hash__(self) -> int:
+        return id(self.profile)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and other.profile is self.profile
+
+
+@functools.lru_cache(maxsize=4096)  # the search asks for the same pass under every strategy
+def _levels(key: _ById, mode: str, samples: int, length: int, tensor: int, sequence: int) -> Levels:
+    found = levels(key.profile.pass_of(mode, samples), samples, length, tensor=tensor)
+    return found.shared(sequence)
+
+
+def _activations(states: Held, seen: Levels) -> list[Term]:
+    """The activations at each moment of a pass, and gradients that come meanwhile."""
+
+    def term(name: str, bytes_: float, moment: Moment, source: str) -> Term:
+        return Term(
+            name=name, bytes=int(bytes_), lives=frozenset({moment}), source=source,
+            kind="activations",
+        )  # fmt: skip
+
+    def level(one: Level) -> float:
+        return one.kept if states.stay else one.let_go
+
+    layers = [one for one in seen.backward if one.name == LAYER] or [seen.head]
+    last, first = layers[0], layers[-1]
+    total = max(first.gradients, 1.0)
+
+    def arrived(one: Level) -> float:
+        share = (one.gradients - last.gradients) / max(total - last.gradients, 1.0)
+        return states.arrived * min(1.0, max(0.0, share))
+
+    # the head's backward pass is the loss; what comes behind the layers has all their gradients
+    between = max(layers, key=lambda one: level(one) + arrived(one))
+    behind = [one for one in seen.backward[1:] if one.name != LAYER]
+    end = max([level(first), *(level(one) for one in behind)])
+    trace = "traced"
+    return [
+        term("activations", seen.forward, Moment.FORWARD, trace),
+        term("activations", level(seen.head), Moment.LOSS, trace),
+        term("activations", level(last), Moment.LAST_LAYER, trace),
+        term("activations", level(between), Moment.BETWEEN, trace),
+        term("gradients that came", arrived(between), Moment.BETWEEN, trace),
+        term("activations", end, Moment.FIRST_LAYER, trace),
+        term("gradients that came", states.arrived, Moment.FIRST_LAYER, "the whole partition"),
+    ]
+
+
+def _evaluation(recipe: Recipe, profile: Profile, strategy: Strategy) -> list[Term]:
+    """A forward pass that keeps nothing for a backward one."""
+    seen = _levels(
+        _ById(profile), "evaluation", strategy.micro_batch_size, sample_length(recipe, profile),
+        strategy.tensor_parallel, strategy.sequence_parallel,
+    )  # fmt: skip
+    return [
+        Term(
+            name="activations", bytes=int(seen.forward), lives=frozenset({Moment.EVALUATION}),
+            source="traced, without gradients", kind="activations",
+        )
+    ]  # fmt: skip
+
+
+def _drawing(recipe: Recipe, setting: Setting, states: Held, *, on_cpu: bool) -> list[Term]:
+    """On a CPU the model is drawn in fp32, in the same memory, before the engine casts it."""
+    if not on_cpu or recipe.model.init != "scratch" or setting.stage == 3:
+        return []
+    drawn = FP32 * (setting.trained + setting.frozen + setting.largest)
+    more = max(0, drawn - at(states.terms, Moment.INIT))
+    source = "transformers draws weights in fp32"
+    return [
+        Term(name="weights as drawn", bytes=more, lives=frozenset({Moment.INIT}), source=source)
+    ]
 
 
 def _zero(recipe: Recipe, key: str, default: int) -> int:
@@ -146,7 +222,7 @@ def _zero(recipe: Recipe, key: str, default: int) -> int:
 
 def _setting(
     recipe: Recipe,
-    shape: ModelShape,
+    profile: Profile,
     strategy: Strategy,
     *,
     on_cpu: bool,
@@ -154,27 +230,24 @@ def _setting(
     buckets: int,
 ) -> Setting:
     tensor = strategy.tensor_parallel
-    # AutoTP shares the layers; embeddings and head are on every rank
-    layers = (shape.layers + shape.encoder_layers) * shape.layer_parameters
-    total = shape.parameters - layers + -(-layers // tensor) if tensor > 1 else shape.parameters
-    trained, frozen = total, 0
-    if recipe.lora is not None:
-        trained, frozen = lora_parameters(shape, recipe.lora.rank) // tensor, total
-    elif recipe.task == "dpo":
-        frozen = total  # the model as it was at the start, which the loss compares with
+    trained, frozen = (
+        sum(
+            -(-group.total // tensor) if group.layer else group.total
+            for group in profile.parameters
+            if group.trained is kind
+        )
+        for kind in (True, False)
+    )
+    if recipe.task == "dpo" and not frozen:
+        frozen = trained  # the model as it was at the start, which the loss compares with
     ranks = strategy.data_parallel_size * strategy.sequence_parallel
-    overlaps = not on_cpu and strategy.zero_stage > 0
-    embedding = shape.vocab_size * shape.hidden_size
     return Setting(
         trained=trained,
         frozen=frozen,
-        # the experts of a layer are one parameter, gate and up in it side by side
-        largest=max(
-            embedding, shape.hidden_size * shape.intermediate_size * (2 * shape.experts or 1)
-        ),
-        layer=shape.layer_parameters,
-        embedding=embedding,
-        tied=shape.tied_head,
+        largest=profile.largest,
+        layer=profile.layer,
+        embedding=profile.head,
+        tied=profile.tied,
         element=FP32 if recipe.precision == "fp32" else 2,
         optimizer=recipe.optimizer.name,
         stage=strategy.zero_stage,
@@ -183,7 +256,7 @@ def _setting(
         accumulates=strategy.gradient_accumulation_steps > 1,
         on_cpu=on_cpu,
         bucket=_zero(recipe, "reduce_bucket_size", buckets),
-        overlaps=overlaps,
+        overlaps=not on_cpu and strategy.zero_stage > 0,
         reuse=min(
             _zero(recipe, "stage3_max_reuse_distance", REUSE),
             _zero(recipe, "stage3_max_live_parameters", REUSE),
@@ -192,47 +265,6 @@ def _setting(
         secondary=min(ranks_per_host, ranks) if recipe.parallel.zeropp else 0,
         pinned=not on_cpu,
     )
-
-
-def _phases(
-    recipe: Recipe,
-    setting: Setting,
-    states: Held,
-    seen: Activations,
-    one: Pass,
-    context: int,
-    *,
-    on_cpu: bool,
-) -> dict[str, int]:
-    """The most of each phase.
-
-    In the backward pass activations go as gradients come, so its peak is at the loss, in the last
-    layer, in the first one, or at the end.
-    """
-    resident = context + states.resident
-    through = resident + states.carried + states.gathered
-    again = seen.layer if one.checkpointing else 0  # the layer that is computed once more
-    backward = max(
-        through + seen.kept + seen.loss_backward,
-        through + seen.kept - seen.behind + again + seen.temporary + states.arriving,
-        through + seen.layer_input + seen.layer + seen.temporary + states.first_layer,
-        resident + states.carried + states.backward_end,
-    )
-    init = context + states.init
-    if on_cpu and recipe.model.init == "scratch" and setting.stage < 3:
-        # the model is drawn in fp32 before the engine casts it
-        init = max(init, context + FP32 * (setting.trained + setting.frozen + setting.largest))
-    step = resident + states.step
-    return {
-        "init": init,
-        "forward": through + seen.kept + seen.loss_forward,
-        "backward": backward,
-        "step": step,
-        "evaluation": resident + states.gathered + seen.layer + seen.loss_forward,
-        # written from where the tensors are; stage 3 gathers one at a time to export
-        "checkpoint": resident,
-        "export": resident + (setting.element * setting.largest if setting.stage == 3 else 0),
-    }
 
 
 def _host(
@@ -265,7 +297,7 @@ def _host(
         parts = {"pinned": 0, "pageable": peak, "process": 0}
         total = max(peak, at_export, loading)
     else:
-        pinned, pageable = ranks * states.host_pinned, ranks * states.host_pageable
+        pinned, pageable = ranks * states.pinned, ranks * states.pageable
         process = ranks * PROCESS_BYTES
         parts = {"pinned": pinned, "pageable": pageable, "process": process}
         total = process + max(pinned + pageable + export, loading)

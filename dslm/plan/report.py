@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from dslm.cluster.devices import Device
 from dslm.cluster.hosts import Cluster, Host
 from dslm.errors import RecipeError
+from dslm.plan.ledger import Moment
 from dslm.plan.memory import MARGIN
-from dslm.plan.search import Candidate, Plan, choose, smallest_world
-from dslm.plan.shape import ModelShape
+from dslm.plan.search import Candidate, Plan, choose, smallest_world, traced
 from dslm.plan.states import model_states
 from dslm.plan.time import StepTime, flops_per_token
+from dslm.profile.value import Profile
 from dslm.recipe.duration import total_steps
 from dslm.recipe.schema import Recipe
 
@@ -44,19 +45,21 @@ def cluster_of(device: Device, gpus: int, hosts: int | None = None) -> Cluster:
 
 
 def document(
-    plan: Plan, recipe: Recipe, cluster: Cluster, shape: ModelShape | None
+    plan: Plan, recipe: Recipe, cluster: Cluster, profile: Profile | None, why: str = ""
 ) -> dict[str, Any]:
-    """Everything about a plan; what can't be known is null."""
+    """Everything about a plan; what can't be known is null, and `why` says why it can't."""
     choice = plan.choice
     return {
         "model": {
-            "parameters": shape.parameters if shape else None,
-            "exact": shape.exact if shape else None,
-            "guessed": list(shape.guessed) if shape else None,
-            "flops_per_token": flops_per_token(
-                shape, recipe.data.sequence_length, lora=recipe.lora is not None
-            )
-            if shape and recipe.task != "vision"
+            "parameters": profile.total if profile else None,
+            "trained": profile.trained if profile else None,
+            "exact": profile.exact if profile else None,
+            "off": profile.off if profile and profile.passes else None,
+            "attention": profile.attention if profile else None,
+            "untraced": why or None,
+            "traced_with": dict(profile.versions) if profile else None,
+            "flops_per_token": flops_per_token(profile, recipe.data.sequence_length)
+            if traced(profile) and recipe.task != "vision"
             else None,
         },
         "cluster": {
@@ -67,7 +70,7 @@ def document(
         },
         "choice": {name: getattr(choice.strategy, name) for name in _CHOICE},
         "memory": memory_document(choice),
-        "fits": choice.fits,
+        "fits": choice.fits if choice.memory else None,
         "time": time_document(choice.time, recipe, cluster),
         "runners_up": [
             {
@@ -76,7 +79,9 @@ def document(
             }
             for other in plan.others[:_RUNNERS_UP]
         ],
-        "smallest_world_size": smallest_world(recipe, cluster, shape) if shape else None,
+        "smallest_world_size": smallest_world(recipe, cluster, profile)
+        if traced(profile)
+        else None,
     }
 
 
@@ -90,7 +95,23 @@ def memory_document(choice: Candidate) -> dict[str, Any]:
         "margin": MARGIN,
     }
     if memory is not None:
-        items = asdict(memory)
+        items = {
+            field.name: getattr(memory, field.name)
+            for field in fields(memory)
+            if field.name != "terms"
+        }
+        found["terms"] = [
+            {
+                "name": term.name,
+                "kind": term.kind,
+                "place": str(term.place),
+                "bytes": term.bytes,
+                "lives": [str(moment) for moment in Moment if moment in term.lives],
+                "source": term.source,
+            }
+            for term in memory.terms
+            if term.bytes
+        ]
         host = {
             "total": items.pop("host"),
             **items.pop("host_items"),
@@ -99,6 +120,7 @@ def memory_document(choice: Candidate) -> dict[str, Any]:
         }
         items.pop("host_states")
         found["device"] = {**items, "total": memory.total, "peak_phase": memory.peak_phase}
+        found["peak_moment"] = str(memory.peak_moment)
         found["host"] = host
     return found
 
@@ -128,7 +150,7 @@ def why_lost(other: Candidate, choice: Candidate) -> str:
 
 
 def sweep(
-    recipe: Recipe, device: Device, shape: ModelShape, worlds: Sequence[int]
+    recipe: Recipe, device: Device, profile: Profile, worlds: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Peak memory and speed for each stage on clusters of several sizes."""
     rows = []
@@ -138,7 +160,7 @@ def sweep(
             changed = recipe.model_copy(update={"parallel": parallel})
             cluster = cluster_of(device, world)
             try:
-                choice = choose(changed, cluster, shape).choice
+                choice = choose(changed, cluster, profile).choice
             except RecipeError:
                 continue  # a global batch that this many ranks can't share
             rows.append(

@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 from dslm.cluster.hosts import Cluster
 from dslm.errors import RecipeError, Where
 from dslm.plan.memory import HOST_MARGIN, MARGIN, Memory, estimate
-from dslm.plan.shape import ModelShape
 from dslm.plan.strategy import Strategy
 from dslm.plan.time import StepTime, predict
+from dslm.profile.value import Profile
 from dslm.recipe.schema import Recipe
 
 _OFFLOADS = ("none", "optimizer", "all")
@@ -27,15 +28,15 @@ class Candidate:
     """One strategy with what it costs."""
 
     strategy: Strategy
-    memory: Memory | None  # None: the model's shape isn't known
+    memory: Memory | None  # None: the model couldn't be traced
     time: StepTime | None  # None: the device's speed isn't known
     capacity: int
     host_capacity: int | None = None  # None: the host's memory isn't known
 
     @property
     def fits(self) -> bool:
-        """Whether the peak leaves the margin free; what can't be known is taken to fit."""
-        return self.fits_device and self.fits_host
+        """Whether the peak leaves the margin free; what can't be known doesn't fit."""
+        return self.memory is not None and self.fits_device and self.fits_host
 
     @property
     def fits_device(self) -> bool:
@@ -68,7 +69,7 @@ class Plan:
         return self.choice.fits
 
 
-def choose(recipe: Recipe, cluster: Cluster, shape: ModelShape | None) -> Plan:
+def choose(recipe: Recipe, cluster: Cluster, profile: Profile | None) -> Plan:
     """Choose the strategy of a recipe on a cluster.
 
     Raises:
@@ -76,9 +77,9 @@ def choose(recipe: Recipe, cluster: Cluster, shape: ModelShape | None) -> Plan:
             that precision, or no strategy is left.
     """
     check_precision(recipe, cluster)
-    groups = parallel_sizes(recipe, cluster, shape)
+    groups = parallel_sizes(recipe, cluster, profile)
     candidates = [
-        _candidate(recipe, cluster, shape, strategy)
+        _candidate(recipe, cluster, profile, strategy)
         for tensor, sequence, data_parallel in groups
         for strategy in _strategies(
             recipe,
@@ -86,7 +87,7 @@ def choose(recipe: Recipe, cluster: Cluster, shape: ModelShape | None) -> Plan:
             data_parallel,
             tensor=tensor,
             sequence=sequence,
-            known=shape is not None,
+            profile=profile,
         )
     ]
     if not candidates:
@@ -117,7 +118,7 @@ def check_precision(recipe: Recipe, cluster: Cluster) -> None:
 
 
 def parallel_sizes(
-    recipe: Recipe, cluster: Cluster, shape: ModelShape | None
+    recipe: Recipe, cluster: Cluster, profile: Profile | None
 ) -> list[tuple[int, int, int]]:
     """Tensor-, sequence- and data-parallel sizes that are possible, the recipe's own or all.
 
@@ -127,8 +128,8 @@ def parallel_sizes(
     found: list[tuple[int, int, int]] = []
     first: RecipeError | None = None
     for tensor, sequence in itertools.product(
-        _sizes(recipe.parallel.tensor, cluster, shape),
-        _sizes(recipe.parallel.sequence, cluster, shape),
+        _sizes(recipe.parallel.tensor, cluster, profile),
+        _sizes(recipe.parallel.sequence, cluster, profile),
     ):
         if tensor > 1 and sequence > 1 and "auto" in (
             recipe.parallel.tensor, recipe.parallel.sequence,
@@ -145,18 +146,14 @@ def parallel_sizes(
     return found
 
 
-def _sizes(asked: int | str, cluster: Cluster, shape: ModelShape | None) -> list[int]:
+def _sizes(asked: int | str, cluster: Cluster, profile: Profile | None) -> list[int]:
     """The sizes to try: `auto` stays inside a host and shares heads evenly."""
     if isinstance(asked, int):
         return [asked]
-    if shape is None or cluster.device.kind == "cpu":
+    if not traced(profile) or cluster.device.kind == "cpu":
         return [1]
     whole = [2**power for power in range(4)]
-    return [
-        size
-        for size in whole
-        if size <= cluster.slots_per_host and shape.heads % size == 0 and shape.kv_heads % size == 0
-    ]
+    return [size for size in whole if size <= cluster.slots_per_host and _divides(profile, size)]
 
 
 def data_parallel_size(
@@ -190,16 +187,27 @@ def data_parallel_size(
     return size
 
 
-def bucket_elements(shape: ModelShape | None) -> int:
+def traced(profile: Profile | None) -> TypeGuard[Profile]:
+    """Whether a model's passes are known."""
+    return profile is not None and bool(profile.passes)
+
+
+def _divides(profile: Profile, size: int) -> bool:
+    """Whether ranks can share a model's heads evenly; one without heads isn't shared."""
+    heads = profile.heads, profile.kv_heads
+    return size == 1 or (all(heads) and all(number % size == 0 for number in heads))
+
+
+def bucket_elements(profile: Profile | None) -> int:
     """Elements in DeepSpeed's communication buckets.
 
     Source: transformers' integrations/deepspeed.py, trainer_config_finalize: hidden size squared;
     at least a million, since smaller messages only cost latency.
     """
-    return max(10**6, shape.hidden_size**2) if shape else 5 * 10**8  # DeepSpeed's own default
+    return max(10**6, profile.hidden_size**2) if profile else 5 * 10**8  # DeepSpeed's own default
 
 
-def smallest_world(recipe: Recipe, cluster: Cluster, shape: ModelShape) -> int | None:
+def smallest_world(recipe: Recipe, cluster: Cluster, profile: Profile) -> int | None:
     """The smallest number of such devices (a power of two) that fits; None: not even 16,384."""
     from dslm.cluster.hosts import Host
 
@@ -210,7 +218,7 @@ def smallest_world(recipe: Recipe, cluster: Cluster, shape: ModelShape) -> int |
         per_host = min(world, max(known, cluster.slots_per_host))
         hosts = tuple(Host(f"host-{n}", per_host) for n in range(world // per_host))
         try:
-            if choose(recipe, replace(cluster, hosts=hosts), shape).fits:
+            if choose(recipe, replace(cluster, hosts=hosts), profile).fits:
                 return world
         except RecipeError:
             continue
@@ -224,9 +232,10 @@ def _strategies(
     *,
     tensor: int,
     sequence: int,
-    known: bool,
+    profile: Profile | None,
 ) -> Iterator[Strategy]:
     parallel, model = recipe.parallel, recipe.model
+    known = traced(profile)
     stages: tuple[int, ...]
     stages = (0, 1, 2, 3) if parallel.zero_stage == "auto" else (parallel.zero_stage,)
     if parallel.zero_stage == "auto" and (data_parallel * sequence == 1 or not known):
@@ -245,6 +254,8 @@ def _strategies(
     )
     if model.activation_checkpointing == "auto" and (not known or cluster.device.kind == "cpu"):
         checkpointing = (False,) if cluster.device.kind == "cpu" else (True,)
+    if profile is not None and known and "recompute" not in profile.passes:
+        checkpointing = (False,)  # the model's code has no recomputation
     per_rank = recipe.batch.global_size // data_parallel
     micro = recipe.batch.micro_size
     largest = _CPU_MICRO_BATCH if cluster.device.kind == "cpu" else per_rank
@@ -273,10 +284,10 @@ def _strategies(
 
 
 def _candidate(
-    recipe: Recipe, cluster: Cluster, shape: ModelShape | None, strategy: Strategy
+    recipe: Recipe, cluster: Cluster, profile: Profile | None, strategy: Strategy
 ) -> Candidate:
     capacity = cluster.device.memory_bytes
-    if shape is None:
+    if not traced(profile):
         return Candidate(
             strategy=strategy,
             memory=None,
@@ -286,16 +297,16 @@ def _candidate(
         )
     memory = estimate(
         recipe,
-        shape,
+        profile,
         strategy,
         device_kind=cluster.device.kind,
         ranks_per_host=cluster.slots_per_host,
-        buckets=bucket_elements(shape),
+        buckets=bucket_elements(profile),
     )
     return Candidate(
         strategy=strategy,
         memory=memory,
-        time=predict(recipe, shape, strategy, cluster),
+        time=predict(recipe, profile, strategy, cluster),
         capacity=capacity,
         host_capacity=cluster.host_memory_bytes,
     )

@@ -10,12 +10,25 @@ compute format, B elements of a bucket, G elements of the largest parameter.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dslm.plan.ledger import (
+    BACKWARD,
+    LAYERS,
+    PASS,
+    RUN,
+    Moment,
+    Place,
+    Term,
+    placed,
+)
+
 FP32 = 4
+_ZERO_12, _ZERO_3 = "zero/stage_1_and_2.py", "zero/stage3.py"
 # Bytes of optimizer state per trained parameter beside the fp32 copy: two moments, or fewer.
-# Adafactor keeps a row and a column for each matrix: less than a thousandth.
-STATE_BYTES = {"adamw": 8, "adam": 8, "sgd": 0, "adafactor": 0, "lion": 4, "muon": 4}
+# Adafactor has rows and columns of a matrix: of what ZeRO makes flat it keeps every element.
+STATE_BYTES = {"adamw": 8, "adam": 8, "sgd": 0, "adafactor": 4, "lion": 4, "muon": 4}
 SUB_GROUP = 10**9  # elements that stage 3 updates at a time: zero/config.py, sub_group_size
 REUSE = 10**9  # stage3_max_reuse_distance and stage3_max_live_parameters, as the presets have them
 SWAP_BUFFERS = 5 * 10**8  # elements: offload_param's buffer_count times buffer_size
@@ -69,27 +82,37 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Held:
-    """Bytes of one rank: what always lives, and the most beside it in each phase."""
+    """What DeepSpeed keeps of a model: terms, and how gradients live beside the activations."""
 
     parameters: int
     gradients: int  # at the end of the backward pass
     optimizer: int
-    buffers: int  # always there, or there through the backward pass
-    resident: int  # on the device from the first step on, gradients left out
-    init: int  # the most until the first step, all included
-    carried: int  # gradients that live through a forward pass
-    gathered: int  # parameters of others, between forward and backward
-    arriving: int  # beside the activations, when the first gradients arrive
-    first_layer: int  # gradients and buffers when those of the first layer arrive, the last ones
-    backward_end: int  # gradients and buffers when the last gradient is there
-    step: int
-    host_pinned: int
-    host_pageable: int
+    terms: tuple[Term, ...]
+    stay: bool = False  # gradients stay where they are until the backward pass is over
+    arrived: int = 0  # bytes of gradients kept of a whole backward pass; grows as they come
+
+    @property
+    def buffers(self) -> int:
+        """Always there, or there through the backward pass."""
+        return sum(
+            t.bytes for t in self.terms if t.kind == "buffers" and t.lives >= LAYERS
+            and t.place is Place.DEVICE
+        )  # fmt: skip
+
+    @property
+    def pinned(self) -> int:
+        """Bytes on the host that a device copies from."""
+        return placed(self.terms, Place.PINNED)
+
+    @property
+    def pageable(self) -> int:
+        """Other bytes on the host."""
+        return placed(self.terms, Place.PAGEABLE)
 
     @property
     def host(self) -> int:
         """Bytes on the host."""
-        return self.host_pinned + self.host_pageable
+        return self.pinned + self.pageable
 
 
 def model_states(
@@ -141,6 +164,24 @@ def held(setting: Setting) -> Held:
     return _stage_3(setting) if setting.stage == 3 else _stages_1_and_2(setting)
 
 
+def _term(  # a term of the device
+    name: str, bytes_: int, lives: Iterable[Moment], source: str, kind: str = "buffers"
+) -> Term:
+    return Term(name=name, bytes=bytes_, lives=frozenset(lives), source=source, kind=kind)
+
+
+def _on_host(setting: Setting, name: str, bytes_: int, source: str) -> Term:
+    place = Place.PINNED if setting.pinned else Place.PAGEABLE
+    return Term(name=name, bytes=bytes_, lives=RUN, source=source, place=place)
+
+
+def _resident(states: States, source: str) -> list[Term]:
+    return [
+        _term("parameters", states.parameters, RUN, source, "parameters"),
+        _term("optimizer state", states.optimizer, RUN, source, "optimizer"),
+    ]
+
+
 def _states(setting: Setting) -> States:
     return model_states(
         setting.trained,
@@ -172,53 +213,56 @@ def _reduced(setting: Setting) -> int:
     return setting.element * max(table, flat)
 
 
-def _head_gradient(setting: Setting) -> int:
-    """The gradient of the head while the last layer's come: of a tied one it waits for the end.
+def _head_copies(setting: Setting) -> int:
+    """The gradient of a head of its own, and its copy, where it is larger than a bucket.
 
-    Another is reduced as soon as the next gradient comes; a large one is copied for that.
+    It is reduced as soon as the next gradient comes. That of a tied head waits within the backward
+    pass, where the trace has it.
     """
     head = min(setting.embedding, setting.trained) * setting.element
-    if setting.tied or (setting.stage == 1 and not setting.overlaps):
-        return head
-    return 2 * head if setting.embedding > setting.bucket else 0
+    return 2 * head if setting.embedding > setting.bucket and not setting.tied else 0
 
 
 def _without_zero(setting: Setting) -> Held:
     states = _states(setting)
     trained, e = setting.trained, setting.element
-    resident = states.parameters + states.optimizer
     scratch = _scratch(setting, setting.largest)
-    head = min(setting.embedding, trained)
+    table = e * min(setting.embedding, trained) if setting.tied else 0
+    resident = states.parameters + states.optimizer
+    source = "fp16/unfused_optimizer.py" if setting.on_cpu else "fp16/fused_optimizer.py"
     if not setting.half:
+        source = "torch's optimizer"
         step, init = scratch, states.parameters + FP32 * setting.largest
     elif setting.on_cpu:
-        # unfused_optimizer.py, step: a copy of each gradient in fp32; its initialisation steps once
+        # step: a copy of each gradient in fp32; initialize_optimizer_states steps once
         step = FP32 * trained + scratch
         init = resident + states.gradients + step
     else:
-        # fused_optimizer.py, step: the copies, and all of them once more as one tensor
+        # step: the copies, and all of them once more as one tensor
         step = 2 * FP32 * trained
         init = resident + FP32 * trained  # initialize_optimizer_states
     # engine.allreduce_gradients: gradients are copied into buckets of half a billion elements
     flat = e * min(trained, 5 * 10**8) if setting.ranks > 1 else 0
+    carried = PASS if setting.accumulates else frozenset[Moment]()
     return Held(
         parameters=states.parameters,
         gradients=states.gradients,
         optimizer=states.optimizer,
-        buffers=0,
-        resident=resident,
-        init=init,
-        carried=states.gradients if setting.accumulates else 0,
-        gathered=0,
-        arriving=e * head,
-        first_layer=0 if setting.accumulates else e * max(0, trained - setting.layer),
-        # a tied table gets two gradients, which are added; or all are copied to be reduced
-        backward_end=(0 if setting.accumulates else states.gradients)
-        + max(flat, 2 * e * head * setting.tied),
-        step=step + states.gradients,
-        host_pinned=0,
-        host_pageable=0,
-    )
+        stay=not setting.accumulates,
+        terms=(
+            *_resident(states, source),
+            _term(
+                "gradients", states.gradients, {Moment.GRADIENTS, Moment.STEP, *carried},
+                "autograd", "gradients",
+            ),
+            _term(
+                "gradients on their way", max(flat, 2 * table), {Moment.GRADIENTS},
+                "engine.py, allreduce_gradients; a tied table's two, and their sum", "gradients",
+            ),
+            _term("the update", step, {Moment.STEP}, f"{source}, step"),
+            _term("making the engine", init, {Moment.INIT}, source),
+        ),
+    )  # fmt: skip
 
 
 def _stages_1_and_2(setting: Setting) -> Held:
@@ -239,23 +283,23 @@ def _stages_1_and_2(setting: Setting) -> Held:
         carried = partition  # all_grad_tensors: the sum so far, and what is added to it
         gradients = 2 * partition
     late = setting.stage == 1 and not setting.overlaps  # all is reduced at the end
-    arrived = partition
-    if late:
-        arrived = 0 if setting.accumulates else e * max(0, trained - setting.layer)
     # there each gradient is let go as its part is kept
     last = max(0, reduced - partition) if late else reduced
     temporary = largest * e if offloads else 0  # temp_grad_buffer_for_gpu_offload
-    resident = states.parameters + states.optimizer + temporary
     flattened = states.parameters + e * trained
+    host: list[Term] = []
     if offloads:
         step = 0
-        # master copy, gradients, parameters on their way, one gradient on its way
-        on_host = states.host_optimizer + largest * e
+        # master copy, gradients, parameters on their way
+        host.append(_on_host(setting, "offloaded optimizer state", states.host_optimizer, _ZERO_12))
+        host.append(_on_host(setting, "a gradient on its way", largest * e, _ZERO_12))
         if setting.accumulates:
-            on_host += e * share  # accumulated_grads_in_cpu
+            summed = _on_host(
+                setting, "accumulated gradients", e * share, "accumulated_grads_in_cpu"
+            )
+            host.append(summed)
         init = max(flattened, states.parameters + temporary)
     else:
-        on_host = 0
         # step: averaged gradients, flattened, in fp32, and those of the partition's parameters;
         # later those in fp32 and the update's own
         own = partition if carried and setting.stage == 1 else 0
@@ -264,23 +308,34 @@ def _stages_1_and_2(setting: Setting) -> Held:
             FP32 * share + _scratch(setting, share),
         )
         init = max(flattened, states.parameters + 2 * FP32 * share)
-    pinned = on_host if setting.pinned else 0
+    summing = PASS | {Moment.GRADIENTS}
     return Held(
         parameters=states.parameters,
         gradients=gradients,
         optimizer=states.optimizer,
-        buffers=buckets + temporary,
-        resident=resident,
-        init=init,
-        carried=carried,
-        gathered=0,
-        arriving=buckets + _head_gradient(setting),
-        first_layer=buckets + arrived,
-        backward_end=gradients - carried + buckets + last,
-        step=step,
-        host_pinned=pinned,
-        host_pageable=on_host - pinned,
-    )
+        stay=late and not setting.accumulates,
+        arrived=0 if late else partition,
+        terms=(
+            *_resident(states, _ZERO_12),
+            _term("buckets", buckets, BACKWARD - {Moment.LOSS}, f"{_ZERO_12}, setup_buckets"),
+            _term("an offloaded gradient", temporary, RUN, "temp_grad_buffer_for_gpu_offload"),
+            _term("gradients so far", carried, summing, "all_grad_tensors", "gradients"),
+            _term(
+                "gradients", gradients - carried, {Moment.GRADIENTS}, _ZERO_12, "gradients"
+            ),
+            _term(
+                "the head's gradient", 0 if late else _head_copies(setting), {Moment.LAST_LAYER},
+                f"{_ZERO_12}, extra_large_param_to_reduce", "gradients",
+            ),
+            _term(
+                "gradients on their way", last, {Moment.GRADIENTS}, f"{_ZERO_12}, average_tensor",
+                "gradients",
+            ),
+            _term("the update", step, {Moment.STEP}, f"{_ZERO_12}, step"),
+            _term("making the engine", init, {Moment.INIT}, _ZERO_12),
+            *host,
+        ),
+    )  # fmt: skip
 
 
 def _stage_3(setting: Setting) -> Held:
@@ -292,12 +347,9 @@ def _stage_3(setting: Setting) -> Held:
     live = min(whole, setting.reuse // 2 + setting.layer + setting.largest)
     if whole <= setting.reuse // 2:
         live = whole
-    gathered = e * live
     bucket = setting.bucket * e
     largest = min(setting.largest, setting.trained)
-    reduced = _reduced(setting)
     secondary = e * -(-whole // setting.secondary) if setting.secondary else 0
-    own = states.parameters + states.gradients + states.optimizer + secondary
     group = min(share, setting.sub_group)
     on_host = states.host_parameters + states.host_optimizer
     if setting.offload == "none":
@@ -314,25 +366,36 @@ def _stage_3(setting: Setting) -> Held:
             init = max(
                 init, states.parameters + 3 * FP32 * share + states.host_parameters - on_host
             )
+    host = [_on_host(setting, "offloaded states", on_host, _ZERO_3)]
     if setting.offload == "nvme":
         # what is read and written at a time, in pinned buffers: two groups' master copies, moments
         # and gradients (pipelined_optimizer_swapper.py), and parameters on their way
-        on_host += 2 * (2 * FP32 + STATE_BYTES[setting.optimizer]) * group
-        on_host += e * min(SWAP_BUFFERS, whole)
-    pinned = on_host if setting.pinned else 0
+        swapped = 2 * (2 * FP32 + STATE_BYTES[setting.optimizer]) * group
+        swapped += e * min(SWAP_BUFFERS, whole)
+        host.append(_on_host(setting, "what is swapped", swapped, "pipelined_optimizer_swapper.py"))
+    gathered = PASS | {Moment.EVALUATION}
     return Held(
         parameters=states.parameters + secondary,
         gradients=states.gradients,
         optimizer=states.optimizer,
-        buffers=bucket + gathered,
-        resident=own + bucket,
-        init=init + secondary,
-        carried=0,
-        gathered=gathered,
-        arriving=_head_gradient(setting),
-        first_layer=0,
-        backward_end=reduced + largest * e,  # gathered still, and its gradient
-        step=step,
-        host_pinned=pinned,
-        host_pageable=on_host - pinned,
-    )
+        terms=(
+            *_resident(states, _ZERO_3),
+            _term(
+                "second partition", secondary, RUN, "ZeRO++ (arXiv 2306.10209), 3.2", "parameters"
+            ),
+            _term("gradients", states.gradients, RUN, f"{_ZERO_3}, averaged", "gradients"),
+            _term("bucket", bucket, RUN, f"{_ZERO_3}, ipg_buckets"),
+            _term("gathered parameters", e * live, gathered, "partitioned_param_coordinator.py"),
+            _term(
+                "the head's gradient", _head_copies(setting), {Moment.LAST_LAYER}, _ZERO_3,
+                "gradients",
+            ),
+            _term(
+                "gradients on their way", _reduced(setting) + largest * e, {Moment.GRADIENTS},
+                f"{_ZERO_3}, reduce_independent_p_g_buckets", "gradients",
+            ),
+            _term("the update", step, {Moment.STEP}, f"{_ZERO_3}, step"),
+            _term("making the engine", init + secondary, {Moment.INIT}, _ZERO_3),
+            *host,
+        ),
+    )  # fmt: skip

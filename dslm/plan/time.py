@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dslm.cluster.hosts import Cluster
-from dslm.plan.memory import lora_parameters
-from dslm.plan.shape import ModelShape
 from dslm.plan.strategy import Strategy
+from dslm.profile.levels import flops
+from dslm.profile.value import Profile
 from dslm.recipe.schema import Recipe
 
 # Share of a link's rated bandwidth that ring collectives reach (nccl-tests, bus bandwidth).
@@ -39,16 +39,14 @@ class StepTime:
     bound_by: str
 
 
-def flops_per_token(shape: ModelShape, length: int, *, lora: bool = False) -> float:
+def flops_per_token(profile: Profile, length: int, mode: str = "plain") -> float:
     """FLOPs of forward and backward for one token of a sequence of `length` tokens.
 
-    Source: 6 per parameter that multiplies it (Kaplan et al., arXiv 2001.08361, 2.1) and 12 A s a
-    layer for attention (PaLM, arXiv 2204.02311, appendix B). With LoRA the frozen weights need no
-    gradient: 4 per parameter.
+    As the trace counted them: matrix products and attention, recomputed ones in that mode, those
+    of frozen weights' gradients not. Attention without a mask computes every score.
     """
-    window = min(length, shape.sliding_window or length)
-    attention = 12 * (shape.layers + shape.encoder_layers) * shape.attention_width * window
-    return (4 if lora else 6) * shape.matmul_parameters + attention
+    tokens = profile.fixed_length or length
+    return sum(flops(profile.pass_of(mode, 2), 2, tokens).values()) / (2 * tokens)
 
 
 def communication_volume(
@@ -66,7 +64,7 @@ def communication_volume(
 
 
 def predict(
-    recipe: Recipe, shape: ModelShape, strategy: Strategy, cluster: Cluster
+    recipe: Recipe, profile: Profile, strategy: Strategy, cluster: Cluster
 ) -> StepTime | None:
     """The time of a step; None where the device's speed in this precision isn't known."""
     device = cluster.device
@@ -75,13 +73,14 @@ def predict(
         return None
     length = recipe.data.sequence_length
     tokens = strategy.global_batch_size * length
-    needed = flops_per_token(shape, length, lora=recipe.lora is not None)
-    recomputed = 4 / 3 if strategy.activation_checkpointing else 1.0
-    compute = tokens * needed * recomputed / (cluster.world_size * peak * device.efficiency)
+    needed = flops_per_token(profile, length)
+    mode = "recompute" if strategy.activation_checkpointing else "plain"
+    done = flops_per_token(profile, length, mode)
+    compute = tokens * done / (cluster.world_size * peak * device.efficiency)
     element = 4 if recipe.precision == "fp32" else 2
-    trained = shape.parameters if recipe.lora is None else lora_parameters(shape, recipe.lora.rank)
+    trained, whole = profile.trained, profile.trained + profile.frozen
     volume = communication_volume(
-        shape.parameters if strategy.zero_stage == 3 else trained,
+        whole if strategy.zero_stage == 3 else trained,
         stage=strategy.zero_stage,
         element=element,
         ranks=strategy.data_parallel_size,
@@ -96,9 +95,9 @@ def predict(
         bandwidth = min(bandwidth, device.network_bandwidth * cluster.slots_per_host)
     wire = volume * repeats / (bandwidth * LINK_EFFICIENCY) if volume else 0.0
     exposed = _exposed(wire, compute) + _between_layers(
-        recipe, shape, strategy, device.link_bandwidth
+        recipe, profile, strategy, device.link_bandwidth
     )
-    fetched = _exposed(_fetching(shape.parameters * element, strategy, cluster), compute)
+    fetched = _exposed(_fetching(whole * element, strategy, cluster), compute)
     optimizer = _optimizer_seconds(trained, strategy, device.memory_bandwidth, cluster)
     step = compute + exposed + fetched + optimizer
     parts = {
@@ -136,7 +135,7 @@ def _fetching(parameters: int, strategy: Strategy, cluster: Cluster) -> float:
 
 
 def _between_layers(
-    recipe: Recipe, shape: ModelShape, strategy: Strategy, bandwidth: float
+    recipe: Recipe, profile: Profile, strategy: Strategy, bandwidth: float
 ) -> float:
     """Seconds of a step that ranks wait for each other's activations.
 
@@ -146,8 +145,8 @@ def _between_layers(
     element = 4 if recipe.precision == "fp32" else 2
     tensor, sequence = strategy.tensor_parallel, strategy.sequence_parallel
     tokens = strategy.micro_batch_size * recipe.data.sequence_length / sequence
-    states = tokens * shape.hidden_size * element
-    layers = (shape.layers + shape.encoder_layers) * strategy.gradient_accumulation_steps
+    states = tokens * profile.hidden_size * element
+    layers = profile.layers * strategy.gradient_accumulation_steps
     volume = 4 * 2 * (tensor - 1) / tensor + 8 * (sequence - 1) / sequence
     return layers * volume * states / (bandwidth * LINK_EFFICIENCY) if volume else 0.0
 

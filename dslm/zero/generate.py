@@ -15,9 +15,9 @@ from typing import Any
 from dslm.cluster.hosts import Cluster
 from dslm.errors import RecipeError, Where
 from dslm.plan.search import bucket_elements
-from dslm.plan.shape import ModelShape
 from dslm.plan.strategy import Strategy
 from dslm.presets import preset_path
+from dslm.profile.value import Profile
 from dslm.recipe.duration import total_steps, warmup_steps
 from dslm.recipe.schema import Recipe
 
@@ -119,7 +119,7 @@ def preset_name(recipe: Recipe, strategy: Strategy) -> str:
 
 
 def generate(
-    recipe: Recipe, cluster: Cluster, strategy: Strategy, shape: ModelShape | None
+    recipe: Recipe, cluster: Cluster, strategy: Strategy, profile: Profile | None
 ) -> ResolvedConfig:
     """The DeepSpeed config of a run.
 
@@ -127,7 +127,7 @@ def generate(
         recipe: as loaded; its `auto`s are what `strategy` resolves.
         cluster: hosts and device.
         strategy: what the planner chose.
-        shape: sizes of the model; None leaves DeepSpeed's own bucket sizes.
+        profile: the model's; None leaves DeepSpeed's own bucket sizes.
 
     Raises:
         RecipeError: no preset has this combination.
@@ -144,7 +144,7 @@ def generate(
     _precision(draft, recipe)
     _optimizer(draft, recipe, cluster, strategy)
     _scheduler(draft, recipe)
-    _partitioning(draft, recipe, cluster, strategy, shape)
+    _partitioning(draft, recipe, cluster, strategy, profile)
     _logging(draft, recipe)
     for key, value in leaves(recipe.deepspeed) if recipe.deepspeed else ():
         draft.set(key, value, "override", "the recipe's `deepspeed` section, merged last")
@@ -259,7 +259,7 @@ def _scheduler(draft: _Draft, recipe: Recipe) -> None:
 
 
 def _partitioning(
-    draft: _Draft, recipe: Recipe, cluster: Cluster, strategy: Strategy, shape: ModelShape | None
+    draft: _Draft, recipe: Recipe, cluster: Cluster, strategy: Strategy, profile: Profile | None
 ) -> None:
     zero = _ZERO
     given = recipe.parallel.zero_stage != "auto"
@@ -269,10 +269,12 @@ def _partitioning(
         "recipe" if given else "computed",
         "parallel.zero_stage" if given else "the planner: the fastest that fits",
     )
-    bucket = bucket_elements(shape)
-    hidden = shape.hidden_size if shape else None
+    bucket = bucket_elements(profile)
+    hidden = profile.hidden_size if profile else None
     # transformers' rule for its Trainer (HfTrainerDeepSpeedConfig.trainer_config_finalize)
-    square = "hidden size², at least a million" if shape else "DeepSpeed's default: no sizes known"
+    square = (
+        "hidden size², at least a million" if profile else "DeepSpeed's default: no sizes known"
+    )
     if strategy.zero_stage in (1, 2):
         for key in ("reduce_bucket_size", "allgather_bucket_size"):
             draft.set(f"{zero}.{key}", bucket, "computed", square)

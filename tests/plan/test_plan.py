@@ -10,18 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dslm.ask.profile import profile_request
 from dslm.cluster.devices import DEVICES, device_named
 from dslm.plan.memory import Memory, estimate
 from dslm.plan.report import cluster_of
 from dslm.plan.search import bucket_elements, choose
-from dslm.plan.shape import shape_of
 from dslm.plan.strategy import Strategy
 from dslm.plan.time import predict
+from dslm.profile.store import stored
 from dslm.recipe.load import load_recipe
 from tests.conftest import Dslm
 
 RECIPE = load_recipe("llama-3.2-1b").recipe
-SHAPE = shape_of(RECIPE.model.architecture)
+_REQUEST = profile_request(RECIPE, dict(RECIPE.model.architecture), on_cpu=False)
+PROFILE = stored(_REQUEST)
+assert PROFILE is not None, "the preset's profile ships with dslm: `make profiles`"
 BASE = Strategy(
     zero_stage=0, offload="none", micro_batch_size=1, gradient_accumulation_steps=1,
     activation_checkpointing=False, tensor_parallel=1, sequence_parallel=1, data_parallel_size=8,
@@ -31,8 +34,8 @@ BASE = Strategy(
 def _memory(strategy: Strategy, length: int = 2048) -> Memory:
     data = RECIPE.data.model_copy(update={"sequence_length": length})
     return estimate(
-        RECIPE.model_copy(update={"data": data}), SHAPE, strategy,
-        device_kind="cuda", ranks_per_host=8, buckets=bucket_elements(SHAPE),
+        RECIPE.model_copy(update={"data": data}), PROFILE, strategy,
+        device_kind="cuda", ranks_per_host=8, buckets=bucket_elements(PROFILE),
     )  # fmt: skip
 
 
@@ -68,7 +71,7 @@ def test_more_memory_never_makes_a_plan_that_fits_not_fit() -> None:
         choose(
             RECIPE,
             replace(cluster, device=replace(cluster.device, memory_bytes=gib * 2**30)),
-            SHAPE,
+            PROFILE,
         ).fits
         for gib in (2, 4, 8, 16, 32, 64, 128)
     ]
@@ -85,11 +88,11 @@ def test_what_is_offloaded_comes_over_the_bus_in_every_micro_batch() -> None:
             BASE, zero_stage=3, offload=offload, data_parallel_size=2,
             gradient_accumulation_steps=accumulation,
         )  # fmt: skip
-        found = predict(RECIPE, SHAPE, strategy, cluster)
+        found = predict(RECIPE, PROFILE, strategy, cluster)
         assert found is not None
         seconds[offload, accumulation] = found.step_seconds
     # 2.5 GB shared by two ranks, twice, at 25 GB/s: 0.1 s a micro batch, of which 30 % isn't hidden
-    micro = 0.3 * 2 * SHAPE.parameters * 2 / 2 / 25e9
+    micro = 0.3 * 2 * PROFILE.total * 2 / 2 / 25e9
     assert seconds["all", 8] - seconds["optimizer", 8] == pytest.approx(8 * micro, rel=0.01)
     assert seconds["all", 16] > 2 * seconds["all", 8] - seconds["optimizer", 8]
     assert seconds["nvme", 8] > seconds["all", 8]
@@ -127,29 +130,52 @@ def test_the_document_has_what_other_programs_rely_on(dslm: Dslm) -> None:
         assert plan["time"][key]
 
 
+TINY = {
+    "model_type": "stablelm", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 1000,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 128,
+    "max_position_embeddings": 512,
+}  # fmt: skip
+
+
 def test_a_model_folder_or_config_can_be_planned(dslm: Dslm, tmp_path: Path) -> None:
-    config = {
-        "model_type": "newfangled", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 1000,
-        "num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 512,
-    }  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
     for name in (".", "config.json"):
         plan = json.loads(dslm("plan", name, "--gpus", "1", "--device", "l4", "--json").stdout)
-        assert plan["model"]["exact"] is False
-        assert plan["model"]["parameters"] > 100_000
+        assert plan["model"]["exact"] is True
+        # two matrices of embeddings; four square ones, three of the MLP and two norms a layer
+        layer = 4 * 64 * 64 + 3 * 64 * 128 + 2 * 2 * 64
+        assert plan["model"]["parameters"] == 2 * 1000 * 64 + 2 * layer + 2 * 64
+        assert plan["fits"] is True
 
 
-def test_what_is_guessed_of_an_unknown_type_is_said(dslm: Dslm, tmp_path: Path) -> None:
-    config = {"model_type": "newfangled", "d_model": 512, "n_layers": 4, "vocab_size": 1000}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+def test_a_model_that_cannot_be_traced_never_fits(dslm: Dslm, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**TINY, "model_type": "newfangled"}))
     argv = ["plan", "config.json", "--gpus", "1", "--device", "l4"]
     found = json.loads(dslm(*argv, "--json").stdout)
-    assert found["model"]["guessed"] == ["model_type", "intermediate_size", "num_attention_heads"]
-    assert "guess" in dslm(*argv).stdout
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "newfangled"}))
+    assert found["fits"] is None
+    assert "newfangled" in found["model"]["untraced"]
+    assert found["memory"]["device"] is None
     done = dslm(*argv)
-    assert done.returncode == 2
-    assert "hidden_size" in done.stderr
+    assert done.returncode == 0
+    assert "not known" in done.stdout
+    assert "newfangled" in done.stdout
+    assert "fits" not in done.stdout.replace("whether it fits", "")
+
+
+def test_every_term_of_a_plan_is_explained(dslm: Dslm) -> None:
+    argv = [
+        "plan", "llama-3.1-8b", "--gpus", "16", "--device", "h100-80gb",
+        "-s", "parallel.zero_stage=3",
+    ]  # fmt: skip
+    found = json.loads(dslm(*argv, "--json").stdout)["memory"]
+    moment = found["peak_moment"]
+    terms = [t for t in found["terms"] if t["place"] == "device"]
+    assert all(t["source"] and t["lives"] for t in terms)
+    alive = sum(t["bytes"] for t in terms if moment in t["lives"])
+    assert alive == found["device"]["total"]
+    done = dslm(*argv, "--explain")
+    for words in ("gathered parameters", "partitioned_param_coordinator", "traced", moment):
+        assert words in done.stdout
 
 
 def test_sizes_are_understood_as_people_write_them(dslm: Dslm) -> None:
@@ -189,8 +215,8 @@ def test_auto_finds_parallel_sizes_when_nothing_else_fits() -> None:
     shared = alone.model_copy(
         update={"parallel": RECIPE.parallel.model_copy(update={"sequence": "auto"})}
     )
-    assert not choose(alone, cluster, SHAPE).fits
-    plan = choose(shared, cluster, SHAPE)
+    assert not choose(alone, cluster, PROFILE).fits
+    plan = choose(shared, cluster, PROFILE)
     assert plan.fits
     assert plan.strategy.sequence_parallel > 1
     assert plan.strategy.global_batch_size == 8
@@ -200,12 +226,12 @@ def test_a_host_without_room_is_foreseen() -> None:
     parallel = RECIPE.parallel.model_copy(update={"zero_stage": 3, "offload": "all"})
     recipe = RECIPE.model_copy(update={"parallel": parallel})
     cluster = cluster_of(device_named("a100-80gb"), 8)
-    memory = choose(recipe, cluster, SHAPE).choice.memory
+    memory = choose(recipe, cluster, PROFILE).choice.memory
     assert memory is not None
     # master copy, moments, gradients in fp32 and bf16, parameters: 20 bytes each, over all ranks
-    assert memory.host_items["pinned"] == pytest.approx(20 * SHAPE.parameters, rel=1e-3)
+    assert memory.host_items["pinned"] == pytest.approx(20 * PROFILE.total, rel=1e-3)
     for room, fits in ((memory.host // 2, False), (memory.host * 2, True)):
-        choice = choose(recipe, replace(cluster, host_memory_bytes=room), SHAPE).choice
+        choice = choose(recipe, replace(cluster, host_memory_bytes=room), PROFILE).choice
         assert choice.fits_host is fits
         assert choice.fits is fits
 

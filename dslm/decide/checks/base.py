@@ -15,8 +15,8 @@ from dslm.cluster.hosts import Cluster
 from dslm.decide.checks.facts import ModelType
 from dslm.decide.model import ModelSource
 from dslm.errors import DataError, InputError, RecipeError
-from dslm.plan.shape import ModelShape
 from dslm.plan.strategy import Strategy
+from dslm.profile.value import Profile
 from dslm.recipe.schema import Recipe
 
 
@@ -56,7 +56,7 @@ class Case:
     kind: ModelType | None  # None: no model type is known, or transformers has none such
     cluster: Cluster
     here: bool  # it runs on this machine or on hosts like it: its packages and paths count
-    shape: ModelShape | None = None
+    profile: Profile | None = None
     strategy: Strategy | None = None  # None: not planned yet
 
     @property

@@ -229,7 +229,7 @@ def _positions(case: Case) -> Iterator[Problem]:
 
 
 def _length(case: Case) -> Iterator[Problem]:
-    longest = case.shape.max_positions if case.shape else None
+    longest = case.profile.max_positions if case.profile else None
     wanted = case.recipe.data.sequence_length
     if longest is not None and case.recipe.task != "vision" and wanted > longest:
         yield Problem(

@@ -1,0 +1,71 @@
+"""The profile of a recipe's model: shipped, from the cache, or traced by the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dslm.ask.call import ask
+from dslm.errors import DslmError
+from dslm.profile.store import keep, key_of, stored
+from dslm.profile.value import Profile, from_document
+from dslm.recipe.schema import Recipe
+
+OnPhase = Callable[[str], None]
+
+
+def profile_request(
+    recipe: Recipe, architecture: dict[str, Any], *, on_cpu: bool
+) -> dict[str, Any]:
+    """What a profile is made from: everything of a recipe that changes the model's own work."""
+    lora = recipe.lora
+    attention = recipe.model.attention
+    return {
+        "architecture": architecture,
+        # what the loss is computed of is the same: tokens, each the next one's label
+        "task": "pretrain" if recipe.task in _NEXT_TOKEN else recipe.task,
+        "attention": "auto" if attention == "sdpa" else attention,
+        "fused_loss": recipe.model.liger is True,
+        "precision": recipe.precision,
+        "lora": {
+            "rank": lora.rank, "dropout": lora.dropout, "target_modules": lora.target_modules,
+        } if lora else None,
+        "device": "cpu" if on_cpu else "accelerator",
+    }  # fmt: skip
+
+
+_NEXT_TOKEN = ("pretrain", "sft", "dpo", "sequence", "script")
+
+
+def profile_of(
+    recipe: Recipe,
+    architecture: dict[str, Any],
+    *,
+    on_cpu: bool,
+    on_phase: OnPhase = lambda detail: None,
+) -> tuple[Profile | None, str]:
+    """The profile of a recipe's model; None, and why, where there is none."""
+    request = profile_request(recipe, architecture, on_cpu=on_cpu)
+    try:
+        found = profiles([request], on_phase)[0]
+    except DslmError as failure:
+        return None, failure.message
+    return found, found.why
+
+
+def profiles(requests: list[dict[str, Any]], on_phase: OnPhase) -> list[Profile]:
+    """The profiles of requests; what isn't known yet is traced by one process.
+
+    Raises:
+        DslmError: a model can't be built, or the process ended.
+    """
+    asked = {key_of(request): request for request in requests}
+    found = {key: one for key, request in asked.items() if (one := stored(request)) is not None}
+    absent = {key: request for key, request in asked.items() if key not in found}
+    if absent:
+        answer = ask("dslm.worker.trace", {"requests": list(absent.values())}, on_phase)
+        for (key, request), document in zip(absent.items(), answer["profiles"], strict=True):
+            found[key] = from_document(document)
+            if not found[key].why:
+                keep(request, found[key])
+    return [found[key_of(request)] for request in requests]

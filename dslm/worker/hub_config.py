@@ -1,0 +1,43 @@
+"""Fetch a model's config.json from the Hub, and nothing else of it: `python -m …hub_config`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dslm.errors import RecipeError, Where
+from dslm.worker.answer import Tell, answer
+
+
+def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    """The config of a model by its name and revision.
+
+    Raises:
+        RecipeError: the Hub can't be asked, or has no such model.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name = request["name"]
+    tell(f"asking the Hub for the config of {name}")
+    where = Where(key="model.name")
+    try:
+        file = hf_hub_download(name, "config.json", revision=request["revision"])
+    except LocalEntryNotFoundError as failure:
+        raise RecipeError(
+            f"the config of `{name}` is not in the cache, and the Hub can't be reached",
+            where=where,
+            hint="plan a folder or a config.json, or name the sizes in `model.architecture`",
+        ) from failure
+    except (HfHubHTTPError, HFValidationError, OSError) as failure:
+        raise RecipeError(
+            f"the config of `{name}` can't be had: {str(failure).strip().splitlines()[0]}",
+            where=where,
+            hint="is the name right, and is `hf auth login` needed?",
+        ) from failure
+    return {"config": json.loads(Path(file).read_text(encoding="utf-8"))}
+
+
+if __name__ == "__main__":
+    answer(work)

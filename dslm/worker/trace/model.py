@@ -1,0 +1,173 @@
+"""The model of a request, on the meta device, and the batch that its task makes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, initialization
+
+from dslm.worker.trace.standins import fuse_loss
+
+NEXT_TOKEN = ("pretrain", "sft", "dpo", "sequence", "script")
+AUTO_CLASSES = {
+    **dict.fromkeys(NEXT_TOKEN, "AutoModelForCausalLM"),
+    "mlm": "AutoModelForMaskedLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "classify": "AutoModelForSequenceClassification",
+    "vision": "AutoModelForImageClassification",
+}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# tasks whose loss is computed from the logits, by the worker; the others' is the model's own
+_OWN_LOSS = ("mlm", "seq2seq", "classify", "vision")
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A model to trace, as the trainer would have it."""
+
+    model: nn.Module
+    config: Any
+    task: str
+    attention: str
+
+    @property
+    def base(self) -> Any:
+        """The model without adapters around it."""
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def config_of(architecture: Mapping[str, Any]) -> Any:
+    """The transformers config of an architecture block."""
+    sizes = {key: value for key, value in architecture.items() if key != "model_type"}
+    return AutoConfig.for_model(architecture["model_type"], **sizes)
+
+
+def build(request: Mapping[str, Any]) -> Traced:
+    """Build the model of a request on the meta device."""
+    config = config_of(request["architecture"])
+    return built(config, request)
+
+
+def built(config: Any, request: Mapping[str, Any]) -> Traced:
+    """Build a model from its config on the meta device."""
+    task, attention = request["task"], request["attention"]
+    dtype = DTYPES[request["precision"]]
+    config.dtype = dtype
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    factory = getattr(transformers, AUTO_CLASSES[task])
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"), initialization.no_init_weights():
+            asked = None if attention in ("auto", "sdpa", "flash_attention_2") else attention
+            model = factory.from_config(config, attn_implementation=asked)
+            if attention == "flash_attention_2" and model._supports_flash_attn:
+                model.config._attn_implementation = attention
+            model.to(dtype)
+            model.tie_weights()
+            model.train()
+            if request.get("fused_loss") and task in NEXT_TOKEN:
+                fuse_loss(model)
+            if request.get("lora"):
+                model = _with_adapters(model, request["lora"], task)
+    finally:
+        torch.set_default_dtype(before)
+    return Traced(
+        model=model,
+        config=model.config,
+        task=task,
+        attention=str(getattr(model.config, "_attn_implementation", "eager") or "eager"),
+    )
+
+
+def _with_adapters(model: Any, lora: Mapping[str, Any], task: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    kinds = {
+        **dict.fromkeys(("pretrain", "sft", "dpo", "sequence"), "CAUSAL_LM"),
+        "seq2seq": "SEQ_2_SEQ_LM",
+        "classify": "SEQ_CLS",
+    }
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora["rank"],
+            lora_alpha=lora["rank"],
+            lora_dropout=lora.get("dropout", 0.0),
+            target_modules=lora["target_modules"],
+            task_type=kinds.get(task),
+            modules_to_save=["classifier"] if task == "vision" else None,
+        ),
+        autocast_adapter_dtype=False,
+    )
+
+
+def batch(traced: Traced, samples: int, length: int) -> dict[str, torch.Tensor]:
+    """A batch as the task's collator makes it; only its shapes count."""
+    accepted = set(inspect.signature(traced.base.forward).parameters)
+    if traced.task == "vision":
+        return _images(traced, samples)
+    ids = torch.ones((samples, length), dtype=torch.long)
+    made = {"input_ids": ids}
+    positions = torch.arange(length).repeat(samples, 1)
+    if traced.task in NEXT_TOKEN:
+        made |= {"position_ids": positions, "labels": ids.clone()}
+    elif traced.task == "mlm":
+        mask = torch.ones((samples, 1, length, length), dtype=torch.bool)
+        if traced.attention == "eager":
+            # the Trainer casts numbers of a batch to the model's format
+            mask = mask.to(next(traced.model.parameters()).dtype)
+        made |= {
+            "labels": ids.clone(),
+            "position_ids": positions,
+            "attention_mask": mask,
+            "token_type_ids": torch.zeros_like(positions),
+        }
+    elif traced.task == "seq2seq":
+        made |= {
+            "attention_mask": torch.ones_like(ids),
+            "decoder_input_ids": ids.clone(),
+            "labels": ids.clone(),
+        }
+    else:
+        made |= {
+            "attention_mask": torch.ones_like(ids),
+            "labels": torch.ones((samples,), dtype=torch.long),
+        }
+    return {name: value for name, value in made.items() if name in accepted or name == "labels"}
+
+
+def _images(traced: Traced, samples: int) -> dict[str, torch.Tensor]:
+    size = getattr(traced.config, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
+    channels = getattr(traced.config, "num_channels", 3)
+    return {
+        "pixel_values": torch.empty(
+            (samples, channels, height, width), dtype=next(traced.model.parameters()).dtype
+        ),
+        "labels": torch.ones((samples,), dtype=torch.long),
+    }
+
+
+def loss_of(traced: Traced) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    """The forward pass and loss of the task."""
+    if traced.task not in _OWN_LOSS:
+        return lambda inputs: traced.model(**inputs).loss
+
+    def loss(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        labels = inputs.pop("labels")
+        outputs = traced.model(**inputs)
+        # as dslm.worker.tasks.base.cross_entropy
+        return torch.nn.functional.cross_entropy(
+            outputs.logits.flatten(0, -2).float(), labels.flatten(), reduction="sum"
+        )
+
+    return loss

@@ -1,0 +1,175 @@
+"""Make the profile of a model: trace small passes, fit them, prove the fit on other shapes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from dslm.profile.levels import levels
+from dslm.profile.value import PassProfile, Profile, Proof
+from dslm.worker.trace.fit import fitted
+from dslm.worker.trace.model import Traced, build
+from dslm.worker.trace.parameters import groups_of
+from dslm.worker.trace.passes import PassTrace, Tracer
+
+_LENGTHS = (256, 512, 1024)
+_LOOPING = (64, 128, 192)  # of models that work through a sequence piece by piece
+_PIECEWISE = (8, 16, 24)  # … token by token
+_PER_TOKEN = 8  # operations a token, from which on it is token by token
+_SAMPLES = (2, 3)
+_EXACT = 1e-3
+_MODES = ("plain", "recompute")
+
+
+class _Run:
+    """Traces of one model, anew without skipped layers where skipping doesn't work."""
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        self.request = request
+        self.traced = build(request)
+        self.parameters = groups_of(self.traced)
+        self.limit = _positions(self.traced)
+        self.tracer = self._tracer()
+
+    def _tracer(self, *, skip: bool = True, meta: bool = True) -> Tracer:
+        return Tracer(self.traced, skip=skip, on_cpu=self.request["device"] == "cpu", meta=meta)
+
+    def traced_somehow(self) -> tuple[dict[str, PassProfile], tuple[Proof, ...]]:
+        """Every mode, and the proofs: in the quickest way that the model's code goes along with.
+
+        Layers can't be skipped where a later one asks for what they did; and a meta tensor has no
+        values at all, while a fake one knows its device and takes numbers beside it.
+        """
+        first: Exception | None = None
+        for skip, meta in ((True, True), (True, False), (False, False)):
+            if first is not None:
+                self.traced = build(self.request)
+                self.tracer = self._tracer(skip=skip, meta=meta)
+            try:
+                return self.passes()
+            except Exception as failure:  # noqa: BLE001 - a model's code can fail in any way
+                first = first or failure
+                last = failure
+        raise last
+
+    def passes(self) -> tuple[dict[str, PassProfile], tuple[Proof, ...]]:
+        """Every mode, and the proofs."""
+        lengths = self._lengths()
+        shapes = [(b, t) for b in _SAMPLES for t in lengths]
+        found: dict[str, PassProfile] = {}
+        proofs: list[Proof] = []
+        other = (4, lengths[0] + lengths[1]) if len(lengths) > 1 else (5, lengths[0])
+        for mode in _MODES if self._recomputes() else _MODES[:1]:
+            again = mode == "recompute"
+            found[mode] = self._fitted(shapes, again)
+            proofs.append(self._proof(found[mode], other, again))
+            one = self._proof(found[mode], (1, lengths[len(lengths) // 2]), again)
+            if one.off > _EXACT and len(lengths) > 1:
+                # what is of size one needs no copy: one sample has polynomials of its own
+                single = f"{mode} single"
+                found[single] = self._fitted([(1, t) for t in lengths], again)
+                one = self._proof(found[single], (1, other[1]), again)
+            proofs.append(one)
+        evaluated = [self.tracer.evaluate(b, t) for b, t in shapes]
+        found["evaluation"] = fitted(evaluated, shapes, self.tracer.layers)
+        return found, tuple(proofs)
+
+    def _fitted(self, shapes: list[tuple[int, int]], recompute: bool) -> PassProfile:
+        traces = [self.tracer.run(b, t, recompute=recompute) for b, t in shapes]
+        return fitted(traces, shapes, self.tracer.layers)
+
+    def _proof(self, one: PassProfile, shape: tuple[int, int], recompute: bool) -> Proof:
+        # of the model as it was traced: the layers that were skipped are in both or in neither
+        trace = self.tracer.run(*shape, recompute=recompute)
+        seen = fitted([trace], [shape], self.tracer.layers)
+        off = max(
+            abs(mine - true) / max(true, 1.0)
+            for mine, true in zip(_highest(one, shape), _highest(seen, shape), strict=True)
+        )
+        return Proof(samples=shape[0], length=shape[1], recompute=recompute, off=off)
+
+    def _lengths(self) -> tuple[int, ...]:
+        if self.traced.task == "vision":
+            return (1,)
+        limit = self.limit or _LENGTHS[-1]
+        if limit < _LENGTHS[-1]:
+            lengths: tuple[int, ...] = (limit // 4, limit // 2, limit // 4 * 3)
+        else:
+            lengths = _LENGTHS
+        short, long = (min(t, limit) for t in _LOOPING[:2])
+        few, many = (_operations(self.tracer.evaluate(1, t)) for t in (short, long))
+        if few == many:
+            return lengths
+        return _PIECEWISE if many - few > _PER_TOKEN * (long - short) else _LOOPING
+
+    def _recomputes(self) -> bool:
+        return bool(self.traced.base.supports_gradient_checkpointing)
+
+
+def _operations(trace: PassTrace) -> int:
+    return sum(len(stretch.work) for stretch in trace.forward)
+
+
+def _highest(one: PassProfile, shape: tuple[int, int]) -> tuple[float, float, float]:
+    """Kept, and the highest of forward and backward."""
+    found = levels(one, *shape)
+    return found.kept, found.forward, max(level.let_go for level in found.backward)
+
+
+def profile(request: Mapping[str, Any]) -> Profile:
+    """The profile of a request; without passes, and with the reason, where it can't be traced."""
+    run = _Run(request)
+    passes: dict[str, PassProfile] = {}
+    proofs: tuple[Proof, ...] = ()
+    why = ""
+    try:
+        passes, proofs = run.traced_somehow()
+    except Exception as failure:  # noqa: BLE001 - a model's code can fail in any way
+        said = str(failure).strip().splitlines()
+        why = f"{type(failure).__name__}: {said[0] if said else 'no reason given'}"
+    config = run.traced.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    heads = _number(text, "num_attention_heads")
+    head = next((g for g in run.parameters if g.head), None)
+    return Profile(
+        model_type=str(config.model_type),
+        parameters=run.parameters,
+        layers=len(run.tracer.layers),
+        hidden_size=run.tracer.width or _number(text, "hidden_size") or 1,
+        vocab_size=_number(text, "vocab_size"),
+        heads=heads,
+        kv_heads=_number(text, "num_key_value_heads") or heads,
+        max_positions=run.limit,
+        tied=head is not None and head.table,
+        attention=run.traced.attention,
+        element=run.parameters[0].element if run.parameters else 0,
+        passes=passes,
+        proofs=proofs,
+        versions={name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        fixed_length=0 if request["task"] != "vision" else 1,
+        drops=run.tracer.drops,
+        why=why,
+    )
+
+
+def _number(config: Any, name: str) -> int:
+    value = getattr(config, name, None)
+    if isinstance(value, list | tuple) and value:  # a number a stage or a layer
+        value = min(v for v in value if isinstance(v, int)) if isinstance(value[0], int) else None
+    return int(value) if isinstance(value, int | float) else 0
+
+
+def _positions(traced: Traced) -> int | None:
+    """The longest sequence that a model takes; None: no limit that it names."""
+    config = traced.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = _number(text, "max_position_embeddings") or None
+    for name, module in traced.model.named_modules():
+        table = isinstance(module, nn.Embedding) and "position" in name.rsplit(".", 1)[-1]
+        if table and limit and module.num_embeddings == limit and module.padding_idx is not None:
+            # positions are counted from the padding index on
+            return limit - int(module.padding_idx) - 1
+    return limit

@@ -1,0 +1,160 @@
+"""Stand-ins for kernels of an accelerator that a machine without one can't trace.
+
+Each keeps for the backward pass what the kernel keeps, so that a trace on a CPU holds for CUDA:
+attention the query, key, value, mask, output and log-sum-exp (PyTorch's
+`_scaled_dot_product_efficient_attention` and flash-attn alike); dropout a mask of one byte an
+element (`native_dropout`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.nn import functional
+
+from dslm.worker.trace.timeline import Timeline
+
+_BACKWARD = 2.5  # products of flash attention's backward pass over those of its forward (FA-2, 3.1)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention of query, key and value (B, heads, L, size) with an optional mask."""
+
+    @staticmethod
+    def forward(ctx, timeline, query, key, value, mask):  # type: ignore[no-untyped-def]
+        batch, heads, length = query.shape[:3]
+        # kernels write their output in the order of the tokens
+        output = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
+        sums = query.new_empty((batch, heads, length), dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, sums, *(() if mask is None else (mask,)))
+        ctx.timeline = timeline
+        ctx.work = _work(query, key, value)
+        timeline.attended(*ctx.work)
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        query, key, value = ctx.saved_tensors[:3]
+        flops, moved = ctx.work
+        ctx.timeline.attended(int(_BACKWARD * flops), 2 * moved)
+        made = tuple(_like(tensor) for tensor in (query, key, value))
+        return None, *made, None
+
+
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    """A gradient, in the order of the tokens as the kernels have it."""
+    return torch.empty_like(
+        tensor.transpose(1, 2), memory_format=torch.contiguous_format
+    ).transpose(1, 2)
+
+
+def _work(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[int, int]:
+    rows = query.shape[0] * query.shape[1] * query.shape[2]
+    flops = 2 * rows * key.shape[2] * (query.shape[3] + value.shape[3])
+    read = query.numel() + key.numel() + value.numel() + rows * value.shape[3]
+    return flops, read * query.element_size()
+
+
+@contextmanager
+def standing_in(timeline: Timeline, *, on_cpu: bool) -> Iterator[None]:
+    """Use the stand-ins for SDPA, flash attention and dropout.
+
+    A CPU has no kernel for attention with dropout, and masks of dropout are as wide as the input.
+    """
+
+    def sdpa(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Any:
+        timeline.drops |= dropout_p > 0
+        if on_cpu and dropout_p:
+            return torch.ops.aten._scaled_dot_product_attention_math(
+                query,
+                key,
+                value,
+                attn_mask,
+                dropout_p,
+                is_causal,
+                None,
+                scale=scale,
+                enable_gqa=enable_gqa,
+            )[0]
+        lead = query.shape[:-3]
+        if len(lead) != 1:  # kernels take four dimensions
+            flat = [x.reshape(-1, *x.shape[-3:]) if lead else x[None] for x in (query, key, value)]
+            output = _Attention.apply(timeline, *flat, None)
+            return output.reshape(*query.shape[:-1], value.shape[-1])
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            # scaled_dot_product_attention itself makes numbers to add of true and false
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(
+                attn_mask.logical_not(), -torch.inf
+            )
+        return _Attention.apply(timeline, query, key, value, attn_mask)
+
+    def flash(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *_: Any, **__: Any
+    ) -> Any:
+        return _Attention.apply(timeline, query, key, value, None).transpose(1, 2), None
+
+    def dropout(
+        input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> torch.Tensor:
+        if not training or not p:
+            return input
+        timeline.drops = True
+        if on_cpu:
+            return plain_dropout(input, p, training, inplace)
+        return torch.native_dropout(input, p, True)[0]
+
+    plain_dropout = functional.dropout
+
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    with (
+        mock.patch.object(functional, "scaled_dot_product_attention", sdpa),
+        mock.patch.object(functional, "dropout", dropout),
+        mock.patch.dict(ALL_ATTENTION_FUNCTIONS._global_mapping, {"flash_attention_2": flash}),
+    ):
+        yield
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Liger's loss of hidden states (T, H) and the head's weight (V, H).
+
+    Source: liger_kernel/ops/fused_linear_cross_entropy.py: logits of a few tokens at a time, as
+    many pieces as V / H; gradients of both are made in the forward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight):  # type: ignore[no-untyped-def]
+        tokens, vocabulary = hidden.shape[:-1].numel(), weight.shape[0]
+        rows = -(-tokens * hidden.shape[-1] // vocabulary)
+        kept = [torch.empty_like(hidden)]
+        if weight.requires_grad:
+            kept.append(torch.empty_like(weight))
+        logits = hidden.new_empty((rows, vocabulary))
+        logits.float()
+        ctx.save_for_backward(*kept)
+        return hidden.new_empty((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        hidden, *weight = ctx.saved_tensors
+        return hidden, *(weight or [None])
+
+
+def fuse_loss(model: Any) -> None:
+    """Compute the loss from hidden states, as Liger does; the head itself multiplies nothing."""
+    head = model.get_output_embeddings()
+    head.forward = lambda hidden: hidden
+    model.loss_function = lambda logits, labels, **_: _FusedLoss.apply(logits, head.weight)
