@@ -6,11 +6,7 @@ import functools
 from typing import Any
 
 from dslm.ask.call import ask
-from dslm.errors import DslmError, InputError
-
-
-class HubError(InputError):
-    """The Hub can't be reached, or has no such model."""
+from dslm.errors import DslmError, RecipeError
 
 
 @functools.lru_cache
@@ -18,11 +14,11 @@ def hub_config(name: str, revision: str = "main") -> dict[str, Any]:
     """The config.json of a model on the Hub; nothing else of it is fetched.
 
     Raises:
-        HubError: the Hub can't be reached, or has no such model.
+        RecipeError: the Hub can't be reached, or has no such model.
     """
     try:
         found = ask("dslm.worker.hub_config", {"name": name, "revision": revision})
     except DslmError as failure:
-        raise HubError(failure.message, where=failure.where, hint=failure.hint) from failure
+        raise RecipeError(failure.message, where=failure.where, hint=failure.hint) from failure
     config: dict[str, Any] = found["config"]
     return config

@@ -85,7 +85,7 @@ def plan(
                 "--explain": explain,
                 "--longest": longest,
                 "--largest": largest,
-            },  # fmt: skip
+            },
             "with `--params`: without a model only its states are counted",
             hint="`--zero STAGE --gpus N`, or give a recipe or a config.json",
         )

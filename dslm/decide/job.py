@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dslm.ask.hub import HubError, hub_config
+from dslm.ask.hub import hub_config
 from dslm.ask.profile import OnPhase, profile_of
 from dslm.cluster.hosts import Cluster
 from dslm.decide.model import ModelSource, model_of, read_config
@@ -122,7 +122,7 @@ def _profile(
     architecture = dict(source.architecture)
     try:
         architecture = architecture or hub_config(str(recipe.model.name), recipe.model.revision)
-    except HubError as failure:
+    except RecipeError as failure:
         return None, failure.message  # it may be trained all the same: the ranks load it
     return profile_of(recipe, architecture, on_cpu=cluster.device.kind == "cpu", on_phase=on_phase)
 
