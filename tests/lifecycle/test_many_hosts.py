@@ -81,7 +81,7 @@ def test_a_run_carries_on_through_a_killed_rank_and_a_lost_host(
     assert "from here" not in " ".join(errors[0]["facts"])
 
     quiet = {key.replace("__", "."): value for key, value in settings.items()}
-    undisturbed = run_dslm(tmp_path / "quiet", "quickstart", {**TINY, **quiet}, "--num-gpus", "2")
+    undisturbed = run_dslm(tmp_path / "quiet", "quickstart", {**TINY, **quiet, "parallel.ranks": 2})
     expected = {e["step"]: e["loss"] for e in HostsRun.events_of(undisturbed, "step")}
     assert run.losses().keys() == expected.keys()
     for step, loss in run.losses().items():
