@@ -33,12 +33,12 @@ HUB_HOME = "HF_HOME"
 HUB_CACHE = "HF_HUB_CACHE"
 """huggingface_hub's cache of models, where it is not below HF_HOME."""
 
-# How each launcher tells a rank who it is: rank, local rank, world size.
 RANK_VARIABLES = (
     ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
 )
+"""How each launcher tells a rank who it is: rank, local rank, world size."""
 
 SLURM_RANK = RANK_VARIABLES[2][0]
 """Set by Slurm in each of its tasks."""

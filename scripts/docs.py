@@ -3,9 +3,9 @@
 docs/recipe.md from the recipe's schema, docs/failures.md from the catalogue of failures,
 docs/environment.md from dslm/environment.py, docs/errors.md from dslm/errors.py with examples that
 were really run (`--examples` runs them again), the table of presets in README.md from theirs,
-dslm/zero/keys.json from the installed DeepSpeed, transformers.json of the checks from the installed
-transformers and, given a run directory (`python scripts/docs.py
-RUN`), the picture of the screen from its events.
+docs/cli.md from the tree of commands, dslm/zero/keys.json from the installed DeepSpeed,
+transformers.json of the checks from the installed transformers and, given a run directory
+(`python scripts/docs.py RUN`), the picture of the screen from its events.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from error_examples import EXAMPLES, shown
 from rich.console import Console
@@ -33,6 +33,7 @@ from dslm.run.events import read_events
 from dslm.units import render_count
 
 ROOT = Path(__file__).parent.parent
+_STYLE = re.compile(r"<span [^>]*>(.*?)</span>")
 START, END = "<!-- presets: made by make docs -->", "<!-- end of presets -->"
 
 
@@ -123,11 +124,25 @@ def environment_page() -> str:
     for statement, after in itertools.pairwise(body):
         match statement, after:
             case (
-                ast.Assign(value=ast.Constant(value=str(name))),
+                ast.Assign(value=ast.Constant() | ast.Tuple() as value),
                 ast.Expr(value=ast.Constant(value=str(text))),
             ):
-                lines.append(f"| `{name}` | {' '.join(text.split())} |")
+                names = (f"`{node.value}`" for node in ast.walk(value) if _is_text(node))
+                lines.append(f"| {', '.join(names)} | {' '.join(text.split())} |")
     return "\n".join(lines) + "\n"
+
+
+def _is_text(node: ast.AST) -> TypeGuard[ast.Constant]:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def cli_page() -> str:
+    """Every command with its options, as Typer renders them."""
+    typer = [sys.executable, "-m", "typer", "dslm.cli.app", "utils", "docs", "--name", "dslm"]
+    made = subprocess.run(
+        [*typer, "--title", "Commands"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return _STYLE.sub(r"\1", made).rstrip() + "\n"
 
 
 def failures_page() -> str:
@@ -221,6 +236,7 @@ def main() -> None:
     """Write or check."""
     pages = {
         ROOT / "docs" / "recipe.md": recipe_page(),
+        ROOT / "docs" / "cli.md": cli_page(),
         ROOT / "docs" / "environment.md": environment_page(),
         ROOT / "docs" / "failures.md": failures_page(),
         ROOT / "docs" / "errors.md": errors_page(),
