@@ -2,7 +2,8 @@
 
     python -m tests.worker.prepare_slowly RANK PORT FILE SECONDS
 
-Tokenising takes so many seconds; what is told of it and, at last, `together` goes to stdout.
+Tokenising takes that long; how many records, what is told of it and at last `together` go to
+stdout.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def main() -> None:
 
     def slowly(records: list[dict[str, Any]]) -> Any:
         time.sleep(seconds)
+        print(rank, "encoding", len(records), flush=True)
         return encode(records)
 
     encoder.encode = slowly  # type: ignore[method-assign]

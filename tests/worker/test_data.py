@@ -68,6 +68,37 @@ def test_interrupted_anywhere_and_resumed_on_any_world_every_sample_is_seen_once
         assert places == list(range(count))
 
 
+WORLDS = st.sampled_from([2, 4])
+
+
+@given(WORLDS, st.integers(0, 10**6), st.integers(0, 30))
+def test_by_range_a_rank_reads_one_piece_of_a_step_and_in_turn_every_nth(
+    world: int, seed: int, step: int
+) -> None:
+    whole = [int(place) for place in _sampler(1, 0, "range", seed=seed).samples_of_step(step)]
+    pieces = [
+        _sampler(world, rank, "range", seed=seed).samples_of_rank(step) for rank in range(world)
+    ]
+    assert [int(place) for piece in pieces for place in piece] == whole
+    for rank in range(world):
+        mine = _sampler(world, rank, "interleaved", seed=seed).samples_of_rank(step)
+        assert [int(place) for place in mine] == whole[rank::world]
+
+
+@given(WORLDS, st.integers(0, 10**6))
+@settings(deadline=None)
+def test_by_hash_a_sample_stands_on_the_same_side_of_another_whatever_else_is_in_the_step(
+    world: int, seed: int
+) -> None:
+    count, before = 16, set()
+    samplers = [_sampler(world, rank, "hash", count=count, seed=seed) for rank in range(world)]
+    for step in range(60):
+        ranks = {int(p) % count: r for r, s in enumerate(samplers) for p in s.samples_of_rank(step)}
+        before |= {(a, b) for a, b in itertools.permutations(ranks, 2) if ranks[a] < ranks[b]}
+    assert len(before) > count
+    assert not {(b, a) for a, b in before} & before
+
+
 DOCUMENTS = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=40), min_size=1, max_size=60)
 
 

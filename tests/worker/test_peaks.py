@@ -30,6 +30,8 @@ def test_a_phase_has_the_peak_of_what_lived_in_it() -> None:
 
 
 def test_phases_are_told_apart_in_the_first_steps_only(tmp_path: Path) -> None:
+    if not Peaks().measures:
+        pytest.skip("this machine doesn't let a process reset its peak")
     measure = Measure(Peaks())
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     engine = type("Engine", (), {"basic_optimizer": optimizer})()
@@ -39,8 +41,7 @@ def test_phases_are_told_apart_in_the_first_steps_only(tmp_path: Path) -> None:
         measure.peaks.end("forward")
         optimizer.step()
         measure.on_step_end(*nothing)
-    if measure.peaks.phases:
-        assert {"forward", "backward", "step"} <= set(measure.peaks.phases)
+    assert {"forward", "backward", "step"} <= set(measure.peaks.phases)
     assert not measure.peaks.measures
     assert measure.step_seconds is not None
     plan = {
