@@ -1,7 +1,7 @@
 """A DeepSpeed JSON to a mapping that remembers the line of every key.
 
-Text in, values and lines out. Bounded: a file, its nesting and its numbers have a largest size, so
-that no file takes the memory or the stack. Knows JSON, not DeepSpeed.
+Text in, values and lines out. Bounded as `dslm.reading` is, so that no file takes the memory or the
+stack; numbers that are none are kept, for the linter to name their keys. Knows JSON, not DeepSpeed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from json import JSONDecoder
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dslm.errors import ConfigError, Where
+from dslm.errors import ConfigError, Where, shortened
+from dslm.reading import MOST_LEVELS, read_text
 
-MOST_BYTES = 1 << 20  # real configs have 1 to 5 kB
-MOST_LEVELS = 40
 _MOST_DIGITS = 400  # a float has 308 before the point
 
 _DECODER = JSONDecoder()
@@ -47,20 +46,7 @@ def read_config(file: Path) -> ConfigFile:
     Raises:
         ConfigError: it is missing, too large, no JSON, no object, or has a key twice: where it is.
     """
-    try:
-        with file.open("rb") as stream:
-            content = stream.read(MOST_BYTES + 1)
-        text = content.decode("utf-8")
-    except OSError as failure:
-        raise ConfigError(f"can't read it: {failure.strerror}", where=Where(file=file)) from failure
-    except UnicodeDecodeError as failure:
-        raise ConfigError("it is not UTF-8 text", where=Where(file=file)) from failure
-    if len(content) > MOST_BYTES:
-        raise ConfigError(
-            f"it is larger than {MOST_BYTES >> 20} MiB: no DeepSpeed config is",
-            where=Where(file=file),
-        )
-    return parse_config(text, file)
+    return parse_config(read_text(file, error=ConfigError), file)
 
 
 def parse_config(text: str, file: Path | None = None) -> ConfigFile:
@@ -92,7 +78,7 @@ class _Reader:
     def value(self, at: int, path: str, level: int) -> tuple[Any, int]:
         """The value at a place, and where it ends."""
         if level > MOST_LEVELS:
-            self.fail(f"it nests deeper than {MOST_LEVELS} levels", at)
+            self.fail(f"it is nested deeper than {MOST_LEVELS} levels", at)
         first = self.text[at : at + 1]
         if first == "{":
             return self.mapping(at + 1, path, level)
@@ -119,7 +105,7 @@ class _Reader:
             start = at
             key, at = self.string(at)
             if key in found:
-                self.fail(f"the key `{key[:60]}` stands there twice", start)
+                self.fail(f"the key `{shortened(key)}` stands there twice", start)
             below = f"{path}.{key}" if path else key
             self.lines[below] = self.line(start)
             at = self.skip(at)
@@ -179,7 +165,7 @@ class _Reader:
 
     def fail(self, why: str, at: int, hint: str = "") -> NoReturn:
         raise ConfigError(
-            f"it is not JSON: {why}" if "twice" not in why else why,
+            why if why.startswith("the key") else f"it is not JSON: {why}",
             where=Where(file=self.file, line=self.line(at)),
             hint=hint,
         )
