@@ -136,7 +136,7 @@ def _fork_rank(attempt: Attempt, run: RunDirectory, rank: int) -> int:
     from dslm.worker import ranks
     from dslm.worker.train import train
 
-    for name in environment.RANK_VARIABLES[0]:
+    for name in environment.RANK_VARIABLES:
         os.environ[name] = str(rank if "RANK" in name else RANKS)
     this = ranks.join(["--run", path_word(run.path), "--attempt", str(attempt.number)])
     ranks.live(this, lambda: train(this))

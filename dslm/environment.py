@@ -33,14 +33,8 @@ HUB_HOME = "HF_HOME"
 HUB_CACHE = "HF_HUB_CACHE"
 """huggingface_hub's cache of models, where it is not below HF_HOME."""
 
-RANK_VARIABLES = (
-    ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
-)
-"""How each launcher tells a rank who it is: rank, local rank, world size."""
-
-SLURM_RANK = RANK_VARIABLES[2][0]
-"""Set by Slurm in each of its tasks."""
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""Number of a rank, its number on its host, and the number of all ranks: set by torch's and
+DeepSpeed's launchers; a site may name others in its attempt."""
 FORWARDED = ("NCCL_", "GLOO_", "UCX_", "HF_", "TORCH_", "CUDA_", "OMP_")
 """How the variables begin that the ranks of several hosts take over from where dslm was started."""

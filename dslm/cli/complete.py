@@ -59,9 +59,9 @@ def values_in_bash(environment: Mapping[str, str]) -> list[str] | None:
 
 def launchers(incomplete: str) -> list[str]:
     """Ways to start on hosts."""
-    from dslm.lifecycle.fleet import LAUNCHERS
+    from dslm.launch.sites import SITES
 
-    return _starting(LAUNCHERS, incomplete)
+    return _starting(SITES, incomplete)
 
 
 def devices(incomplete: str) -> list[str]:

@@ -13,7 +13,6 @@ from dslm.errors import HostfileError, PreflightError, Where
 
 if TYPE_CHECKING:
     from dslm.cluster.hosts import Host
-    from dslm.reach.preflight import Preflight
 
 app = typer.Typer(help="Show and check hosts.", no_args_is_help=True, rich_markup_mode="rich")
 
@@ -24,7 +23,6 @@ Hostfile = Annotated[
         help="Lines of `HOST slots=N`, or `w1:4,w2:4`; left out: the allocation of the batch job.",
     ),
 ]
-_MARKS = {"ok": "[green]✓[/]", "note": "[yellow]![/]", "wrong": "[red]✗[/]"}
 
 
 @app.command("show")
@@ -97,6 +95,8 @@ def check(
             }
         )
     else:
+        from dslm.cli.screens.preflight import show_preflight
+
         show_preflight(hosts, found)
     red = wrong(found.results)
     if red:
@@ -107,49 +107,20 @@ def check(
         )
 
 
-def show_preflight(hosts: list[Host], found: Preflight) -> None:
-    """Show a table of hosts and checks, and below it every cell that isn't green, with its fix."""
-    from rich.table import Table
-
-    from dslm.reach.checks import CHECKS, State
-
-    cells = {(result.host, result.check): result.state for result in found.results}
-    table = Table("host", box=None, header_style="bold")
-    for name in CHECKS:
-        table.add_column(name, justify="center")
-    for host in hosts:
-        marks = [_MARKS[cells[host.name, n]] if (host.name, n) in cells else "" for n in CHECKS]
-        table.add_row(host.name, *marks)
-    terminal.show(table)
-    told = [result for result in found.results if result.state != State.OK]
-    if told:
-        details = Table("", "host", "check", "found", "what to do", box=None, header_style="bold")
-        for result in told:
-            mark = _MARKS[result.state]
-            details.add_row(mark, result.host, result.check, result.detail, result.fix)
-        terminal.show(details)
-    if found.master_address:
-        over = sorted(set(found.interfaces.values()))
-        if len(over) > 1:
-            over = [f"{host} {name}" for host, name in found.interfaces.items()]
-        terminal.say(f"the ranks meet at {found.master_address}, over {', '.join(over)}")
-    terminal.say(f"{len(hosts)} hosts in {found.seconds:.1f} s")
-
-
 def _hosts(hostfile: str | None, include: str | None, exclude: str | None) -> list[Host]:
     import os
 
-    from dslm.cluster.allocation import read_allocation
     from dslm.cluster.hostfile import load_hosts
     from dslm.cluster.select import select
+    from dslm.launch.sites import allocation
 
     if hostfile is not None:
         return list(select(load_hosts(hostfile), include=include, exclude=exclude))
-    allocation = read_allocation(os.environ)
-    if allocation is None:
+    given = allocation(os.environ)
+    if given is None:
         raise HostfileError(
             "no hostfile is named, and this is not inside a batch job",
             where=Where(key="HOSTFILE"),
             hint="`dslm hosts show FILE`, or `w1:4,w2:4`",
         )
-    return list(select(allocation.hosts, include=include, exclude=exclude))
+    return list(select(given, include=include, exclude=exclude))

@@ -1,17 +1,18 @@
-"""`dslm launch`: a script of one's own, launched and supervised as a training is."""
+"""`dslm launch`: run your own script under dslm's launcher and supervisor."""
 
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dslm.cli import options, terminal
+from dslm.lifecycle.placement import Placement
 
 
+@options.placed()
 def launch(
     context: typer.Context,
     script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="A Python file.")],
@@ -27,13 +28,7 @@ def launch(
         bool, typer.Option("--pass-config", help="Also pass the script `--deepspeed PATH`.")
     ] = False,
     set_: options.Set = None,
-    hostfile: options.Hostfile = None,
-    num_nodes: options.NumNodes = None,
-    num_gpus: options.NumGpus = None,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    launcher: options.Launcher = None,
-    no_preflight: options.NoPreflight = False,
+    placement: Placement = options.ANYWHERE,
     master_port: options.MasterPort = None,
     output: options.Output = None,
     force: options.Force = False,
@@ -50,15 +45,10 @@ def launch(
 
         dslm launch train.py --recipe llama-3.2-1b --pass-config -- --lr 1e-5
     """
-    from dslm.cli.progress import RunScreen
-    from dslm.cli.train import report_end, show_dry_run
-    from dslm.decide.checks.base import Verb
-    from dslm.decide.checks.every import Asking
-    from dslm.decide.job import check_arguments, check_port
-    from dslm.decide.ready import ready_job
+    from dslm.decide.job import check_arguments
     from dslm.errors import OptionError, Where
     from dslm.lifecycle.fleet import fleet_of
-    from dslm.lifecycle.training import launch_script, script_request
+    from dslm.lifecycle.request import ScriptRequest
     from dslm.recipe.load import load_recipe
 
     if not script.is_file():
@@ -72,45 +62,27 @@ def launch(
                 hint="add `--recipe RECIPE`",
             )
     loaded = load_recipe(recipe, set_ or ()) if recipe else None
-    fleet = fleet_of(
-        hostfile=hostfile,
-        launcher=launcher,
-        num_nodes=num_nodes,
-        num_gpus=num_gpus,
-        include=include,
-        exclude=exclude,
-        ranks=loaded.recipe.parallel.ranks if loaded else "auto",
-        preflight=not no_preflight,
+    request = ScriptRequest(
+        script=script,
+        arguments=tuple(context.args),
+        fleet=fleet_of(placement, loaded.recipe.parallel.ranks if loaded else "auto"),
+        recipe=loaded,
+        pass_config=pass_config,
+        force=force,
+        output=output,
+        master_port=master_port,
+        command=tuple(sys.argv),
     )
-    known = not dry_run or fleet.device_known
-    asking = Asking(verb=Verb.LAUNCH, force=force, device_known=known)
-    decide_on = partial(ready_job, loaded, asking=asking, on_phase=terminal.say) if loaded else None
     if dry_run:
-        job = decide_on(fleet.cluster) if decide_on else None
-        preview = script_request(
-            script,
-            context.args,
-            fleet,
-            job,
-            output,
-            pass_config=pass_config,
-            master_port=master_port,
-        )
-        show_dry_run(job, *preview, json=json)
+        from dslm.cli.screens.dry_run import show_dry_run
+        from dslm.lifecycle.script import preview_script
+
+        show_dry_run(*preview_script(request, terminal.say), json=json)
         return
-    if not fleet.remote:
-        check_port(master_port)
+    from dslm.cli.screens.ending import show_end
+    from dslm.cli.screens.progress import RunScreen
+    from dslm.lifecycle.script import run_script
+
     with RunScreen(terminal.people(), name=script.name) as screen:
-        run, outcome = launch_script(
-            script,
-            context.args,
-            fleet,
-            decide_on,
-            output,
-            pass_config=pass_config,
-            master_port=master_port,
-            command=sys.argv,
-            on_event=screen.event,
-            on_run=lambda path: screen.label("run", str(path)),
-        )
-    report_end(run, outcome, json=json)
+        ended = run_script(request, screen)
+    show_end(ended, json=json)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from dslm.cli import complete
+from dslm.lifecycle.placement import Placement
 
 
 def refuse_ignored(given: Mapping[str, object], because: str, hint: str = "") -> None:
@@ -78,7 +81,7 @@ Hostfile = Annotated[
     ),
 ]
 NumNodes = Annotated[
-    int | None, typer.Option("--num-nodes", min=1, help="Use only the first so many hosts.")
+    int | None, typer.Option("--num-nodes", min=1, help="Use only the first N hosts.")
 ]
 Launcher = Annotated[
     str | None,
@@ -89,10 +92,12 @@ Launcher = Annotated[
         help="How hosts are reached; default: pdsh with a hostfile.",
     ),
 ]
-Slurm = Annotated[
+QUEUE = "slurm"  # the site that `--slurm` submits to
+Queue = Annotated[
     bool,
     typer.Option(
-        "--slurm", help="Submit a batch job to Slurm that does it; it carries on when interrupted."
+        f"--{QUEUE}",
+        help="Submit a batch job to Slurm that does it; it carries on when interrupted.",
     ),
 ]
 NoPreflight = Annotated[
@@ -104,13 +109,16 @@ MaxRestarts = Annotated[
         "--max-restarts",
         min=0,
         metavar="N",
-        help="Attempts after a failure worth retrying; default: 3 on several hosts, 0 on one.",
+        help="Restarts after a retryable failure; default: 3 on several hosts, 0 on one.",
     ),
 ]
 MinNodes = Annotated[
     int | None,
     typer.Option(
-        "--min-nodes", min=1, metavar="N", help="With how few hosts to go on; default: 1."
+        "--min-nodes",
+        min=1,
+        metavar="N",
+        help="Fewest hosts to continue with after a failure; default: 1.",
     ),
 ]
 MasterPort = Annotated[
@@ -137,6 +145,7 @@ Resume = Annotated[
         help="Insist on going on with the run in `-o`; without it an unfinished one is found.",
     ),
 ]
+
 TrustCheckpoint = Annotated[
     bool,
     typer.Option(
@@ -145,3 +154,45 @@ TrustCheckpoint = Annotated[
         "into it.",
     ),
 ]
+
+
+_PLACEMENT = {
+    "hostfile": Hostfile,
+    "num_nodes": NumNodes,
+    "num_gpus": NumGpus,
+    "include": Include,
+    "exclude": Exclude,
+    "launcher": Launcher,
+    "no_preflight": NoPreflight,
+}
+_RESTARTS = {"max_restarts": MaxRestarts, "min_nodes": MinNodes}
+ANYWHERE = Placement()
+
+
+def placed(*, restarts: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb the options of a placement, instead of its parameter `placement`.
+
+    Args:
+        restarts: whether the verb starts again after a failure.
+    """
+    fields = {**_PLACEMENT, **(_RESTARTS if restarts else {})}
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(verb, include_extras=True)
+        parameters = []
+        for parameter in inspect.signature(verb).parameters.values():
+            own = {parameter.name: hints[parameter.name]}
+            for name, kind in (fields if parameter.name == "placement" else own).items():
+                default = getattr(ANYWHERE, name, parameter.default)
+                parameters.append(parameter.replace(name=name, annotation=kind, default=default))
+
+        @functools.wraps(verb)
+        def called(**given: Any) -> None:
+            where = {name: given.pop(name) for name in fields}
+            verb(placement=Placement(**where), **given)
+
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
+
+    return decorate

@@ -71,7 +71,7 @@ def show(run: RunArgument, json: options.Json = False) -> None:
     for part in run_page(history, summary, plain=not terminal.shows_unicode()):
         terminal.show(part)
     if summary.failure is not None:
-        from dslm.cli.failure import panel
+        from dslm.cli.screens.failure import panel
 
         terminal.show(panel(summary.failure, history.run.path))
 
@@ -84,7 +84,7 @@ def watch(run: RunArgument) -> None:
     """
     import time
 
-    from dslm.cli.progress import RunScreen
+    from dslm.cli.screens.progress import RunScreen
     from dslm.run.events import read_events
     from dslm.run.summary import open_run
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dslm.errors import DslmError, shortened, unforeseen
@@ -117,3 +118,8 @@ def error(failure: DslmError) -> None:
 def bug(exception: BaseException) -> None:
     """Show an error that dslm didn't foresee: one line, and where the traceback was saved."""
     error(unforeseen(exception))
+
+
+def shown_path(path: Path) -> Path:
+    """A path as people know it: relative to where they are, if it is below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,4 +1,4 @@
-"""What is to be started, as values: a spec goes to a backend, a request comes back.
+"""What is to be started, as values: a spec goes to a site, a request comes back.
 
 Knows no process. Arguments are lists; nothing here is ever read by a shell.
 """

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from dslm.errors import OptionError, RunFailed, Where
-from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
 from dslm.run.checkpoints import Checkpoint, newest_sound, state_folder
 from dslm.run.directory import RunDirectory
@@ -54,13 +53,13 @@ def unfinished_run(output: Path | None) -> RunDirectory | None:
     return None if summarize(run).status == "done" else run
 
 
-def check_same_recipe(run: RunDirectory, recipe: Recipe) -> None:
+def check_same_recipe(run: RunDirectory, resumed: Recipe, recipe: Recipe) -> None:
     """Check that a run was made with this recipe, as far as the mathematics goes.
 
     Raises:
         OptionError: it wasn't; says what differs.
     """
-    different = recipe_difference(read_resolved(run.recipe), recipe)
+    different = recipe_difference(resumed, recipe)
     if different:
         lines = "; ".join(f"`{key}` was {old!r}, is {new!r}" for key, old, new in different[:5])
         raise OptionError(
@@ -94,7 +93,7 @@ def resume_point(
     zero_stage: int,
     log: Path,
     trust: bool = False,
-    tell: Callable[[str], None] = lambda detail: None,
+    report: Callable[[str], None] = lambda detail: None,
 ) -> ResumePoint | None:
     """The newest sound checkpoint, converted when it has to be; None: there is none.
 
@@ -104,7 +103,7 @@ def resume_point(
         zero_stage: stage they use.
         log: what the converter prints goes there.
         trust: a checkpoint may hold more than tensors, which runs code when it is loaded.
-        tell: told what people should know: checkpoints that can't be used, a conversion.
+        report: takes what people should know: checkpoints that can't be used, a conversion.
 
     Raises:
         OptionError: no conversion leads from the checkpoint's stage to this one, or it holds more
@@ -113,9 +112,9 @@ def resume_point(
     """
     checkpoint, problems = newest_sound(run.checkpoints)
     for problem in problems:
-        tell(problem)
+        report(problem)
     if checkpoint is None:
-        tell("there is no checkpoint to go on from: the run begins again")
+        report("there is no checkpoint to go on from: the run begins again")
         return None
     if not trust:
         check_harmless(checkpoint)
@@ -125,7 +124,7 @@ def resume_point(
     path, seconds = checkpoint.path, None
     if not (same or plain):
         _check_stages(run, checkpoint.zero_stage, zero_stage)
-        tell(
+        report(
             f"converting step {checkpoint.step} from {checkpoint.world_size} ranks, "
             f"stage {checkpoint.zero_stage}, to {world_size} ranks, stage {zero_stage}"
         )

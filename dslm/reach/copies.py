@@ -1,7 +1,7 @@
 """Copies of a run's small files on hosts that don't see its directory, and their logs back from it.
 
 `send` before an attempt, `fetch` after it; on the other side `python -m dslm.reach.copies` does
-what it is told on stdin. It goes over the same ssh or srun as everything else and not by pdcp, scp
+what it is told on stdin. It goes over the same transport as everything else and not by pdcp, scp
 or sbcast: pdcp has to be installed on every host, an old scp lets a shell read the path, and sbcast
 takes one file. Here no path is on a command line, and each file is whole or absent. What stays on
 such a host: its copy of the run directory.

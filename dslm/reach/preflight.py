@@ -15,7 +15,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +50,6 @@ class Requirements:
     needs_shared: bool = True  # whether the run directory must be seen by every host
     master_address: str | None = None  # None: found out
     kind: str | None = None  # what ranks run on, cuda or cpu; None: whatever the hosts have
-    needs: Callable[[Device], int | None] = lambda device: None  # bytes that a rank needs on it
     files: tuple[Path, ...] = ()  # that must be the same everywhere
     transport: Transport = SSH
 
@@ -61,7 +60,6 @@ class Preflight:
 
     results: tuple[CheckResult, ...]
     master_address: str | None
-    device: Device | None = None  # what every slot has: the smallest of them; None: nobody said
     interfaces: Mapping[str, str] = field(default_factory=dict)
     hosts_without_run_dir: tuple[str, ...] = ()  # hosts that don't see the run directory
     seconds: float = 0.0
@@ -70,6 +68,20 @@ class Preflight:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return all(result.state != State.WRONG for result in self.results)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostAnswers:
+    """What all hosts said, not judged yet."""
+
+    hosts: Sequence[Host]
+    requirements: Requirements
+    said: Sequence[_Said]
+    here: Mapping[str, Any]  # the facts of this machine
+    marker: str | None  # what the file for them to find holds
+    master_address: str | None
+    device: Device | None  # what every slot has: the smallest of them; None: nobody said
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +97,12 @@ class _Said:
 
 def preflight(hosts: Sequence[Host], requirements: Requirements) -> Preflight:
     """Check all hosts at once; the first is the master."""
+    return judge_hosts(ask_hosts(hosts, requirements))
+
+
+def ask_hosts(hosts: Sequence[Host], requirements: Requirements) -> HostAnswers:
+    """Ask all hosts at once; the first is the master."""
     began = time.monotonic()
-    deadline = began + _SECONDS
     with _marker(requirements.run) as (marker, content):
         request = {
             "run": str(requirements.run),
@@ -94,29 +110,46 @@ def preflight(hosts: Sequence[Host], requirements: Requirements) -> Preflight:
             "files": [str(path.absolute()) for path in requirements.files],
         }
         here = probe.facts(request)
-        said, address = _ask(hosts, requirements, request, deadline)
-    master = hosts[0].name
+        said, address = _ask(hosts, requirements, request, began + _SECONDS)
     told = [(h, words.facts) for h, words in zip(hosts, said, strict=True) if words.facts]
-    device = device_of_slots(told, requirements.kind)
-    memory_bytes = requirements.needs(device) if device else None
+    return HostAnswers(
+        hosts=hosts,
+        requirements=requirements,
+        said=said,
+        here=here,
+        marker=content,
+        master_address=address,
+        device=device_of_slots(told, requirements.kind),
+        seconds=time.monotonic() - began,
+    )
+
+
+def judge_hosts(answers: HostAnswers, memory_bytes: int | None = None) -> Preflight:
+    """Judge what hosts said.
+
+    Args:
+        answers: from all of them.
+        memory_bytes: what a rank needs on its device; None: not known.
+    """
+    requirements, device = answers.requirements, answers.device
     results: list[CheckResult] = []
     interfaces: dict[str, str] = {}
     hosts_without_run_dir: list[str] = []
-    for host, words in zip(hosts, said, strict=True):
+    for host, words in zip(answers.hosts, answers.said, strict=True):
         if words.facts is None:
             results += not_reached(host, *_why(host, words.answer, requirements.transport))
             continue
         report = HostReport(
             host=host,
             facts=words.facts,
-            here=here,
+            here=answers.here,
             run=str(requirements.run),
-            marker=content,
+            marker=answers.marker,
             needs_shared=requirements.needs_shared,
-            master=master,
-            master_address=address,
+            master=answers.hosts[0].name,
+            master_address=answers.master_address,
             port=requirements.port,
-            port_problem=said[0].hello.get("port_problem"),
+            port_problem=answers.said[0].hello.get("port_problem"),
             kind=device.kind if device else requirements.kind,
             memory_bytes=memory_bytes,
             clock=words.hello["time"],
@@ -127,15 +160,14 @@ def preflight(hosts: Sequence[Host], requirements: Requirements) -> Preflight:
         interface = interface_of(report)
         if interface is not None:
             interfaces[host.name] = interface
-        if content is not None and words.facts["marker"] != content:
+        if answers.marker is not None and words.facts["marker"] != answers.marker:
             hosts_without_run_dir.append(host.name)
     return Preflight(
         results=tuple(results),
-        master_address=address,
-        device=device,
+        master_address=answers.master_address,
         interfaces=interfaces,
         hosts_without_run_dir=tuple(hosts_without_run_dir),
-        seconds=time.monotonic() - began,
+        seconds=answers.seconds,
     )
 
 

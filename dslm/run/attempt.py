@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dslm.environment import RANK_VARIABLES
 from dslm.files import write_json
 from dslm.run.directory import RunDirectory
 
@@ -41,6 +42,8 @@ class Attempt:
     environment: Mapping[str, str] = field(default_factory=dict)  # of every rank
     host_environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     hosts_without_run_dir: tuple[str, ...] = ()  # they have a copy of what ranks read
+    rank_variables: tuple[str, str, str] = RANK_VARIABLES
+    stopped_by_signal: bool = False  # SIGTERM to a rank is a request to stop
     script: str | None = None  # of `dslm launch`
     arguments: tuple[str, ...] = ()
     trust_checkpoint: bool = False  # load more of it than tensors, which may run code
@@ -78,6 +81,7 @@ def read_attempt(run: RunDirectory, number: int) -> Attempt:
             **content,
             "hosts": tuple((name, slots) for name, slots in content["hosts"]),
             "hosts_without_run_dir": tuple(content["hosts_without_run_dir"]),
+            "rank_variables": tuple(content["rank_variables"]),
             "arguments": tuple(content["arguments"]),
             "control": ControlAddress(**{**control, "addresses": tuple(control["addresses"])}),
         }

@@ -53,30 +53,30 @@ def join(arguments: Sequence[str]) -> Rank:
     Raises:
         RuntimeError: this process was not started by dslm, or the supervisor can't be reached.
     """
-    names = next(
-        (names for names in environment.RANK_VARIABLES if all(n in os.environ for n in names)), None
-    )
     match list(arguments):
-        case ["--run", word, "--attempt", number] if names is not None:
+        case ["--run", word, "--attempt", number]:
             run = RunDirectory(path_of_word(word))
         case _:
             raise RuntimeError("this module is started by `dslm train`, not by hand")
-    rank, local_rank, world_size = (int(os.environ[name]) for name in names)
     try:
         attempt = read_attempt(run, int(number))
     except OSError as failure:
         raise RuntimeError(
             f"{socket.gethostname()} does not see the run directory {run.path}: {failure.strerror}"
         ) from failure
+    missing = [name for name in attempt.rank_variables if name not in os.environ]
+    if missing:
+        raise RuntimeError(f"no launcher has started this rank: {', '.join(missing)} is not set")
+    rank, local_rank, world_size = (int(os.environ[name]) for name in attempt.rank_variables)
     guard = Guard(attempt, rank)
     os.environ.update(attempt.environment_of(rank))
     # so that the ranks of a host don't fight over its cores
     threads = max(1, len(os.sched_getaffinity(0)) // dict(attempt.hosts)[attempt.host_of(rank)])
     os.environ.setdefault(environment.THREADS, str(threads))
     os.environ[environment.EXTENSIONS] = str(build_folder(os.environ))
-    # DeepSpeed and torch read the first set of names only
+    # DeepSpeed and torch read no other names
     values = (rank, local_rank, world_size)
-    os.environ.update(zip(environment.RANK_VARIABLES[0], map(str, values), strict=True))
+    os.environ.update(zip(environment.RANK_VARIABLES, map(str, values), strict=True))
     os.environ["MASTER_ADDR"] = attempt.master_address
     os.environ["MASTER_PORT"] = str(attempt.master_port)
     if Path(attempt.folder).is_dir():
@@ -103,8 +103,7 @@ def live(rank: Rank, work: Callable[[], None]) -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # the supervisor alone decides what Ctrl-C means; the terminal sends it to every process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if environment.SLURM_RANK in os.environ:
-        # srun's tasks are told of a preemption, the supervisor isn't (slurm.conf(5), GraceTime)
+    if rank.attempt.stopped_by_signal:
         signal.signal(signal.SIGTERM, lambda number, frame: rank.guard.want_stop())
     try:
         work()

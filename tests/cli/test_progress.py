@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from dslm.cli.progress import RunScreen
+from dslm.cli.screens.progress import RunScreen
 
 EVENTS = [
     {"event": "phase", "time": 100.0, "phase": "joining", "detail": "2 ranks"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -120,7 +121,10 @@ def test_every_verb_says_the_same(row: Row, folder: Path, monkeypatch: pytest.Mo
 def test_a_plan_that_does_not_fit_is_refused_with_ways_out(
     command: tuple[str, ...], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dslm.lifecycle.sbatch._has_gpus", lambda: False)
+    sinfo = folder / "sinfo"  # of a Slurm without GPUs
+    sinfo.write_text("#!/bin/sh\necho '(null)'\n")
+    sinfo.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     sizes = "vocab_size=1024 hidden_size=65536 intermediate_size=262144 num_hidden_layers=80"
     argv = [word.format(recipe="quickstart") for word in command]
     for size in sizes.split():

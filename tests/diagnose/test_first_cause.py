@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dslm.cli.failure import headline, panel
+from dslm.cli.screens.failure import headline, panel
 from dslm.cluster.devices import Device, cpu_device, device_named
 from dslm.cluster.hosts import Cluster, Host
 from dslm.decide.job import Job, plan_document, resolve_job

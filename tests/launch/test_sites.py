@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shlex
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ import dslm
 from dslm.cluster.devices import cpu_device
 from dslm.cluster.hosts import Cluster, Host
 from dslm.errors import HostfileError, OptionError
-from dslm.launch.sites import local, openmpi, pdsh, slurm
+from dslm.launch.sites import SITES, local, openmpi, pdsh
+from dslm.launch.sites.slurm import launch as slurm
 from dslm.launch.spec import LaunchRequest, LaunchSpec
 from dslm.lifecycle.forward import forwarded
 from dslm.run.attempt import path_of_word
@@ -46,7 +49,7 @@ def spec(hosts: tuple[Host, ...] = TWO, **other: Any) -> LaunchSpec:
 
 
 def test_requests_are_what_they_were() -> None:
-    """Each file is one backend's request; a changed one is looked at, then written by hand."""
+    """Each file is one site's request; a changed one is looked at, then written by hand."""
     requests = {
         "pdsh.txt": pdsh.request(spec(), {}),
         "pdsh-chosen-slots.txt": pdsh.request(spec((Host("w1", 2, (0, 3)), Host("w2", 1))), {}),
@@ -214,3 +217,36 @@ def test_the_hosts_on_the_command_line_are_letters_and_numbers() -> None:
     """DeepSpeed's own encoding of hosts and slots, which goes through the shell."""
     world = base64.urlsafe_b64encode(json.dumps({"me@w1": [0, 1]}).encode()).decode()
     assert shlex.quote(world) == world or set(shlex.quote(world)) - set(world) == {"'"}
+
+
+def test_every_site_is_a_row_that_the_options_read() -> None:
+    from dslm.cli import options
+    from dslm.launch.sites import queue_of
+
+    launcher = typing.get_args(options.Launcher)[1]
+    assert launcher.metavar == "|".join(SITES)
+    assert [name for name, site in SITES.items() if site.queue] == [options.QUEUE]
+    assert queue_of(options.QUEUE) is SITES[options.QUEUE].queue
+    with pytest.raises(OptionError, match="no queue"):
+        queue_of("pdsh")
+
+
+def test_slurm_is_named_in_its_own_module_only() -> None:
+    """Elsewhere in help and examples, and in the catalogue of what Slurm itself prints."""
+    root = Path(dslm.__file__).parent
+    named = {
+        str(file.relative_to(root))
+        for file in root.rglob("*")
+        if file.suffix in (".py", ".yaml")
+        and re.search(r"slurm|\bsrun|sbatch", file.read_text(), re.IGNORECASE)
+    }
+    own = {name for name in named if name.startswith("launch/sites/slurm/")}
+    assert len(own) == 4
+    assert named - own == {
+        "launch/sites/__init__.py",  # its row
+        "reading.py",  # the source of a limit
+        "cli/options.py",  # its option
+        "cli/train.py",  # an example in the help
+        "diagnose/explain.py",
+        "diagnose/failures.yaml",
+    }

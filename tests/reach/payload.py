@@ -12,12 +12,13 @@ import socket
 import sys
 import time
 
-from dslm.environment import RANK_VARIABLES
+from dslm.launch.sites import SITES
 from dslm.run.attempt import path_of_word
 
 
 def main() -> None:
-    names = next(names for names in RANK_VARIABLES if all(n in os.environ for n in names))
+    known = [site.rank_variables for site in SITES.values()]
+    names = next(names for names in known if all(name in os.environ for name in names))
     rank, local_rank, world_size = (int(os.environ[name]) for name in names)
     written = {
         "rank": rank,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dslm.launch.sites.slurm import SRUN
+from dslm.launch.sites.slurm.launch import SRUN
 from dslm.reach.remote import remote_argv, run_everywhere, run_on
 
 ODD = ["a b", "'", '"', "$HOME", "`id`", "$(id)", ";reboot", "a\nb", "\\", "*", "~", "", "ü", "-x"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dslm.ask.export import export_request
-from dslm.cli.failure import panel
+from dslm.cli.screens.failure import panel
 from dslm.cli.screens.runs import run_page, runs_table
 from dslm.errors import DslmError
 from dslm.lifecycle.resume import unfinished_run

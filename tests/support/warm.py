@@ -85,9 +85,11 @@ def warm_request(spec: LaunchSpec, path: str) -> LaunchRequest:
 
 
 def _dslm(path: str, arguments: Sequence[str]) -> None:
-    from dslm.launch import sites
+    from dataclasses import replace
 
-    sites.LAUNCHERS["local"] = lambda spec: warm_request(spec, path)
+    from dslm.launch.sites import SITES
+
+    SITES["local"] = replace(SITES["local"], request=lambda spec: warm_request(spec, path))
     sys.argv = ["dslm", *arguments]
     from dslm.cli.app import main
 

@@ -1,4 +1,4 @@
-"""The local backend: DeepSpeed's launcher on this host, one process a rank."""
+"""This machine: DeepSpeed's launcher on this host, one process a rank."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from dslm import environment
+from dslm.launch.sites.site import Site
 from dslm.launch.spec import LaunchRequest, LaunchSpec
 
 # DeepSpeed takes /job/hostfile when none is named; this path can never exist, so the run is local.
@@ -40,3 +41,8 @@ def request(spec: LaunchSpec) -> LaunchRequest:
         environment=settings,
         removed=frozenset({environment.VISIBLE_DEVICES}) if host.devices else frozenset(),
     )
+
+
+SITE = Site(
+    name="local", given=lambda variables: None, request=request, transport=None, remote=False
+)

@@ -1,4 +1,4 @@
-"""The OpenMPI backend: mpirun starts every rank, through DeepSpeed's launcher.
+"""OpenMPI: mpirun starts every rank, through DeepSpeed's launcher.
 
 mpirun reaches hosts over ssh itself and hands the ranks' arguments on over its own connections. The
 ranks call nothing of MPI: they read who they are from OMPI_COMM_WORLD_* and meet through torch.
@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from dslm.cluster.allocation import node_files
 from dslm.errors import HostfileError, Where
 from dslm.launch.sites.deepspeed import deepspeed_request, no_devices_chosen
+from dslm.launch.sites.site import Site
 from dslm.launch.spec import LaunchRequest, LaunchSpec
+from dslm.reach.remote import SSH
 
 
 def request(
@@ -47,3 +50,14 @@ def request(
         *(("--allow-run-as-root",) if is_root else ()),
     ]
     return deepspeed_request(spec, "openmpi", inherited, launcher_args=arguments)
+
+
+SITE = Site(
+    name="openmpi",
+    given=node_files,
+    request=request,
+    transport=SSH,
+    rank_variables=(
+        "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE",
+    ),
+)  # fmt: skip

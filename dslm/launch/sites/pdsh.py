@@ -1,4 +1,4 @@
-"""The pdsh backend: DeepSpeed's launcher on every host, reached over pdsh and ssh.
+"""pdsh: DeepSpeed's launcher on every host, reached over pdsh and ssh.
 
 Each host gets one command line, read by its login shell: `cd /`, a Python, fixed options, the hosts
 and slots as base64, and the rank's own arguments, which are letters and numbers.
@@ -10,10 +10,13 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
+from dslm.cluster.allocation import node_files
 from dslm.cluster.hosts import Host
 from dslm.errors import HostfileError, Where
 from dslm.launch.sites.deepspeed import SAFE_WORD, deepspeed_request
+from dslm.launch.sites.site import Site
 from dslm.launch.spec import LaunchRequest, LaunchSpec
+from dslm.reach.remote import SSH
 
 _SSH_ARGS = "PDSH_SSH_ARGS_APPEND"
 # never ask for a password; notice a host that is gone
@@ -60,3 +63,6 @@ def _include(hosts: Sequence[Host]) -> str:
             )
     slots = {host.name: host.devices or range(host.slots) for host in hosts}
     return "@".join(f"{name}:{','.join(map(str, used))}" for name, used in slots.items())
+
+
+SITE = Site(name="pdsh", given=node_files, request=request, transport=SSH)

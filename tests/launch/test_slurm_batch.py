@@ -10,19 +10,21 @@ from pathlib import Path
 import pytest
 
 from dslm.errors import OptionError
-from dslm.lifecycle.sbatch import Batch, batch_script
+from dslm.launch.sites.site import Batch
+from dslm.launch.sites.slurm.batch import batch_script
 from tests.cluster.namespaces import MakeHosts, wait_for
 from tests.cluster.slurm import Slurm, start_slurm
 
 ODD = 'it\'s $HOME; `id` "x"\n$(reboot)'
 
 
-def batch(run: Path, *arguments: str, nodes: int = 2, gpus: bool = False) -> Batch:
-    return Batch(name="my run", nodes=nodes, slots=2, gpus=gpus, run=run, arguments=arguments)
+def text_of(run: Path, *arguments: str, gpus: bool = False) -> str:
+    batch = Batch(name="my run", nodes=2, slots=2, gpus=gpus, run=run, arguments=arguments)
+    return batch_script(batch)
 
 
 def test_the_script_asks_for_hosts_and_runs_dslm_word_for_word(tmp_path: Path) -> None:
-    text = batch_script(batch(tmp_path / "run", "train", ODD, gpus=True))
+    text = text_of(tmp_path / "run", "train", ODD, gpus=True)
     assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=2\n#SBATCH --gpus-per-node=2\n" in text
     assert "#SBATCH --job-name=my_run\n" in text
     # bash itself says which words dslm would get
@@ -32,13 +34,13 @@ def test_the_script_asks_for_hosts_and_runs_dslm_word_for_word(tmp_path: Path) -
         text=True,
     ).stdout
     assert said.removesuffix("\0").split("\0") == ["-m", "dslm", "train", ODD]
-    assert "gpus" not in batch_script(batch(tmp_path / "run"))
+    assert "gpus" not in text_of(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "50%", 'a"b', "a\\b"])
 def test_a_folder_that_slurm_would_change_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(OptionError, match="Slurm"):
-        batch_script(batch(tmp_path / name))
+        text_of(tmp_path / name)
 
 
 # Instead of dslm: counts its starts. The first time it runs until it, or a rank of it, is told that
@@ -71,7 +73,7 @@ print("done", flush=True)
 
 def submit_stand_in(slurm: Slurm, folder: Path, *options: str) -> str:
     """Submit the script that dslm writes, with another program in it; the job's id."""
-    text = batch_script(batch(folder / "my run"))
+    text = text_of(folder / "my run")
     program = shlex.join([sys.executable, "-c", STAND_IN, str(folder)])
     whole = shlex.join([sys.executable, "-m", "dslm"])
     assert whole in text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.columns import Columns
@@ -76,6 +77,10 @@ class RunScreen:
     def label(self, label: str, text: str, style: str = "bold") -> None:
         """A line that stays on the screen, after a word that says what it is about."""
         self.note(Text.assemble((label, style), f" {text}"))
+
+    def run_made(self, run: Path) -> None:
+        """Take in where the run is."""
+        self.label("run", str(run))
 
     def event(self, event: dict[str, Any]) -> None:
         """Take one event in."""

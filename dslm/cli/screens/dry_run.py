@@ -1,0 +1,47 @@
+"""What a launch would do: recipe, DeepSpeed config, command, what every rank is told."""
+
+from __future__ import annotations
+
+import json as json_format
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from dslm.cli import terminal
+from dslm.recipe.load import dump_recipe
+
+if TYPE_CHECKING:
+    from dslm.decide.job import Job
+    from dslm.launch.spec import LaunchRequest
+    from dslm.run.attempt import Attempt
+
+# of an attempt: a number that it hasn't got yet, the address of a supervisor that doesn't run
+_NOT_YET = ("number", "control")
+
+
+def show_dry_run(job: Job | None, request: LaunchRequest, attempt: Attempt, *, json: bool) -> None:
+    """Show what a launch would do."""
+    told = {
+        name: value for name, value in asdict(attempt).items() if value and name not in _NOT_YET
+    }
+    if json:
+        resolved = (
+            {"recipe": job.recipe.model_dump(mode="json"), "ds_config": job.config.values}
+            if job
+            else {}
+        )
+        terminal.write_json(
+            {
+                **resolved,
+                "command": list(request.argv),
+                "environment": dict(request.environment),
+                "attempt": told,
+            }
+        )
+        return
+    if job is not None:
+        terminal.write("# recipe.yaml\n" + dump_recipe(job.recipe))
+        terminal.write("# ds_config.json\n" + json_format.dumps(job.config.values, indent=2))
+    terminal.write("\n# what every rank reads\n" + json_format.dumps(told, indent=2))
+    for path, content in request.files.items():
+        terminal.write(f"\n# {terminal.shown_path(path)}\n{content}")
+    terminal.write("\n# command\n" + request.render())

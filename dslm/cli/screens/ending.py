@@ -1,0 +1,80 @@
+"""How the end of a launch looks: what was made and what to run next, or what went wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.panel import Panel
+from rich.text import Text
+
+from dslm.cli import terminal
+from dslm.cli.screens.failure import headline, panel
+from dslm.diagnose.explain import diagnose
+from dslm.errors import Interrupted, RunFailed, Where
+from dslm.launch.supervise import Status
+from dslm.run.events import Error, read_events
+from dslm.run.manifest import read_manifest
+from dslm.run.summary import summarize
+from dslm.units import render_seconds
+
+if TYPE_CHECKING:
+    from dslm.lifecycle.request import Ended
+    from dslm.run.directory import RunDirectory
+
+
+def show_end(ended: Ended, *, json: bool) -> None:
+    """Say how a launch ended.
+
+    Raises:
+        RunFailed: it failed.
+        Interrupted: it was stopped.
+    """
+    run, outcome = ended.run, ended.outcome
+    summary = summarize(run)
+    if outcome.status == Status.FAILED and summary.failure is None:
+        # it is in the run's events, unless the disk is full and these could not be written any more
+        error = diagnose(run, outcome).event(outcome.attempt, noticed=outcome.noticed)
+        summary = replace(summary, status="failed", error=error.message, failure=error)
+    if json:
+        terminal.write_json(summary.document())
+    folder = terminal.shown_path(run.path)
+    if outcome.status in (Status.STOPPED, Status.KILLED):
+        how = "stopped" if outcome.status == Status.STOPPED else "stopped before it could save"
+        raise Interrupted(
+            f"the run was {how}, at step {summary.step}",
+            where=Where(file=folder),
+            hint=f"`dslm runs show {folder}` shows it; `--resume` goes on with it",
+        )
+    if outcome.status == Status.FAILED and summary.failure is not None:
+        raise _failed(summary.failure, folder)
+    _show_what_was_made(run)
+
+
+def _failed(failure: Error, folder: Path) -> RunFailed:
+    terminal.say(panel(failure, folder))
+    return RunFailed(
+        headline(failure),
+        where=Where(file=folder),
+        hint=f"`dslm runs show {folder}` shows this again",
+    )
+
+
+def _show_what_was_made(run: RunDirectory) -> None:
+    folder = escape(str(terminal.shown_path(run.path)))
+    end: dict[str, Any] = next(
+        (e for e in reversed(read_events(run.events)[0]) if e["event"] == "end"), {}
+    )
+    if end.get("sample"):
+        terminal.say(Panel(Text(str(end["sample"])), title="a sample of the model", expand=False))
+    attempt = read_manifest(run).attempts[-1]
+    took = render_seconds((attempt.ended or attempt.started) - attempt.started)
+    lines = [f"[bold green]done[/] in {took}: {folder}"]
+    if run.model.is_dir():
+        lines.append(f"  model        {folder}/model   (loads with from_pretrained)")
+    if run.checkpoints.is_dir():
+        lines.append(f"  checkpoints  {folder}/checkpoints")
+    lines.append(f"  next         dslm runs show {folder}")
+    terminal.say(terminal.styled("\n".join(lines)))

@@ -1,0 +1,66 @@
+"""What was asked for, whole, as one value a launch; and who listens to what becomes of it.
+
+A verb makes the value from its options, and it goes down unchanged: nothing below loads a recipe or
+reads an option again. One listener goes along and is told what comes up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dslm.launch.supervise import Outcome
+from dslm.lifecycle.fleet import Fleet
+from dslm.recipe.load import LoadedRecipe
+from dslm.run.directory import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingRequest:
+    """A training that was asked for."""
+
+    recipe: LoadedRecipe
+    fleet: Fleet
+    output: Path | None = None  # the run directory; None: `runs/RECIPE-TIME`
+    master_port: int | None = None  # where the ranks meet; None: a free port
+    resume: bool = False  # fail where there is no unfinished run
+    trust_checkpoint: bool = False  # load more of it than tensors, which may run code
+    force: bool = False  # also where the plan doesn't fit
+    command: tuple[str, ...] = ()  # the command line, for the manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScriptRequest:
+    """A user's own script that was asked for, on every rank."""
+
+    script: Path
+    fleet: Fleet
+    arguments: tuple[str, ...] = ()  # of the script
+    recipe: LoadedRecipe | None = None  # of which the script is given the config
+    pass_config: bool = False  # as `--deepspeed PATH`, too
+    force: bool = False  # also where the recipe's plan doesn't fit
+    output: Path | None = None  # the run directory; None: `runs/SCRIPT-TIME`
+    master_port: int | None = None
+    command: tuple[str, ...] = ()
+
+
+class Listener(Protocol):
+    """Who is told what becomes of a launch: a screen, or a test's list."""
+
+    def run_made(self, run: Path) -> None:
+        """Take in where the run is; called before anything starts."""
+
+    def note(self, text: str) -> None:
+        """Take in a line for people: what takes a while before there is a run."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Take in one event of the run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """A launch that is over: its run, and how its last attempt ended."""
+
+    run: RunDirectory
+    outcome: Outcome

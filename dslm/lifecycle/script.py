@@ -1,0 +1,99 @@
+"""A user's own script on every rank, launched and supervised as a training is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dslm import environment
+from dslm.cluster.hosts import Cluster
+from dslm.decide.checks.base import Verb
+from dslm.decide.checks.every import Asking
+from dslm.decide.job import Job, check_port
+from dslm.decide.ready import ready_job
+from dslm.host.network import free_port
+from dslm.launch.spec import LaunchRequest
+from dslm.lifecycle.attempt import AttemptPlan, RankProgram, preview, run_attempt
+from dslm.lifecycle.folder import default_folder, make_run
+from dslm.lifecycle.rendezvous import gather
+from dslm.lifecycle.request import Ended, Listener, ScriptRequest
+from dslm.reach.preflight import Requirements
+from dslm.recipe.load import dump_recipe
+from dslm.run.attempt import Attempt
+from dslm.run.directory import RunDirectory
+
+_WORKER = "dslm.worker.script"
+
+
+def run_script(request: ScriptRequest, listener: Listener) -> Ended:
+    """Run a script on every rank, once.
+
+    Raises:
+        InputError: the recipe, an option or the folder is wrong.
+        PreflightError: a host is not fit.
+    """
+    if not request.fleet.remote:
+        check_port(request.master_port)
+    folder = _folder(request)
+    port = request.master_port or free_port()
+    requirements = Requirements(
+        run=folder, port=port, needs_shared=False, files=(request.script.absolute(),)
+    )
+    rendezvous = gather(request.fleet, requirements, None, all_hosts=True)
+    job = _job(request, rendezvous.cluster, listener.note)
+    files: dict[str, Any] = {}
+    if job is not None:
+        files = {"recipe.yaml": dump_recipe(job.recipe), "ds_config.json": job.config.values}
+    hosts = rendezvous.cluster.hosts
+    run = make_run(folder, request.script.stem, files, request.command, hosts)
+    listener.run_made(run.path)
+    plan = AttemptPlan(
+        fleet=request.fleet,
+        rendezvous=rendezvous,
+        program=_program(request, job, run),
+        port=port,
+    )
+    outcome, _ = run_attempt(run, plan, listener)
+    return Ended(run=run, outcome=outcome)
+
+
+def preview_script(
+    request: ScriptRequest, report: Callable[[str], None]
+) -> tuple[Job | None, LaunchRequest, Attempt]:
+    """What a script would be started with; starts and writes nothing."""
+    job = _job(request, request.fleet.cluster, report, device_known=request.fleet.device_known)
+    run = RunDirectory(_folder(request))
+    port = request.master_port or free_port()
+    return job, *preview(run, request.fleet, _program(request, job, run), port)
+
+
+def _job(
+    request: ScriptRequest,
+    cluster: Cluster,
+    report: Callable[[str], None],
+    *,
+    device_known: bool = True,
+) -> Job | None:
+    if request.recipe is None:
+        return None
+    asking = Asking(verb=Verb.LAUNCH, force=request.force, device_known=device_known)
+    return ready_job(request.recipe, cluster, asking, on_phase=report)
+
+
+def _folder(request: ScriptRequest) -> Path:
+    return (request.output or default_folder(request.script.stem)).absolute()
+
+
+def _program(request: ScriptRequest, job: Job | None, run: RunDirectory) -> RankProgram:
+    """The script as ranks execute it: it knows no request to stop, so it gets SIGTERM at once."""
+    settings = dict(job.recipe.environment) if job else {}
+    if job is not None:
+        settings[environment.DS_CONFIG] = str(run.ds_config)
+    extra = ("--deepspeed", str(run.ds_config)) if request.pass_config else ()
+    return RankProgram(
+        module=_WORKER,
+        environment=settings,
+        script=str(request.script.absolute()),
+        arguments=(*request.arguments, *extra),
+    )
