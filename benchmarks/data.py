@@ -135,7 +135,7 @@ def _consumed() -> float:
         argv = [str(BIN / "dslm"), "train", "quickstart", "-o", str(run), *sets]
         checked(argv)
         steps = [e for e in read_events(run / "events.jsonl")[0] if e["event"] == "step"]
-    return median(e["samples_per_second"] for e in steps[1:]) / 2
+    return median(float(e["samples_per_second"]) for e in steps[1:]) / 2
 
 
 def report() -> str:

@@ -10,6 +10,7 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -79,7 +80,8 @@ class Live(TorchDispatchMode):
 
 def _site() -> str:
     """The innermost lines of libraries that made a tensor."""
-    frame, found = sys._getframe(3), []
+    frame: FrameType | None = sys._getframe(3)
+    found: list[str] = []
     while frame is not None and len(found) < 4:
         file = frame.f_code.co_filename
         if "/torch/" not in file and "live.py" not in file:

@@ -198,7 +198,7 @@ def _one_run(folder: Path, number: int, kills: int, whole: Path, tally: Tally) -
     """One run, killed so many times (or until it is done), then brought to its end."""
     stage, sharding = KINDS[number % len(KINDS)]
     dice, run = random.Random(number), RunDirectory(folder / f"run-{number}")
-    control = Control(everywhere=False)  # for the ranks to report to; nobody listens
+    control = Control([("localhost", RANKS)])  # for the ranks to report to; nobody listens
     argv = _argv(run.path, stage, sharding)
     newest = 0
     for kill in range(kills):

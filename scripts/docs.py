@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from error_examples import EXAMPLES, shown
 from rich.console import Console
 
 from dslm import environment, errors
@@ -31,6 +30,7 @@ from dslm.profile.store import preset_parameters
 from dslm.recipe.catalog import entries, recipe_schema
 from dslm.run.events import read_events
 from dslm.units import render_count
+from scripts.error_examples import EXAMPLES, shown
 
 ROOT = Path(__file__).parent.parent
 _STYLE = re.compile(r"<span [^>]*>(.*?)</span>")
@@ -89,7 +89,8 @@ def _type(field: dict[str, Any], schema: dict[str, Any]) -> str:
         kinds = [_type(option, schema) for option in field["anyOf"] if option.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds))
     names = {"integer": "whole number", "object": "mapping", "array": "list", "string": "text"}
-    return names.get(field.get("type", ""), field.get("type", ""))
+    kind: str = field.get("type", "")
+    return names.get(kind, kind)
 
 
 def preset_table() -> str:
@@ -127,7 +128,7 @@ def environment_page() -> str:
                 ast.Assign(value=ast.Constant() | ast.Tuple() as value),
                 ast.Expr(value=ast.Constant(value=str(text))),
             ):
-                names = (f"`{node.value}`" for node in ast.walk(value) if _is_text(node))
+                names = (f"`{node.value!s}`" for node in ast.walk(value) if _is_text(node))
                 lines.append(f"| {', '.join(names)} | {' '.join(text.split())} |")
     return "\n".join(lines) + "\n"
 

@@ -7,13 +7,13 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
 
-def _needed(name: str, extras: frozenset[str], seen: set[str]) -> Iterator[str]:
+def _needed(name: str, extras: frozenset[str], seen: set[str]) -> Iterator[NormalizedName]:
     """Names of all packages that an installed one needs, and that are installed."""
     try:
         requirements = [Requirement(text) for text in distribution(name).requires or ()]

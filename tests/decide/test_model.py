@@ -29,7 +29,7 @@ def _folder(path: Path) -> Path:
 
 def _parameters(*overrides: str, preset: str = "smollm2-135m") -> int | None:
     job = resolve_job(load_recipe(preset, overrides), cluster_of(device_named("h100"), 8))
-    return job.shape.parameters if job.shape else None
+    return job.profile.total if job.profile else None
 
 
 def test_a_folder_over_a_preset_is_planned_as_itself(tmp_path: Path) -> None:

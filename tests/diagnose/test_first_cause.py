@@ -20,7 +20,7 @@ from dslm.launch.supervise import Outcome, Status
 from dslm.recipe.load import dump_recipe, load_recipe
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import HostSlots, write_document
-from dslm.run.events import EventName, append_event
+from dslm.run.events import Error, EventName, append_event, parse_event
 from dslm.run.manifest import new_manifest
 
 PEER = (
@@ -182,7 +182,7 @@ def test_without_ranks_the_launcher_says_why(left: Left) -> None:
     found = left.diagnose(None, "the connection to w2 ended (ssh exited with 255)", host="w2")
     assert (found.rank, found.host, found.retry) == (None, "w2", True)
     assert found.id == "ssh-refused"
-    assert headline(found.fields()) == "host w2 failed first, before the first step"
+    assert headline(found.event(1)) == "host w2 failed first, before the first step"
 
 
 def test_a_log_on_another_host_is_made_up_for_by_the_launchers(left: Left) -> None:
@@ -333,7 +333,8 @@ def test_the_panel_can_be_made_from_the_event_alone(left: Left) -> None:
     left.rank(1, exit_code=1, ended=0.5, error="MemoryError", log=traceback("MemoryError"))
     found = left.diagnose(1, "MemoryError")
     append_event(left.run.events, EventName.ERROR, 1, **found.fields())
-    event = json.loads(left.run.events.read_text().splitlines()[-1])
+    event = parse_event(left.run.events.read_text().splitlines()[-1])
+    assert isinstance(event, Error)
     console = Console(width=120)
     with console.capture() as capture:
         console.print(panel(event, Path("runs/x")))

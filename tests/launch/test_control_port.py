@@ -24,8 +24,10 @@ from dslm.run.words import (
     EndNow,
     Hello,
     MalformedWord,
+    Order,
     Orphaned,
     Recorded,
+    Report,
     ShowStacks,
     Stacks,
     Stop,
@@ -38,7 +40,7 @@ from dslm.run.words import (
 HELLO = Hello(rank=0, pid=4, start_time=1, parent_pid=3, parent_start_time=1, kills_before=None)
 BEAT = Beat(progress=1, phase="training", step=1, work_seconds=0.5)
 RECORD = {"event": "step", "time": 1.5, "attempt": 1, "step": 3}
-WORDS = [
+WORDS: list[Report] = [
     HELLO,
     BEAT,
     End(exit_code=1, error="ValueError: ü", ended=2.0),
@@ -319,7 +321,8 @@ def test_every_word_comes_through_as_it_was_said() -> None:
     assert {type(word) for word in WORDS} == set(REPORTS.values())
     for word in WORDS:
         assert decode(encode(word).strip(), REPORTS) == word
-    for order in (Stop(), ShowStacks(), EndNow()):
+    orders: tuple[Order, ...] = (Stop(), ShowStacks(), EndNow())
+    for order in orders:
         assert decode(encode(order).strip(), ORDERS) == order
 
 

@@ -23,8 +23,9 @@ from tests.conftest import Dslm
 
 RECIPE = load_recipe("llama-3.2-1b").recipe
 _REQUEST = profile_request(RECIPE, dict(RECIPE.model.architecture), on_cpu=False)
-PROFILE = stored(_REQUEST)
-assert PROFILE is not None, "the preset's profile ships with dslm: `make profiles`"
+_STORED = stored(_REQUEST)
+assert _STORED is not None, "the preset's profile ships with dslm: `make profiles`"
+PROFILE = _STORED
 BASE = Strategy(
     zero_stage=0, offload="none", micro_batch_size=1, gradient_accumulation_steps=1,
     activation_checkpointing=False, tensor_parallel=1, sequence_parallel=1, data_parallel_size=8,

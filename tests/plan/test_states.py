@@ -10,7 +10,7 @@ from dslm.plan.time import communication_volume
 from tests.conftest import Dslm
 
 # arXiv 1910.02054, table 1: GB (1e9 bytes) per device; degree → (P_os, P_os+g, P_os+g+p)
-TABLE = {
+TABLE: dict[str, dict[int, tuple[float, float, float]]] = {
     "7.5B": {
         1: (120, 120, 120), 4: (52.5, 41.3, 30), 16: (35.6, 21.6, 7.5),
         64: (31.4, 16.6, 1.88), 256: (30.4, 15.4, 0.47), 1024: (30.1, 15.1, 0.12),

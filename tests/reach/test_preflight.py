@@ -82,6 +82,7 @@ def test_a_taken_port_and_too_many_slots_are_told(hosts: MakeHosts, tmp_path: Pa
     taken = cluster["w1"].start(
         [sys.executable, "-c", f"{listen}; time.sleep(600)"], stdout=-1, text=True
     )
+    assert taken.stdout is not None
     taken.stdout.readline()
     hostfile = cluster.hostfile(tmp_path, slots=[1, 1000])
     code, answer = check(cluster.head, hostfile, "--master-port", "29777", "-o", tmp_path)

@@ -230,7 +230,7 @@ def test_a_models_numbers_are_numbers(setting: str) -> None:
     ],
 )
 def test_a_variable_has_a_name_and_one_line(setting: str) -> None:
-    _refused(*setting.split("=", 1))  # type: ignore[arg-type]
+    _refused(*setting.split("=", 1))
 
 
 def test_a_variable_is_what_was_written(tmp_path: Path) -> None:

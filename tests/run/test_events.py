@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dslm.codec import Malformed
+from dslm.codec import Json, Malformed, line_of
 from dslm.run import events
 from dslm.run.events import KINDS, as_record, parse_event, tail_events, write_event
 
@@ -35,8 +35,13 @@ def test_metrics_of_version_0_1_stood_beside_the_loss() -> None:
 
 
 def test_an_unknown_event_is_kept_as_it_is() -> None:
-    line = {"time": 1.5, "event": "eclipse", "attempt": 2, "moons": [1, {"name": "io"}]}
-    event = parse_event(events.line_of(line))
+    line: dict[str, Json] = {
+        "time": 1.5,
+        "event": "eclipse",
+        "attempt": 2,
+        "moons": [1, {"name": "io"}],
+    }
+    event = parse_event(line_of(line))
     assert isinstance(event, events.Other)
     assert event.event == "eclipse"
     assert as_record(event) == line
@@ -90,6 +95,6 @@ def test_what_is_no_event_is_malformed_and_the_lines_around_it_are_read(
         stream.write(line + b"\n")
     write_event(file, events.Stop(time=2.0, attempt=1))
     found = tail_events(file)
-    assert [type(event) for event in found.events] == [events.Resume, events.Stop]
+    assert [type(event).__name__ for event in found.events] == ["Resume", "Stop"]
     assert [entry.line for entry in found.unreadable] == [2]
     assert found.unreadable[0].why
