@@ -142,7 +142,7 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Insist on going on with the run in `-o`; without it an unfinished one is found.",
+        help="Resume the run in `-o`, or the newest unfinished one of the recipe; fail without.",
     ),
 ]
 

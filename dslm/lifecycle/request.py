@@ -64,3 +64,4 @@ class Ended:
 
     run: RunDirectory
     outcome: Outcome
+    resume: str | None = None  # the command line that resumes it; None: nothing can

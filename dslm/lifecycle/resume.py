@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, whether it fits the ranks there are now, its conversion.
+"""The checkpoint to resume from: which one, whether it fits the ranks there are, its conversion.
 
 At the same world size and stage a checkpoint is loaded as it is. At another one it is converted
 to DeepSpeed's universal format first, by DeepSpeed's own converter, into a folder beside it.
@@ -13,21 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dslm.errors import OptionError, RunFailed, Where
-from dslm.recipe.schema import Recipe
 from dslm.run.checkpoints import Checkpoint, newest_sound, state_folder
 from dslm.run.directory import RunDirectory
 from dslm.run.pickles import foreign_names
-from dslm.run.summary import summarize
 
-# What may differ between two attempts of one run: how the same mathematics is executed.
-_MAY_DIFFER = frozenset({
-    "batch.micro_size", "parallel.ranks", "parallel.zero_stage", "parallel.offload",
-    "parallel.nvme_path", "model.activation_checkpointing", "description", "checkpoint", "log",
-    "evaluation", "watchdog", "environment", "data.workers", "data.sharding",
-})  # fmt: skip
 _TRAINER_STATE = "trainer_state.json"
 _CONVERTER = "dslm.worker.convert"
 TRUST = "--trust-checkpoint"
@@ -41,49 +32,6 @@ class ResumePoint:
     step: int
     universal: bool
     seconds: float | None = None  # that a conversion took
-
-
-def unfinished_run(output: Path | None) -> RunDirectory | None:
-    """The run in a folder that can be gone on with; None when there is none, or it is done."""
-    if output is None:
-        return None
-    run = RunDirectory(output.absolute())
-    if not (run.manifest.is_file() and run.recipe.is_file() and run.ds_config.is_file()):
-        return None
-    return None if summarize(run).status == "done" else run
-
-
-def check_same_recipe(run: RunDirectory, resumed: Recipe, recipe: Recipe) -> None:
-    """Check that a run was made with this recipe, as far as the mathematics goes.
-
-    Raises:
-        OptionError: it wasn't; says what differs.
-    """
-    different = recipe_difference(resumed, recipe)
-    if different:
-        lines = "; ".join(f"`{key}` was {old!r}, is {new!r}" for key, old, new in different[:5])
-        raise OptionError(
-            f"holds another run, made with another recipe: {lines}",
-            where=Where(file=run.path),
-            hint="go on with the same recipe, or start a new run in another folder",
-        )
-
-
-def recipe_difference(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
-    """Keys in which two recipes would train differently: key, old value, new value."""
-    found: list[tuple[str, Any, Any]] = []
-
-    def compare(key: str, left: Any, right: Any) -> None:
-        if key in _MAY_DIFFER or left == right:
-            return
-        if isinstance(left, dict) and isinstance(right, dict):
-            for name in [*left, *(n for n in right if n not in left)]:
-                compare(f"{key}.{name}" if key else name, left.get(name), right.get(name))
-        else:
-            found.append((key, left, right))
-
-    compare("", old.model_dump(mode="json"), new.model_dump(mode="json"))
-    return found
 
 
 def resume_point(

@@ -15,7 +15,6 @@ from typing import Any
 from dslm.decide.checks.base import Verb
 from dslm.decide.checks.every import Asking
 from dslm.decide.job import Job, check_port, plan_document
-from dslm.errors import OptionError, Where
 from dslm.files import write_atomic, write_json
 from dslm.host.network import free_port
 from dslm.launch.spec import LaunchRequest
@@ -23,7 +22,8 @@ from dslm.lifecycle.attempt import AttemptPlan, RankProgram, preview, run_attemp
 from dslm.lifecycle.folder import default_folder, make_run
 from dslm.lifecycle.rendezvous import Rendezvous, Training, gather, largest_job
 from dslm.lifecycle.request import Ended, Listener, TrainingRequest
-from dslm.lifecycle.resume import ResumePoint, check_same_recipe, resume_point, unfinished_run
+from dslm.lifecycle.resumable import check_resumable, resume_command, run_to_resume
+from dslm.lifecycle.resume import ResumePoint, resume_point
 from dslm.reach.preflight import Requirements
 from dslm.recipe.load import dump_recipe, read_resolved
 from dslm.recipe.schema import Recipe
@@ -46,13 +46,13 @@ def train(request: TrainingRequest, listener: Listener) -> Ended:
     """
     if not request.fleet.remote:
         check_port(request.master_port)
-    old = _run_to_resume(request)
+    old = run_to_resume(request)
     resumed = read_resolved(old.recipe) if old else None
     asking = Asking(verb=Verb.TRAIN, force=request.force)
     training = Training(recipe=request.recipe, asking=asking, report=listener.note, resumed=resumed)
     folder = old.path if old else (request.output or default_folder(request.recipe.name)).absolute()
     run = RunDirectory(folder)
-    most = request.fleet.max_restarts
+    most, notes = request.fleet.max_restarts, []
     for restarts in range(most + 1):
         port = request.master_port or free_port()
         rendezvous, job = _resolve(request, training, run, port, first=restarts == 0)
@@ -60,8 +60,10 @@ def train(request: TrainingRequest, listener: Listener) -> Ended:
             if resumed is None:
                 make_run(folder, job.name, _files(job), request.command, job.cluster.hosts)
             else:
-                check_same_recipe(run, resumed, job.recipe)
+                notes = check_resumable(run, resumed, job.recipe)
             listener.run_made(run.path)
+            for note in notes:
+                listener.note(note)
         start = None
         if restarts or resumed is not None:
             start = _start(run, job, listener, trust=request.trust_checkpoint)
@@ -83,7 +85,8 @@ def train(request: TrainingRequest, listener: Listener) -> Ended:
         detail = f"{restarts + 1} of {most}: {outcome.reason}"
         listener.event({"event": EventName.PHASE, "phase": "restarting", "detail": detail})
         time.sleep(_PAUSE_SECONDS)
-    return Ended(run=run, outcome=outcome)
+    shown = resume_command(request.command, folder)
+    return Ended(run=run, outcome=outcome, resume=shown)
 
 
 def preview_training(
@@ -97,23 +100,6 @@ def preview_training(
     port = request.master_port or free_port()
     run = RunDirectory(folder.absolute())
     return job, *preview(run, request.fleet, _program(job.recipe, trust=False), port)
-
-
-def _run_to_resume(request: TrainingRequest) -> RunDirectory | None:
-    run = unfinished_run(request.output)
-    if run is None and request.resume:
-        raise OptionError(
-            "there is no unfinished run to go on with",
-            where=Where(file=request.output, key="--resume"),
-            hint="`dslm train RECIPE -o RUN --resume`; `dslm runs list` shows the runs",
-        )
-    if run is None and request.trust_checkpoint:
-        raise OptionError(
-            "there is no unfinished run whose checkpoint would be loaded",
-            where=Where(file=request.output, key="--trust-checkpoint"),
-            hint="leave it out: a new run loads none",
-        )
-    return run
 
 
 def _resolve(

@@ -15,7 +15,7 @@ from dslm.ask.export import export_request
 from dslm.cli.screens.failure import panel
 from dslm.cli.screens.runs import run_page, runs_table
 from dslm.errors import DslmError
-from dslm.lifecycle.resume import unfinished_run
+from dslm.lifecycle.resumable import run_in
 from dslm.run.checkpoints import complete_checkpoints, newest_sound
 from dslm.run.directory import RunDirectory
 from dslm.run.history import read_history
@@ -80,7 +80,7 @@ def read_everything(path: Path) -> str:
     newest_sound(run.checkpoints)
     for ask in (
         lambda: open_run(path),
-        lambda: unfinished_run(path),
+        lambda: run_in(path),
         lambda: export_request(
             path,
             step=None,

@@ -15,7 +15,7 @@ from dslm.cli.screens.failure import headline, panel
 from dslm.diagnose.explain import diagnose
 from dslm.errors import Interrupted, RunFailed, Where
 from dslm.launch.supervise import Status
-from dslm.run.events import Error, read_events
+from dslm.run.events import read_events
 from dslm.run.manifest import read_manifest
 from dslm.run.summary import summarize
 from dslm.units import render_seconds
@@ -46,20 +46,20 @@ def show_end(ended: Ended, *, json: bool) -> None:
         raise Interrupted(
             f"the run was {how}, at step {summary.step}",
             where=Where(file=folder),
-            hint=f"`dslm runs show {folder}` shows it; `--resume` goes on with it",
+            hint=_next(ended, folder),
         )
     if outcome.status == Status.FAILED and summary.failure is not None:
-        raise _failed(summary.failure, folder)
+        terminal.say(panel(summary.failure, folder))
+        raise RunFailed(
+            headline(summary.failure), where=Where(file=folder), hint=_next(ended, folder)
+        )
     _show_what_was_made(run)
 
 
-def _failed(failure: Error, folder: Path) -> RunFailed:
-    terminal.say(panel(failure, folder))
-    return RunFailed(
-        headline(failure),
-        where=Where(file=folder),
-        hint=f"`dslm runs show {folder}` shows this again",
-    )
+def _next(ended: Ended, folder: Path) -> str:
+    """What to run next: exactly the command that resumes it, where one can."""
+    show = f"`dslm runs show {folder}` shows this again"
+    return f"resume with: {ended.resume}\n      {show}" if ended.resume else show
 
 
 def _show_what_was_made(run: RunDirectory) -> None:
