@@ -7,6 +7,8 @@ from __future__ import annotations
 
 DS_CONFIG = "DSLM_DS_CONFIG"
 """Path of the resolved DeepSpeed JSON, for scripts started by `dslm launch`."""
+ANSWER_PIPE = "DSLM_ANSWER_PIPE"
+"""The descriptor through which a process that dslm asks for something answers."""
 ACCELERATOR = "DS_ACCELERATOR"
 """DeepSpeed's own choice of accelerator; dslm sets `cpu` where there is none."""
 DEEPSPEED_ENVIRONMENT_FILE = "DS_ENV_FILE"

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from dslm import environment, errors
 from dslm.cli.screens.progress import RunScreen
-from dslm.diagnose.explain import catalogue
+from dslm.diagnose.catalogue import catalogue
 from dslm.profile.store import preset_parameters
 from dslm.recipe.catalog import entries, recipe_schema
 from dslm.run.events import read_events

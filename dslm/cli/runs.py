@@ -53,17 +53,30 @@ def list_(
 
 
 @app.command("show", no_args_is_help=True)
-def show(run: RunArgument, json: options.Json = False) -> None:
+def show(
+    run: RunArgument,
+    why: Annotated[
+        bool, typer.Option("--why", help="Show which rule of blame fitted whom after a failure.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
     """Show what a run did, and why it failed if it did.
 
-    [dim]Example:[/dim] dslm runs show runs/quickstart-20260101-120000
+    [dim]Example:[/dim] dslm runs show runs/quickstart-20260101-120000 --why
     """
     from dslm.run.history import read_history
     from dslm.run.summary import open_run, summary_of
 
     history = read_history(open_run(run))
     summary = summary_of(history)
+    if why and summary.failure is None:
+        raise OptionError(
+            f"{history.run.path.name} has not failed, so there is nobody to blame",
+            where=Where(key="--why"),
+        )
     if json:
+        if why:
+            raise OptionError("`--json` has it in any case", where=Where(key="--why"))
         terminal.write_json(summary.document())
         return
     from dslm.cli.screens.runs import run_page
@@ -71,9 +84,11 @@ def show(run: RunArgument, json: options.Json = False) -> None:
     for part in run_page(history, summary, plain=not terminal.shows_unicode()):
         terminal.show(part)
     if summary.failure is not None:
-        from dslm.cli.screens.failure import panel
+        from dslm.cli.screens.failure import panel, why_table
 
         terminal.show(panel(summary.failure, history.run.path))
+        if why:
+            terminal.show(why_table(summary.failure))
 
 
 @app.command("watch", no_args_is_help=True)

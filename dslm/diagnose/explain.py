@@ -11,49 +11,40 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
-from functools import cache
-from pathlib import Path
-from typing import Any
-
-import yaml
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 from dslm.diagnose import logs
+from dslm.diagnose.blame import Judged, judge
+from dslm.diagnose.catalogue import (
+    DEVICE_MEMORY,
+    DISK_FULL,
+    HOST_MEMORY,
+    KERNEL_KNOWS,
+    KILLED,
+    KILLED_FOR_MEMORY,
+    OWN_ERROR,
+    Failure,
+    entry,
+)
 from dslm.diagnose.evidence import Evidence, device_memory, host_memory
+from dslm.diagnose.witness import Source, Witness, witnesses
 from dslm.host.kernel import OomVerdict
+from dslm.launch.outcome import Outcome, signal_name
 from dslm.launch.remote_processes import RemoteProcesses
-from dslm.launch.supervise import Outcome, read_rank_statuses
 from dslm.run.directory import RunDirectory
-from dslm.run.events import Error, now, read_events
+from dslm.run.endings import Kind
+from dslm.run.events import Error, Event, JudgedWitness, Resume, Step, now, tail_events
 from dslm.secrets import text_without_secrets
 from dslm.units import render_bytes
 
-_OWN = "bad-input"  # dslm's own errors carry their remedy
-_KILLED = "killed"
-_DEVICE_MEMORY = ("gpu-memory",)
-_HOST_MEMORY = ("host-memory", "host-memory-killed", "slurm-memory", "data-worker-killed")
-# What a batch system says in the launcher's log explains why a process was killed.
-_BATCH = ("slurm-memory", "time-limit", "preempted", "slurm-node-failure")
-_KERNEL_KNOWS = ("killed", "data-worker-killed", "data-worker")
-# DeepSpeed's launcher, launch.py, sigkill_handler; under pdsh with the host before it.
-_RETURN_CODE = re.compile(r"^(?:(\S+): )?.*exits with return code = (-?\d+)", re.MULTILINE)
 _FULL_BYTES = 64 * 1024  # a log and a status file need less
 _WORKER_PIDS = re.compile(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """One entry of the catalogue; see the head of failures.yaml."""
-
-    id: str
-    pattern: str
-    stage: str
-    cause: str
-    remedy: str
-    source: str
-    retry: bool
-    follows: bool = False
+_MEMORY_WAYS = (
+    "`--num-gpus`: fewer ranks per host",
+    "`--set parallel.offload=none`",
+    "`--set data.workers=0`",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +66,9 @@ class Diagnosis:
         traceback: the first one, where the cause is unknown.
         followers: ranks that failed after it, because of it.
         retry: whether the same command may work the next time.
+        rule: by which rule of `dslm.diagnose.blame` it was blamed.
+        source: where the cause was found.
+        judged: all witnesses, the one to blame first.
     """
 
     id: str | None
@@ -91,6 +85,9 @@ class Diagnosis:
     traceback: str
     followers: tuple[int, ...]
     retry: bool
+    rule: str
+    source: str
+    judged: tuple[JudgedWitness, ...]
 
     @property
     def known(self) -> bool:
@@ -99,55 +96,21 @@ class Diagnosis:
 
     def event(self, attempt: int, *, noticed: float | None = None, again: bool = False) -> Error:
         """As the run's error event, from which it can be shown again."""
-        return Error(time=now(), attempt=attempt, noticed=noticed, again=again, **self.fields())
-
-    def fields(self) -> dict[str, Any]:
-        """As the fields of the run's error event, from which it can be shown again."""
+        told = {field.name: getattr(self, field.name) for field in fields(self)}
         message = f"{self.cause}: {self.said}" if self.said else self.cause
-        return {"message": message, **asdict(self), "known": self.known}
+        return Error(
+            time=now(), attempt=attempt, noticed=noticed, again=again,
+            message=message, known=self.known, **told,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Witness:
-    """What one rank, or the launcher, left behind."""
+class _Finding:
+    """What is found out about the one to blame, beside what it left behind."""
 
-    rank: int | None
-    host: str | None
-    status: dict[str, Any]
-    log: Path
-    error: str  # what it said itself, in a line
-    traceback: str  # the chain that ends in it
-    failure: Failure | None
-
-    @property
-    def silent(self) -> bool:
-        """Whether it ended without a word of its own: killed, or crashed in native code."""
-        return self.rank is not None and self.status.get("exit_code") is None
-
-    @property
-    def follows(self) -> bool:
-        """Whether it may only have noticed the end of another."""
-        return self.failure is not None and self.failure.follows
-
-
-@cache
-def catalogue() -> tuple[Failure, ...]:
-    """All known failures, in the order in which they are looked for."""
-    text = Path(__file__).with_name("failures.yaml").read_text(encoding="utf-8")
-    return tuple(Failure(**entry) for entry in yaml.safe_load(text))
-
-
-def find(text: str, only: Collection[str] = ()) -> Failure | None:
-    """The first known failure whose pattern occurs in a text; of all, or of some ids."""
-    return next(
-        (
-            failure
-            for failure in catalogue()
-            if (not only or failure.id in only)
-            and re.search(failure.pattern, text, flags=re.MULTILINE)
-        ),
-        None,
-    )
+    witness: Witness
+    facts: tuple[str, ...] = ()
+    ways: tuple[str, ...] = ()
 
 
 def diagnose(
@@ -160,229 +123,169 @@ def diagnose(
         outcome: what the supervisor saw.
         elsewhere: how its hosts are reached; None: it ran on this one.
     """
-    file = run.logs(outcome.attempt) / "launcher.log"
-    launcher = logs.read_end(file)
-    ranks = [
-        _witness(run, outcome, status, launcher)
-        for status in outcome.statuses or read_rank_statuses(run, outcome.attempt)
-        if _failed(status, outcome)
-    ]
-    whole = _Witness(
-        rank=None,
-        host=outcome.host,
-        status={},
-        log=file,
-        error=outcome.reason,
-        traceback=logs.chain(launcher, ""),
-        failure=_of_launcher(outcome, ranks, logs.without_warnings(logs.messages(launcher))),
-    )
-    everybody = [*ranks, whole]
-    first = min(everybody, key=lambda witness: _blame(witness, outcome, launcher))
-    first, facts = _look_at_the_disk(run, first)
-    if not facts:
-        first, facts = _ask_the_kernel(first, launcher, elsewhere or RemoteProcesses())
-    followers = tuple(w.rank for w in ranks if w.rank is not None and w.rank != first.rank)
-    return _explain(run, outcome, first, facts, followers)
+    judged = judge(witnesses(run, outcome))
+    first = judged[0].witness
+    found = _look_at_the_disk(run, first) or _ask_the_kernel(first, elsewhere or RemoteProcesses())
+    return _explain(run, outcome, found, judged)
 
 
-def _of_launcher(outcome: Outcome, ranks: Collection[_Witness], log: str) -> Failure | None:
-    """What the supervisor and the launcher saw, where it is not about a rank that is looked at."""
-    if any(witness.rank == outcome.failed_rank and witness.silent for witness in ranks):
-        return find(log, only=_BATCH)  # the signals that it names are that rank's
-    reason = outcome.reason if outcome.failed_rank is None else ""
-    seen = find(reason)
-    # of a host that can't be reached ssh's own words say more
-    return find(f"{reason}\n{log}") if seen is None or seen.stage == "launch" else seen
-
-
-def _failed(status: dict[str, Any], outcome: Outcome) -> bool:
-    """Whether a rank failed by itself; one without a word was mostly ended by the supervisor."""
-    code = status.get("exit_code")
-    if code is None:
-        return status["rank"] == outcome.failed_rank or bool(status.get("error"))
-    return bool(code)
-
-
-def _witness(
-    run: RunDirectory, outcome: Outcome, status: dict[str, Any], launcher: str
-) -> _Witness:
-    rank = status["rank"]
-    log = run.rank_log(outcome.attempt, rank)
-    if not log.is_file():  # it is on another host, or the rank did not get so far
-        log = run.logs(outcome.attempt) / "launcher.log"
-    text = logs.read_end(log)
-    error = str(status.get("error") or "")
-    if not error and rank == outcome.failed_rank:
-        error = outcome.reason
-    traceback = logs.chain(text, error)
-    messages = logs.messages(traceback)
-    if status.get("exit_code") is None:
-        failure = _of_silent(error, text, messages, launcher, status.get("host"))
-    elif re.search(r"^dslm\.errors\.", traceback, flags=re.MULTILINE):
-        failure = find(messages, only=(_OWN,))
-    else:
-        failure = find(error) or find(messages or logs.without_warnings(logs.last_lines(text)))
-    return _Witness(
-        rank=rank,
-        host=status.get("host"),
-        status=status,
-        log=log,
-        error=error,
-        traceback=traceback,
-        failure=failure,
-    )
-
-
-def _of_silent(
-    error: str, text: str, messages: str, launcher: str, host: str | None
-) -> Failure | None:
-    """Why a rank ended without a word, from those around it and what native code printed."""
-    code = _return_code(launcher, host)
-    by_signal = code is not None and code < 0
-    return (
-        find(launcher, only=_BATCH)
-        or find(logs.native_words(text))
-        or find(f"exit code {code}" if by_signal else "")
-        # it ended by itself, but could not say so: then its traceback does
-        or find(messages if code and not by_signal else "")
-        or find(error)
-    )
-
-
-def _blame(witness: _Witness, outcome: Outcome, launcher: str) -> tuple[int, bool, float]:
-    """Who is to blame comes first: causes before consequences, then what the supervisor saw."""
-    ended = float(witness.status.get("ended") or 0.0)
-    other = witness.rank != outcome.failed_rank
-    if witness.rank is None:
-        # the launcher knows of hosts and of signals, and otherwise less than any rank
-        grade = 0 if not other else (3 if witness.failure is None or witness.follows else 1)
-    elif witness.follows:
-        grade = 2
-    elif witness.silent:
-        code = _return_code(launcher, witness.host)
-        # a positive code: the launcher ended the others after one that had failed by itself
-        grade = 0 if code is not None and code < 0 and not other else 1
-        grade = 2 if code is not None and code > 0 and other else grade
-    else:
-        grade = 0
-    return grade, other, ended
-
-
-def _return_code(launcher: str, host: str | None) -> int | None:
-    """What DeepSpeed's launcher on a host said the first failed process ended with."""
-    found = [(name, int(code)) for name, code in _RETURN_CODE.findall(launcher)]
-    of_host = [code for name, code in found if name == host]
-    return next(iter(of_host or [code for _, code in found]), None)
-
-
-def _look_at_the_disk(run: RunDirectory, first: _Witness) -> tuple[_Witness, list[str]]:
+def _look_at_the_disk(run: RunDirectory, first: Witness) -> _Finding | None:
     """Where the run directory's disk is full, a rank can't even say so."""
-    if not (first.silent or first.failure is None):
-        return first, []
     free = shutil.disk_usage(run.path).free
-    if free > _FULL_BYTES:
-        return first, []
+    if free > _FULL_BYTES or not (first.silent or first.failure is None):
+        return None
     fact = f"the disk of the run directory has {render_bytes(free)} free"
-    return replace(first, failure=find("No space left on device")), [fact]
+    full = replace(first, failure=entry(DISK_FULL), source=Source.DISK)
+    return _Finding(witness=full, facts=(fact,))
 
 
-def _ask_the_kernel(
-    first: _Witness, launcher: str, elsewhere: RemoteProcesses
-) -> tuple[_Witness, list[str]]:
+def _ask_the_kernel(first: Witness, elsewhere: RemoteProcesses) -> _Finding:
     """Find out which signal ended a process, and whether the kernel sent it for memory."""
     facts: list[str] = []
-    code = _return_code(launcher, first.host) if first.silent else None
+    code = first.code if first.silent else None
     if code is not None and code < 0:
-        facts.append(f"it was ended by {signal.Signals(-code).name}")
-    if first.rank is None or first.failure is None or first.failure.id not in _KERNEL_KNOWS:
-        return first, facts
-    if code not in (None, -signal.SIGKILL):
-        return first, facts
-    word = _word(first, elsewhere)
-    if word.killed:
-        found = find("Out of memory: Killed process")
-        first = replace(first, failure=found)
-    return first, [*facts, word.said]
+        facts.append(f"it was ended by {signal_name(-code)}")
+    known = first.failure is not None and first.failure.id in KERNEL_KNOWS
+    if first.rank is None or not known or code not in (None, -signal.SIGKILL):
+        return _Finding(witness=first, facts=tuple(facts))
+    verdict = _verdict(first, elsewhere)
+    facts.append(verdict.said)
+    if verdict.killed:
+        first = replace(first, failure=entry(KILLED_FOR_MEMORY), source=Source.KERNEL)
+        return _Finding(witness=first, facts=tuple(facts))
+    if first.failure is None or first.failure.id != KILLED:
+        return _Finding(witness=first, facts=tuple(facts))
+    if verdict.killed is None:  # only then may it have been for memory
+        ways = (first.failure.remedy, f"if it was for memory: {', '.join(_MEMORY_WAYS)}")
+        return _Finding(witness=first, facts=tuple(facts), ways=ways)
+    facts.append(
+        "neither the kernel, for memory, nor dslm nor a batch system did it: so a process of the "
+        "same user or of root"
+    )
+    return _Finding(witness=first, facts=tuple(facts))
 
 
-def _word(witness: _Witness, elsewhere: RemoteProcesses) -> OomVerdict:
-    """The kernel's word on a rank and the processes that read its data."""
-    pids = {int(witness.status.get("pid", 0))}
-    for listed in _WORKER_PIDS.findall(witness.traceback):
+def _verdict(witness: Witness, elsewhere: RemoteProcesses) -> OomVerdict:
+    """Return the kernel's word on a rank and the processes that read its data."""
+    status = witness.status
+    if status is None:
+        return OomVerdict(killed=None, said="its process is not known")
+    pids = {status.pid}
+    for listed in _WORKER_PIDS.findall(witness.text):
         pids |= {int(pid) for pid in listed.split(",") if pid.strip()}
-    ticks = witness.status.get("start_time") or 0
     return elsewhere.oom_verdict(
         witness.host or "localhost",
         pids,
-        since=ticks / os.sysconf("SC_CLK_TCK"),
-        kills_before=witness.status.get("kills_before"),
+        since=(status.start_time or 0) / os.sysconf("SC_CLK_TCK"),
+        kills_before=status.kills_before,
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Words:
+    """What people are told: the cause, what was said, what to do."""
+
+    cause: str
+    said: str
+    remedy: str
+
+
 def _explain(
-    run: RunDirectory,
-    outcome: Outcome,
-    first: _Witness,
-    facts: list[str],
-    followers: tuple[int, ...],
+    run: RunDirectory, outcome: Outcome, found: _Finding, judged: Sequence[Judged]
 ) -> Diagnosis:
-    events = [e for e in read_events(run.events)[0] if e.get("attempt") == outcome.attempt]
-    steps = [e["step"] for e in events if e["event"] in ("step", "resume") and "step" in e]
-    failure = first.failure
-    more = _more(run, first, events)
+    events = [e for e in tail_events(run.events).events if e.attempt == outcome.attempt]
+    steps = [e.step for e in events if isinstance(e, Step | Resume)]
+    first, failure = found.witness, found.witness.failure
     log = str(first.log.relative_to(run.path))
-    said = text_without_secrets(first.error or _last_message(first.traceback))
-    if first.silent and failure is not None:
-        said = ""  # it said nothing, and the supervisor no more than the cause does
-    if failure is None:
-        cause, remedy = "unknown to dslm", f"the whole log may say more: {log}"
-    elif failure.id == _OWN:
-        cause, said, remedy = _own_words(first, said, failure)
-    else:
-        cause, remedy = failure.cause, failure.remedy
-    traceback = "" if failure is not None else logs.first_traceback(first.traceback)
+    more = _more(run, first, events)
+    words = _words(first, outcome, log)
+    ways = found.ways or more.ways
+    traceback = "" if failure is not None else logs.first_traceback(first.text)
     if failure is None and not traceback:
         traceback = text_without_secrets(logs.last_lines(logs.read_end(first.log)))
+    blamed = [_shown(one) for one in judged]
+    blamed[0] = replace(
+        blamed[0], failure=failure.id if failure else None, source=str(first.source or "")
+    )
     return Diagnosis(
         id=failure.id if failure else None,
         stage=failure.stage if failure else None,
-        cause=cause,
-        said=said,
-        remedy=remedy,
+        cause=words.cause,
+        said=words.said,
+        remedy=words.remedy,
         # fewer than three concrete ones: what the catalogue says follows them
-        ways=more.ways if len(more.ways) > 2 or failure is None else (*more.ways, remedy),
-        facts=(*facts, *more.facts),
+        ways=ways if found.ways or len(ways) > 2 or failure is None else (*ways, words.remedy),
+        facts=(*found.facts, *more.facts, *_stand(outcome)),
         rank=first.rank,
         host=first.host,
         step=max(steps, default=0),
         log=log,
         traceback=traceback,
-        followers=followers,
+        followers=tuple(one.witness.rank for one in judged[1:] if one.witness.rank is not None),
         retry=failure.retry if failure else False,
+        rule=judged[0].rule.id,
+        source=str(first.source or ""),
+        judged=tuple(blamed),
     )
 
 
-def _more(run: RunDirectory, first: _Witness, events: list[dict[str, Any]]) -> Evidence:
+def _stand(outcome: Outcome) -> tuple[str, ...]:
+    """Return which rank differed where no rank made progress, and since when."""
+    return (outcome.reason,) if outcome.kind == Kind.STALL else ()
+
+
+def _shown(one: Judged) -> JudgedWitness:
+    witness = one.witness
+    return JudgedWitness(
+        rank=witness.rank,
+        host=witness.host,
+        rule=one.rule.id,
+        failure=witness.failure.id if witness.failure else None,
+        source=str(witness.source or ""),
+    )
+
+
+def _more(run: RunDirectory, first: Witness, events: Sequence[Event]) -> Evidence:
     """The plan beside what was measured, where memory ran out."""
     if first.failure is None:
         return Evidence()
-    if first.failure.id in _DEVICE_MEMORY:
-        peaks = [e["memory_peak_bytes"] for e in events if e.get("memory_peak_bytes")]
-        return device_memory(run, first.traceback, max(peaks, default=None))
-    return host_memory(run) if first.failure.id in _HOST_MEMORY else Evidence()
+    if first.failure.id in DEVICE_MEMORY:
+        peaks = [e.memory_peak_bytes for e in events if isinstance(e, Step) and e.memory_peak_bytes]
+        return device_memory(run, first.text, max(peaks, default=None))
+    return host_memory(run) if first.failure.id in HOST_MEMORY else Evidence()
 
 
-def _own_words(first: _Witness, said: str, failure: Failure) -> tuple[str, str, str]:
-    """Cause, what was said and remedy of one of dslm's own errors: `PLACE: MESSAGE (HINT)`."""
-    own = re.search(r"^dslm\.errors\.\w+: (.+)$", first.traceback, flags=re.MULTILINE)
-    place, found, hint = said.partition(own[1]) if own else (said, "", "")
-    if own is None or not found:
-        return failure.cause, said, failure.remedy
-    return own[1], place.rstrip(": "), hint.strip(" ()") or failure.remedy
+def _words(first: Witness, outcome: Outcome, log: str) -> _Words:
+    """Return the cause, what the rank or the supervisor said, and the remedy."""
+    said = _said(first, outcome)
+    failure = first.failure
+    if failure is None:
+        return _Words(
+            cause="unknown to dslm", said=said, remedy=f"the whole log may say more: {log}"
+        )
+    own = first.report.own if first.report is not None else None
+    if own is not None:
+        where, message, hint = map(text_without_secrets, (own.where, own.message, own.hint))
+        return _Words(cause=message, said=where, remedy=hint or failure.remedy)
+    if failure.id == OWN_ERROR:
+        return _own_of_log(first, failure)
+    return _Words(cause=failure.cause, said=said, remedy=failure.remedy)
 
 
-def _last_message(traceback: str) -> str:
-    """The first line of the last exception."""
-    pieces = traceback.split("Traceback (most recent call last):")
-    lines = [line for line in pieces[-1].splitlines() if line[:1].strip()]
-    return lines[0] if len(pieces) > 1 and lines else ""
+def _said(first: Witness, outcome: Outcome) -> str:
+    """Return the line that the rank itself had to say, or the supervisor in its place."""
+    if first.report is not None:
+        return text_without_secrets(first.report.line)
+    if first.silent:  # it said nothing, and the supervisor no more than the cause does
+        return "" if first.failure is not None else text_without_secrets(outcome.reason)
+    if first.rank is not None and first.status is not None:
+        last = logs.last_message(first.text)
+        return text_without_secrets(last) or f"it exited with code {first.status.exit_code}"
+    return text_without_secrets(outcome.reason or logs.last_message(first.text))
+
+
+def _own_of_log(first: Witness, failure: Failure) -> _Words:
+    """Return the words of one of dslm's own errors that only its log has."""
+    own = re.search(r"^dslm\.errors\.\w+: (.+)$", first.text, flags=re.MULTILINE)
+    cause = text_without_secrets(own[1]) if own is not None else failure.cause
+    return _Words(cause=cause, said="", remedy=failure.remedy)

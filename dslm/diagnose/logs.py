@@ -45,8 +45,8 @@ def without_warnings(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not _WARNING.search(line))
 
 
-def chain(text: str, error: str) -> str:
-    """The first chain of tracebacks that ends in an error; without that one, the first of all.
+def chain(text: str) -> str:
+    """Return the first chain of tracebacks.
 
     Exceptions that were raised from each other belong together: what they say first is what
     happened first. Empty where there is no traceback.
@@ -62,7 +62,7 @@ def chain(text: str, error: str) -> str:
         else:
             chains.append(piece)
         linked = any(link in piece for link in _LINKS)
-    return next((c for c in chains if error and error in c), chains[0] if chains else "")
+    return chains[0] if chains else ""
 
 
 def messages(traceback: str) -> str:
@@ -91,3 +91,10 @@ def first_traceback(traceback: str) -> str:
         half = _SHOWN_LINES // 2
         lines = [*lines[:half], f"  … {len(lines) - 2 * half} lines …", *lines[-half:]]
     return text_without_secrets("\n".join(lines))
+
+
+def last_message(traceback: str) -> str:
+    """Return the first line of what the last exception says."""
+    pieces = _HEADER.split(traceback)
+    lines = [line for line in pieces[-1].splitlines() if line[:1].strip()]
+    return lines[0] if len(pieces) > 1 and lines else ""

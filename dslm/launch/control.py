@@ -23,19 +23,20 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
 
+from dslm.codec import Malformed
 from dslm.host.channel import Channel
 from dslm.host.network import give_up_after
 from dslm.run import timings
 from dslm.run.attempt import ControlAddress
+from dslm.run.documents import RankStatus
+from dslm.run.endings import ErrorReport, Loss
+from dslm.run.events import Event
 from dslm.run.words import (
     REPORTS,
     Beat,
     End,
     Hello,
-    MalformedWord,
     Order,
     Orphaned,
     Recorded,
@@ -44,27 +45,20 @@ from dslm.run.words import (
     Stacks,
     StopWanted,
     WordReader,
-    encode,
+    encode_word,
 )
 
 LOOPBACK = "127.0.0.1"
 _STRANGERS = 256  # connections without a token; the oldest goes when there are more
 _ACCEPTED = 64  # connections in one round
 _READ_BYTES = 65536
+_COMPUTES_SHARE = 0.05  # of a core: more than threads use that only wait, also on a full host
 _OTHER_FILES = 256  # descriptors that this process needs beside its connections
 # What the kernel says of a host that can't be reached any more; all else concerns the process.
 _HOST_ERRORS = {
     errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN,
     errno.ENONET,
 }  # fmt: skip
-
-
-class Loss(StrEnum):
-    """Why a rank is lost that has not said how it ended."""
-
-    PROCESS = "process"  # its connection ended
-    HOST = "host"  # the kernel of its host does not answer any more
-    WORD = "word"  # what it said is no word of the channel
 
 
 @dataclass(slots=True)
@@ -83,8 +77,10 @@ class RankState:
     phase: str = ""
     step: int = 0
     work_seconds: float | None = None
+    cpu_seconds: float = 0.0
+    computed_at: float = 0.0  # when it last used much of a core
     exit_code: int | None = None
-    error: str | None = None
+    report: ErrorReport | None = None
     ended: float | None = None  # Unix seconds
     lost: Loss | None = None  # why its connection ended before it said its last word
     malformed: str = ""  # what it said that is no word
@@ -98,19 +94,26 @@ class RankState:
         """Whether it is connected and has not said its last word."""
         return self.exit_code is None and self.lost is None
 
-    def document(self) -> dict[str, Any]:
-        """As its status file has it."""
-        return {
-            "rank": self.rank,
-            "host": self.host,
-            "pid": self.pid,
-            "start_time": self.start_time,
-            "parent_pid": self.parent_pid,
-            "kills_before": self.kills_before,
-            "exit_code": self.exit_code,
-            "ended": self.ended,
-            "error": self.error,
-        }
+    @property
+    def active_at(self) -> float:
+        """When it last made progress or computed."""
+        return max(self.progress_at, self.computed_at)
+
+    def status(self) -> RankStatus:
+        """Return what its status file has."""
+        return RankStatus(
+            rank=self.rank,
+            host=self.host,
+            pid=self.pid,
+            start_time=self.start_time,
+            parent_pid=self.parent_pid,
+            kills_before=self.kills_before,
+            exit_code=self.exit_code,
+            ended=self.ended,
+            lost=self.lost,
+            error=self.report.line if self.report is not None else self.malformed or None,
+            report=self.report,
+        )
 
 
 @dataclass(slots=True)
@@ -144,7 +147,7 @@ class Control:
         """
         self.ranks: dict[int, RankState] = {}
         self.changed: list[RankState] = []  # ranks that came or ended since these were taken
-        self.events: list[dict[str, Any]] = []  # of ranks that can't write into the run directory
+        self.events: list[Event] = []  # of ranks that can't write into the run directory
         self.stop_wanted = False  # a batch system has told a rank that its time is over
         self._hosts = [name for name, slots in hosts for _ in range(slots)]  # of each rank
         self._token = secrets.token_urlsafe(24)
@@ -191,7 +194,7 @@ class Control:
             if rank is None or not rank.lives or type(order) in connection.ordered:
                 continue
             connection.ordered.add(type(order))
-            self._flush(connection, encode(order))
+            self._flush(connection, encode_word(order))
 
     def _flush(self, connection: _Connection, data: bytes = b"") -> None:
         channel = connection.channel
@@ -242,7 +245,7 @@ class Control:
         elif connection.words is None:
             self._greet(connection, received)
         else:
-            self._hear(connection, connection.words, received)
+            self._receive(connection, connection.words, received)
 
     def _greet(self, connection: _Connection, received: bytes) -> None:
         """Compare the token, once it is whole: how much of it is right is nobody's business."""
@@ -255,14 +258,14 @@ class Control:
         else:
             self._drop(connection)
 
-    def _hear(self, connection: _Connection, words: WordReader[Report], received: bytes) -> None:
+    def _receive(self, connection: _Connection, words: WordReader[Report], received: bytes) -> None:
         try:
             for word in words.feed(received):
                 if connection.rank is None:
                     self._welcome(connection, word)
                 else:
                     self._take(connection, connection.rank, word)
-        except MalformedWord as failure:
+        except Malformed as failure:
             if connection.rank is None:
                 self._drop(connection)
             else:
@@ -271,9 +274,9 @@ class Control:
 
     def _welcome(self, connection: _Connection, word: Report) -> None:
         if not isinstance(word, Hello) or word.rank >= len(self._hosts):
-            raise MalformedWord("no rank of this attempt")
+            raise Malformed("no rank of this attempt")
         if word.rank in self.ranks:
-            raise MalformedWord(f"rank {word.rank} has come already")
+            raise Malformed(f"rank {word.rank} has come already")
         now = time.monotonic()
         rank = RankState(
             rank=word.rank,
@@ -291,28 +294,30 @@ class Control:
 
     def _take(self, connection: _Connection, rank: RankState, word: Report) -> None:
         now = time.monotonic()
-        rank.beat_at = now
         match word:
             case Beat():
                 if word.progress != rank.progress:
                     rank.progress, rank.progress_at = word.progress, now
+                if word.cpu_seconds - rank.cpu_seconds > _COMPUTES_SHARE * (now - rank.beat_at):
+                    rank.computed_at = now
                 rank.phase, rank.step = word.phase, word.step
-                rank.work_seconds = word.work_seconds
+                rank.work_seconds, rank.cpu_seconds = word.work_seconds, word.cpu_seconds
             case End() if rank.exit_code is None:
-                rank.exit_code, rank.error, rank.ended = word.exit_code, word.error, word.ended
+                rank.exit_code, rank.report, rank.ended = word.exit_code, word.report, word.ended
                 rank.failed_at = now
                 self.changed.append(rank)
             case Stacks():
                 rank.stacks = word.text
                 connection.ordered.discard(ShowStacks)
             case Recorded():
-                self.events.append(word.record)
+                self.events.append(word.event)
             case Orphaned():
                 rank.orphaned = True
             case StopWanted():
                 self.stop_wanted = True
             case _:
-                raise MalformedWord(f"`{word.NAME}` a second time")
+                raise Malformed(f"`{word.name}` a second time")
+        rank.beat_at = now
 
     def _end(self, connection: _Connection, failure: OSError | None) -> None:
         """A connection has ended, or is broken."""

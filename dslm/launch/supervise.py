@@ -10,7 +10,6 @@ host becomes a child of ours; on other hosts processes are ended by pid and star
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import re
 import signal
@@ -18,23 +17,24 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import psutil
 
-from dslm.files import write_json
 from dslm.host.processes import send
 from dslm.launch import watchdog
-from dslm.launch.control import Control, Loss, RankState
+from dslm.launch.control import Control, RankState
+from dslm.launch.outcome import Odd, Outcome, Status
 from dslm.launch.remote_processes import RemoteProcesses
 from dslm.launch.spec import LaunchRequest
 from dslm.run import timings
 from dslm.run.attempt import Attempt
 from dslm.run.directory import RunDirectory
-from dslm.run.events import EventName, append_event, append_record, read_events
+from dslm.run.documents import RankStatus, find_document, write_document
+from dslm.run.endings import Kind, Loss
+from dslm.run.events import EventName, append_event, read_events, write_event
 from dslm.run.words import EndNow, ShowStacks, Stop
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -43,45 +43,19 @@ _SLOW_EVERY_SECONDS = 60.0
 _SSH_ENDED = re.compile(r"^pdsh@\S+: (\S+): ssh exited with exit code (\d+)", re.MULTILINE)
 
 
-class Status(StrEnum):
-    """How an attempt ended."""
-
-    DONE = "done"
-    STOPPED = "stopped"  # asked to stop, and did so in order
-    KILLED = "killed"  # asked to stop, and had to be ended
-    FAILED = "failed"
+_LOSSES = {Loss.PROCESS: Kind.PROCESS, Loss.HOST: Kind.HOST, Loss.WORD: Kind.WORD}
 
 
-class Kind(StrEnum):
-    """What failed, as the supervisor saw it."""
+class _Seen(TypedDict, total=False):
+    """What the supervisor saw beside what failed; the fields of an outcome."""
 
-    RANK = "rank"  # it said so itself
-    KILLED_RANK = "killed rank"  # its connection ended without its last word
-    HOST = "host"  # it does not answer, or ssh to it ended
-    LAUNCHER = "launcher"
-    JOIN = "join"  # ranks that never came
-    STALL = "stall"
-
-
-_LOSSES = {
-    Loss.PROCESS: (Kind.KILLED_RANK, "its process was killed from outside"),
-    Loss.HOST: (Kind.HOST, "its host {host} does not answer any more"),
-    Loss.WORD: (Kind.RANK, "it said what no rank of dslm says: {malformed}"),
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """How an attempt ended; `reason` says in words what the supervisor saw, when it failed."""
-
-    status: Status
-    attempt: int
-    reason: str = ""
-    failed_rank: int | None = None
-    host: str | None = None
-    kind: Kind | None = None
-    noticed: float | None = None  # Unix seconds, when it had failed
-    statuses: tuple[dict[str, Any], ...] = ()  # of the ranks, also where no file can be written
+    host: str | None
+    detail: str
+    code: int | None
+    seconds: float
+    phase: str
+    odd: Odd | None
+    stacks: str
 
 
 @dataclass(slots=True)
@@ -137,7 +111,18 @@ def supervise(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        watch = _Watch(run, attempt, control, launcher, stop, grace, limits, elsewhere, on_event)
+        watch = _Watch(
+            run=run,
+            attempt=attempt,
+            control=control,
+            launcher=launcher,
+            stop=stop,
+            grace=grace,
+            limits=limits,
+            elsewhere=elsewhere,
+            on_event=on_event,
+            events_read=run.events.stat().st_size if run.events.exists() else 0,
+        )
         outcome = None
         try:
             outcome = watch.until_the_end()
@@ -151,56 +136,45 @@ def supervise(
                 elsewhere.kill(control.ranks.values(), parents=request.owns_parents)
             _end_launcher(launcher)
             run.stop_request.unlink(missing_ok=True)
-            watch.tell()
+            watch.report_events()
 
 
+@dataclass(slots=True, kw_only=True)
 class _Watch:
-    """The loop of one attempt."""
+    """The loop of one attempt: what takes part, and what has been seen of it so far."""
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        attempt: Attempt,
-        control: Control,
-        launcher: subprocess.Popen[bytes],
-        stop: _Stop,
-        grace: float,
-        limits: watchdog.Limits,
-        elsewhere: RemoteProcesses,
-        on_event: Callable[[dict[str, Any]], None],
-    ) -> None:
-        self._run = run
-        self._attempt = attempt
-        self._control = control
-        self._launcher = launcher
-        self._stop = stop
-        self._grace = grace
-        self._limits = limits
-        self._elsewhere = elsewhere
-        self._on_event = on_event
-        self._began = time.monotonic()
-        self._offset = run.events.stat().st_size if run.events.exists() else 0
-        self._told_stop = False
-        self._started = False
-        self._clock = watchdog.StepClock()
-        self._noticed: float | None = None
-        self._slow_at = 0.0
-        self._slow_rank: int | None = None
-        self._ssh_ended: list[tuple[str, str]] = []
-        self._log_offset = 0
+    run: RunDirectory
+    attempt: Attempt
+    control: Control
+    launcher: subprocess.Popen[bytes]
+    stop: _Stop
+    grace: float
+    limits: watchdog.Limits
+    elsewhere: RemoteProcesses
+    on_event: Callable[[dict[str, Any]], None]
+    began: float = field(default_factory=time.monotonic)
+    events_read: int = 0  # bytes
+    log_read: int = 0  # bytes of the launcher's log
+    stop_sent: bool = False
+    started: bool = False  # training has
+    clock: watchdog.StepClock = field(default_factory=watchdog.StepClock)
+    noticed: float | None = None
+    slow_at: float = 0.0
+    slow_rank: int | None = None
+    ssh_ended: list[tuple[str, str]] = field(default_factory=list)
 
     def until_the_end(self) -> Outcome:
         while True:
             # the launcher first: what the ranks have said by then is final
-            ended = self._launcher.poll() is not None
+            ended = self.launcher.poll() is not None
             self._poll(timings.DRAIN_SECONDS if ended else timings.POLL_SECONDS)
-            self.tell()
-            ranks = self._control.ranks.values()
-            if len(ranks) == self._attempt.world_size and all(r.exit_code == 0 for r in ranks):
-                return self._outcome(Status.STOPPED if self._told_stop else Status.DONE)
+            self.report_events()
+            ranks = self.control.ranks.values()
+            if len(ranks) == self.attempt.world_size and all(r.exit_code == 0 for r in ranks):
+                return self._outcome(Status.STOPPED if self.stop_sent else Status.DONE)
             failure = self._failure(ended)
             if failure is not None:
-                if self._stop.asked is not None:
+                if self.stop.asked is not None:
                     return self._outcome(Status.KILLED)
                 return failure
             if self._must_kill():
@@ -208,175 +182,172 @@ class _Watch:
 
     def _poll(self, seconds: float) -> None:
         """Receive what the ranks have sent, and write down what is to be kept of it."""
-        control = self._control
+        control = self.control
         control.poll(seconds)
         # a full disk ends the ranks soon enough; it must not end the one who tells of it
         with suppress(OSError):
             while control.changed:
                 rank = control.changed.pop(0)
-                write_json(self._run.rank_status(self._attempt.number, rank.rank), rank.document())
+                file = self.run.rank_status(self.attempt.number, rank.rank)
+                write_document(file, rank.status())
             while control.events:
-                append_record(self._run.events, control.events.pop(0))
+                write_event(self.run.events, control.events.pop(0))
 
-    def tell(self) -> None:
+    def report_events(self) -> None:
         """Pass on the events that were added to the run."""
-        events, self._offset = read_events(self._run.events, self._offset)
+        events, self.events_read = read_events(self.run.events, self.events_read)
         for event in events:
-            self._started = self._started or event["event"] == "start"
-            self._on_event(event)
+            self.started = self.started or event["event"] == "start"
+            self.on_event(event)
 
     def _failure(self, launcher_ended: bool) -> Outcome | None:
         """What has failed, if anything; waits a moment for what else the ranks have to say."""
         now = time.monotonic()
-        ranks = self._control.ranks.values()
-        self._clock.note(ranks, now)
+        ranks = self.control.ranks.values()
+        self.clock.note(ranks, now)
         self._name_slow(now)
         if _first_failed(ranks) is not None:
-            self._noticed = time.time()
+            self.noticed = time.time()
             self.settle(timings.SETTLE_SECONDS)
             return self._of_rank(_first_failed(ranks) or next(iter(ranks)))
         orphan = next((rank for rank in ranks if rank.orphaned and rank.lives), None)
         if orphan is not None:
-            words = f"the launcher that started rank {orphan.rank} on {orphan.host} was killed"
-            return self._failed(Kind.LAUNCHER, words, host=orphan.host)
-        host = self._lost_host()
-        if host is not None:
-            words = f"the connection to {host[0]} ended: {host[1]}"
-            return self._failed(Kind.HOST, words, host[0])
+            return self._failed(Kind.LAUNCHER, host=orphan.host)
+        lost = self._lost_host()
+        if lost is not None:
+            host, code = lost
+            return self._failed(Kind.CONNECTION, host=host, code=code)
         if launcher_ended:
-            return self._failed(Kind.LAUNCHER, _launcher_words(self._launcher.returncode))
-        missing = sorted(set(range(self._attempt.world_size)) - self._control.ranks.keys())
-        if missing and now - self._began > self._limits.join:
-            where = self._attempt.host_of(missing[0])
-            words = f"rank {missing[0]} on {where} did not start within {self._limits.join:.0f} s"
-            return self._failed(Kind.JOIN, words, where, missing[0])
-        stall = watchdog.stalled(ranks, self._limits, self._clock.seconds, now)
+            return self._failed(Kind.LAUNCHER, code=self.launcher.returncode)
+        missing = sorted(set(range(self.attempt.world_size)) - self.control.ranks.keys())
+        if missing and now - self.began > self.limits.join:
+            rank = missing[0]
+            where = self.attempt.host_of(rank)
+            return self._failed(Kind.JOIN, host=where, rank=rank, seconds=self.limits.join)
+        stall = watchdog.stalled(ranks, self.limits, self.clock.seconds, now)
         return self._stalled(stall) if stall is not None and not missing else None
 
     def _stalled(self, stall: watchdog.Stall) -> Outcome:
         """Collect the stacks of all ranks, and name the one that differs."""
-        self._control.send(ShowStacks())
+        self.control.send(ShowStacks())
         deadline = time.monotonic() + timings.STACKS_SECONDS
-        ranks = self._control.ranks.values()
+        ranks = self.control.ranks.values()
         while time.monotonic() < deadline and not all(r.stacks for r in ranks if r.lives):
             self._poll(timings.POLL_SECONDS)
+        states: dict[int, str] = {}
         for rank in ranks:
-            file = self._run.stacks(self._attempt.number, rank.rank)
-            state = self._elsewhere.state(rank) if rank.lives and not rank.stacks else ""
-            file.write_text(rank.stacks or f"no answer; its process is {state}\n", encoding="utf-8")
-        found = watchdog.differing(ranks, time.monotonic())
-        words = f"no rank made progress for {stall.seconds:.0f} s while {stall.phase}"
-        odd = found[0] if found is not None else None
-        if found is not None:
-            words += f"; rank {found[0].rank} on {found[0].host} differs: {found[1]}"
-            if not found[0].stacks:
-                words += f", its process is {self._elsewhere.state(found[0])}"
-        rank_number, host = (odd.rank, odd.host) if odd else (None, None)
-        words += f"; stacks of all ranks: {self._run.logs(self._attempt.number)}/stacks-rank-*.txt"
+            file = self.run.stacks(self.attempt.number, rank.rank)
+            if rank.lives and not rank.stacks:
+                states[rank.rank] = self.elsewhere.state(rank)
+            text = rank.stacks or f"no answer; its process is {states.get(rank.rank, 'gone')}\n"
+            with suppress(OSError):
+                file.write_text(text, encoding="utf-8", errors="replace")
+        odd = watchdog.differing(ranks, time.monotonic())
+        if odd is not None:
+            odd = replace(odd, state=states.get(odd.rank, ""))
+        alone = next(iter(ranks)) if len(ranks) == 1 else None
+        found = odd or alone
+        outcome = self._failed(
+            Kind.STALL,
+            rank=found.rank if found else None,
+            host=found.host if found else None,
+            seconds=round(stall.seconds, 1),
+            phase=stall.phase,
+            odd=odd,
+            stacks=f"{self.run.logs(self.attempt.number)}/stacks-rank-*.txt",
+        )
         append_event(
-            self._run.events, EventName.STALL, self._attempt.number,
-            rank=rank_number, host=host, seconds=round(stall.seconds, 1), message=words,
+            self.run.events, EventName.STALL, self.attempt.number,
+            rank=outcome.failed_rank, host=outcome.host, seconds=outcome.seconds,
+            message=outcome.reason,
         )  # fmt: skip
-        return self._failed(Kind.STALL, words, host, rank_number)
+        return outcome
 
     def _name_slow(self, now: float) -> None:
         """Write down which rank is slow: when it was so twice, and not again at once."""
-        if now - self._slow_at < _SLOW_EVERY_SECONDS / (10 if self._slow_rank is None else 1):
+        if now - self.slow_at < _SLOW_EVERY_SECONDS / (10 if self.slow_rank is None else 1):
             return
-        slow = watchdog.slowest(self._control.ranks.values(), self._clock.seconds)
-        self._slow_at = now
-        if slow is not None and slow.rank == self._slow_rank:
+        slow = watchdog.slowest(self.control.ranks.values(), self.clock.seconds)
+        self.slow_at = now
+        if slow is not None and slow.rank == self.slow_rank:
             append_event(
-                self._run.events, EventName.SLOW, self._attempt.number,
+                self.run.events, EventName.SLOW, self.attempt.number,
                 rank=slow.rank, host=slow.host, seconds=round(slow.seconds, 6),
                 ratio=round(slow.ratio, 3),
-                work_seconds={r.rank: r.work_seconds for r in self._control.ranks.values()},
+                work_seconds={r.rank: r.work_seconds for r in self.control.ranks.values()},
             )  # fmt: skip
-        self._slow_rank = slow.rank if slow is not None else None
+        self.slow_rank = slow.rank if slow is not None else None
 
-    def _lost_host(self) -> tuple[str, str] | None:
-        """A host to which ssh ended although not all of its ranks did."""
-        with self._run.launcher_log(self._attempt.number).open("rb") as log:
-            log.seek(self._log_offset)
+    def _lost_host(self) -> tuple[str, int] | None:
+        """A host to which ssh ended although not all of its ranks did, and ssh's exit code."""
+        with self.run.launcher_log(self.attempt.number).open("rb") as log:
+            log.seek(self.log_read)
             whole, newline, _ = log.read().rpartition(b"\n")
-        self._log_offset += len(whole) + len(newline)
-        self._ssh_ended += _SSH_ENDED.findall(whole.decode(errors="replace"))
-        for name, code in self._ssh_ended:
-            mine = [r for r in self._control.ranks.values() if r.host == name]
-            slots = dict(self._attempt.hosts).get(name, 0)
+        self.log_read += len(whole) + len(newline)
+        self.ssh_ended += _SSH_ENDED.findall(whole.decode(errors="replace"))
+        for name, code in self.ssh_ended:
+            mine = [r for r in self.control.ranks.values() if r.host == name]
+            slots = dict(self.attempt.hosts).get(name, 0)
             if len(mine) < slots or any(rank.exit_code != 0 for rank in mine):
-                return name, f"ssh exited with {code}"
+                return name, int(code)
         return None
 
     def _must_kill(self) -> bool:
         """Pass the wish to stop on to the ranks; True when they were given enough time."""
-        wanted = self._run.stop_request.exists() or self._control.stop_wanted
-        if self._stop.asked is None and wanted:
-            self._stop.asked = time.monotonic()
-        if self._stop.asked is None:
+        wanted = self.run.stop_request.exists() or self.control.stop_wanted
+        if self.stop.asked is None and wanted:
+            self.stop.asked = time.monotonic()
+        if self.stop.asked is None:
             return False
-        if not self._told_stop:
-            self._told_stop = True
-            self._control.send(Stop())
-            append_event(self._run.events, EventName.STOP, self._attempt.number, grace=self._grace)
-        late = time.monotonic() - self._stop.asked > self._grace
+        if not self.stop_sent:
+            self.stop_sent = True
+            self.control.send(Stop())
+            append_event(self.run.events, EventName.STOP, self.attempt.number, grace=self.grace)
+        late = time.monotonic() - self.stop.asked > self.grace
         # before training has started there is nothing to save
-        return late or self._stop.insisted or not self._started
+        return late or self.stop.insisted or not self.started
 
     def settle(self, seconds: float) -> None:
         """Give the other processes a moment to end by themselves."""
         deadline = time.monotonic() + seconds
-        while self._launcher.poll() is None and time.monotonic() < deadline:
+        while self.launcher.poll() is None and time.monotonic() < deadline:
             self._poll(timings.POLL_SECONDS)
 
     def _outcome(self, status: Status) -> Outcome:
-        return Outcome(status=status, attempt=self._attempt.number)
+        return Outcome(status=status, attempt=self.attempt.number)
 
-    def _failed(
-        self, kind: Kind, reason: str, host: str | None = None, rank: int | None = None
-    ) -> Outcome:
+    def _failed(self, kind: Kind, *, rank: int | None = None, **seen: Unpack[_Seen]) -> Outcome:
         return Outcome(
             status=Status.FAILED,
-            attempt=self._attempt.number,
-            reason=reason,
-            failed_rank=rank,
-            host=host,
+            attempt=self.attempt.number,
             kind=kind,
-            noticed=round(self._noticed or time.time(), 3),
-            statuses=tuple(known.document() for known in self._control.ranks.values()),
+            failed_rank=rank,
+            noticed=round(self.noticed or time.time(), 3),
+            statuses=tuple(known.status() for known in self.control.ranks.values()),
+            **seen,
         )
 
     def _of_rank(self, rank: RankState) -> Outcome:
-        if rank.exit_code is not None:
-            words = rank.error or f"it ended with exit code {rank.exit_code}"
-            return self._failed(Kind.RANK, words, rank.host, rank.rank)
-        kind, words = _LOSSES[rank.lost or Loss.PROCESS]
-        words = words.format(host=rank.host, malformed=rank.malformed)
-        return self._failed(kind, words, rank.host, rank.rank)
+        if rank.exit_code is None:
+            kind = _LOSSES[rank.lost or Loss.PROCESS]
+            return self._failed(kind, rank=rank.rank, host=rank.host, detail=rank.malformed)
+        line = rank.report.line if rank.report is not None else ""
+        return self._failed(
+            Kind.RANK, rank=rank.rank, host=rank.host, detail=line, code=rank.exit_code
+        )
 
 
-def read_rank_statuses(run: RunDirectory, attempt: int) -> list[dict[str, Any]]:
-    """What became of each rank: pid, start time, host and, at its end, exit code and error."""
-    found = []
-    for path in sorted(run.logs(attempt).glob("rank-*.json")):
-        try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            continue  # being replaced: it is there in the next round
-    return found
+def read_rank_statuses(run: RunDirectory, attempt: int) -> list[RankStatus]:
+    """Return what became of each rank; one that can't be read is left out."""
+    files = sorted(run.logs(attempt).glob("rank-*.json"))
+    found = [find_document(RankStatus, file) for file in files]
+    return [status for status in found if status is not None]
 
 
 def _first_failed(ranks: Iterable[RankState]) -> RankState | None:
     """The rank that failed first, by this host's clock; None while all is well."""
     bad = [rank for rank in ranks if rank.lost is not None or rank.exit_code not in (None, 0)]
     return min(bad, key=lambda rank: rank.failed_at, default=None)
-
-
-def _launcher_words(code: int | None) -> str:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        return f"DeepSpeed's launcher was killed by {name}"
-    return f"DeepSpeed's launcher ended with exit code {code} before the ranks were done"
 
 
 def _end_launcher(launcher: subprocess.Popen[bytes]) -> None:

@@ -7,35 +7,61 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from dslm.launch.control import RankState
+from dslm.launch.outcome import Difference, Odd
 from dslm.run import timings
+from dslm.run.words import Phase
 
 _LEAST_SECONDS = 60.0  # a garbage collection, a slow disk, a long evaluation batch
 _STEPS = 30.0  # so many times the usual step is no hiccup any more
-# Where nothing tells how long it may take (loading a model, saving a checkpoint): as long as
-# torch.distributed lets a collective over gloo wait (default_pg_timeout, 30 minutes).
-_SLOW_PHASE_SECONDS = 1800.0
+_PLANNED_STEPS = 100.0  # the plan may be wrong, and a first step compiles and connects
+_HOUR = 3600.0
+# How long a phase may go on without any progress and without computing, where no step time tells:
+# longer than torch.distributed lets a collective wait (default_pg_timeout, 30 minutes over gloo).
+_USUAL_SECONDS = 2 * _HOUR  # of a script nothing is known but whether it computes
+_PHASE_SECONDS: Mapping[str, float] = {
+    Phase.JOINING: _HOUR,  # imports from a slow disk; an operator is built
+    Phase.DATA: _HOUR,  # every batch of documents is progress
+    Phase.MODEL: 4 * _HOUR,  # hundreds of GiB are fetched or read, and nothing says how far it is
+    Phase.PARTITIONING: 2 * _HOUR,  # parameters are spread, optimizers made, operators built
+    Phase.FIRST_STEP: 2 * _HOUR,  # kernels are compiled, the first collectives connect
+    Phase.SAVING: 2 * _HOUR,
+    Phase.EXPORTING: 2 * _HOUR,
+}
+_STEPPING = (Phase.TRAINING, Phase.EVALUATING)
 _SLOW_RATIO = 1.3
 _SLOW_SHARE = 0.05  # of the step: less is noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """How long nothing may happen, in seconds; `training` None: scaled to the step time."""
+    """How long nothing may happen, in seconds.
+
+    Attributes:
+        training: while training or evaluating; None: scaled to the step time.
+        join: until every rank has come.
+        planned_step: seconds that the plan gives a step; None: there is no plan.
+    """
 
     training: float | None
     join: float
+    planned_step: float | None = None
 
     def of(self, phase: str, step_seconds: float | None) -> float:
-        """How long a phase may go on without any progress."""
-        if phase not in ("training", "evaluating"):
-            return max(_SLOW_PHASE_SECONDS, self.training or 0.0)
-        if self.training is not None:
-            return self.training
-        return max(_LEAST_SECONDS, _STEPS * (step_seconds or 0.0))
+        """Return how long a phase may go on without any progress.
+
+        Until two steps are known only the plan tells how long one is.
+        """
+        known = self.training
+        if known is None and step_seconds is not None:
+            known = max(_LEAST_SECONDS, _STEPS * step_seconds)
+        if phase in _STEPPING and known is not None:
+            return known
+        usual = _PHASE_SECONDS.get(phase, _USUAL_SECONDS)
+        return max(usual, known or 0.0, _PLANNED_STEPS * (self.planned_step or 0.0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,38 +106,60 @@ class StepClock:
 def stalled(
     ranks: Collection[RankState], limits: Limits, step_seconds: float | None, now: float
 ) -> Stall | None:
-    """Whether the run as a whole has stood still for too long; ranks wait for each other."""
+    """Return how long the run as a whole has stood still, if that is too long.
+
+    Ranks wait for each other, so one that makes progress speaks for all; and one that computes is
+    not stalled, however long its step takes. But ranks that wait over NCCL compute as well, so
+    where one says nothing at all, not even that it lives, only progress counts.
+    """
     living = [rank for rank in ranks if rank.lives]
     if not living:
         return None
     latest = max(living, key=lambda rank: rank.progress_at)
-    seconds = now - latest.progress_at
-    if seconds <= limits.of(latest.phase, step_seconds):
-        return None
-    return Stall(seconds=seconds, phase=latest.phase)
+    # a beat may be late on a full host: no shorter than what counts as silence
+    limit = max(limits.of(latest.phase, step_seconds), timings.SILENT_SECONDS)
+    silent = any(now - rank.beat_at > limit for rank in living)
+    active_at = latest.progress_at if silent else max(rank.active_at for rank in living)
+    seconds = now - active_at
+    return Stall(seconds=seconds, phase=latest.phase) if seconds > limit else None
 
 
-def differing(ranks: Collection[RankState], now: float) -> tuple[RankState, str] | None:
-    """The rank that is not like the others, and in what; None: they are all alike."""
+def differing(ranks: Collection[RankState], now: float) -> Odd | None:
+    """Return the rank that is not like the others, and in what; None: there are no others, or none.
+
+    Of two ranks the one that waits for the other is the one in a collective.
+    """
     living = [rank for rank in ranks if rank.lives]
+    if len(living) < 2:
+        return None
     silent = [rank for rank in living if now - rank.beat_at > timings.SILENT_SECONDS]
     if silent and len(silent) < len(living):
         quietest = min(silent, key=lambda rank: rank.beat_at)
-        return quietest, f"it has said nothing for {now - quietest.beat_at:.0f} s"
-    behind = min(living, key=lambda rank: rank.progress, default=None)
-    if behind is None or len(living) < 2:
-        return (living[0], "it is the only one") if living else None
+        seconds = now - quietest.beat_at
+        return _odd(quietest, Difference.SILENT, seconds=seconds)
     places = Counter(innermost(rank.stacks) for rank in living if rank.stacks)
     if len(places) > 1:
         rarest = min(places, key=lambda place: places[place])
         odd = [rank for rank in living if rank.stacks and innermost(rank.stacks) == rarest]
         if places[rarest] < max(places.values()) or len(living) == 2:
-            # of two ranks the one that waits for the other is the one in a collective
             odd = odd if len(living) > 2 else [r for r in living if not _waits(r.stacks)] or odd
-            return odd[0], f"it is in {innermost(odd[0].stacks)}"
+            return _odd(odd[0], Difference.PLACE, place=innermost(odd[0].stacks))
+    behind = min(living, key=lambda rank: rank.progress)
     if any(rank.progress > behind.progress for rank in living):
-        return behind, f"it stopped first, at step {behind.step} ({behind.phase})"
+        return _odd(behind, Difference.BEHIND)
     return None
+
+
+def _odd(rank: RankState, difference: Difference, *, seconds: float = 0.0, place: str = "") -> Odd:
+    return Odd(
+        rank=rank.rank,
+        host=rank.host,
+        difference=difference,
+        seconds=seconds,
+        place=place,
+        step=rank.step,
+        phase=rank.phase,
+    )
 
 
 def slowest(ranks: Collection[RankState], step_seconds: float | None) -> Slow | None:

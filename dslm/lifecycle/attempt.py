@@ -16,9 +16,10 @@ from dslm import environment
 from dslm.diagnose.explain import Diagnosis, diagnose
 from dslm.host.network import address_towards
 from dslm.launch.control import LOOPBACK, Control
+from dslm.launch.outcome import Outcome, Status
 from dslm.launch.remote_processes import RemoteProcesses
 from dslm.launch.spec import LaunchRequest, LaunchSpec
-from dslm.launch.supervise import Kind, Outcome, Status, supervise
+from dslm.launch.supervise import supervise
 from dslm.launch.watchdog import Limits
 from dslm.lifecycle.fleet import Fleet
 from dslm.lifecycle.folder import named
@@ -30,7 +31,9 @@ from dslm.reach.copies import fetch, send
 from dslm.recipe.schema import Watchdog
 from dslm.run.attempt import Attempt, ControlAddress
 from dslm.run.directory import RunDirectory
-from dslm.run.events import EventName, append_event
+from dslm.run.documents import PlanFile, find_document
+from dslm.run.endings import Kind
+from dslm.run.events import EventName, append_event, write_event
 from dslm.run.manifest import add_attempt, end_attempt
 
 
@@ -92,7 +95,9 @@ def run_attempt(run: RunDirectory, plan: AttemptPlan, listener: Listener) -> tup
             control,
             grace=plan.program.grace,
             limits=Limits(
-                training=None if timeout == "auto" else timeout, join=plan.program.watchdog.join
+                training=None if timeout == "auto" else timeout,
+                join=plan.program.watchdog.join,
+                planned_step=_planned_step(run),
             ),
             elsewhere=processes,
             on_event=listener.event,
@@ -105,6 +110,12 @@ def run_attempt(run: RunDirectory, plan: AttemptPlan, listener: Listener) -> tup
     again = plan.restarts_left > 0 and _worth_retrying(outcome, diagnosis)
     _close(run, outcome, diagnosis, again=again)
     return outcome, again
+
+
+def _planned_step(run: RunDirectory) -> float | None:
+    """Return the seconds that the plan gives a step; None for a script."""
+    planned = find_document(PlanFile, run.plan)
+    return planned.time.step_seconds if planned is not None and planned.time is not None else None
 
 
 def preview(
@@ -192,8 +203,7 @@ def _close(
     number = outcome.attempt
     try:
         if diagnosis is not None:
-            found = {**diagnosis.fields(), "noticed": outcome.noticed, "again": again}
-            append_event(run.events, EventName.ERROR, number, **found)
+            write_event(run.events, diagnosis.event(number, noticed=outcome.noticed, again=again))
         elif outcome.status == Status.KILLED:
             append_event(run.events, EventName.END, number, status="killed")
         cause = diagnosis.cause if diagnosis else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dslm.launch.supervise import Outcome
+from dslm.launch.outcome import Outcome
 from dslm.lifecycle.fleet import Fleet
 from dslm.recipe.load import LoadedRecipe
 from dslm.run.directory import RunDirectory

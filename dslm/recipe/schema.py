@@ -262,8 +262,8 @@ class Watchdog(Section):
     """When a run that makes no progress is ended instead of waited for."""
 
     timeout: Seconds | Auto = "auto"
-    """Seconds without any progress while training or evaluating; auto: thirty times the usual
-    step, at least a minute."""
+    """Seconds without any progress while training or evaluating; a rank that computes makes some.
+    auto: thirty times the usual step, at least a minute; before two steps are known, hours."""
     join: Seconds = 300.0
     """Seconds within which every rank must have started."""
 

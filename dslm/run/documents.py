@@ -15,6 +15,7 @@ from typing import ClassVar, TypeVar
 from dslm.codec import Count, Json, Malformed, Strict, Time, decode, encode, read_object
 from dslm.errors import OptionError, Where
 from dslm.files import write_json
+from dslm.run.endings import ErrorReport, Loss
 
 FORMAT = 1
 
@@ -89,7 +90,9 @@ class RankStatus(Document):
     kills_before: int | None = None
     exit_code: int | None = None
     ended: Time | None = None
-    error: str | None = None
+    lost: Loss | None = None  # without a last word
+    error: str | None = None  # in a line
+    report: ErrorReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

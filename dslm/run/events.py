@@ -138,6 +138,17 @@ class End(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedWitness(Strict):
+    """What a rank, or the launcher, was taken for: by which rule, and with which known cause."""
+
+    rank: Count | None = None  # None: the launcher
+    host: str | None = None
+    rule: str
+    failure: str | None = None
+    source: str = ""  # where that was found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Error(Event):
     """The attempt failed: who failed first, why, and what would help (`dslm.diagnose`)."""
 
@@ -158,6 +169,9 @@ class Error(Event):
     followers: tuple[int, ...] = ()
     retry: bool = False
     known: bool = False
+    rule: str = ""  # of dslm.diagnose.blame
+    source: str = ""  # where the cause was found
+    judged: tuple[JudgedWitness, ...] = ()  # the one to blame first
     noticed: Time | None = None
     again: bool = False  # another attempt follows
 

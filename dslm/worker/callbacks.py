@@ -23,6 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dslm.recipe.schema import Recipe
 from dslm.run.events import EventName
+from dslm.run.words import Phase
 from dslm.worker.peaks import Measure, Peaks, accuracy
 from dslm.worker.ranks import Rank
 
@@ -62,12 +63,12 @@ class Events(TrainerCallback):
 
     def phase(self, phase: str, detail: str = "") -> None:
         """Tell what is going on while no steps are made."""
-        self._rank.guard.note(phase=phase)
+        self._rank.guard.note(phase=Phase(phase))
         self.write(EventName.PHASE, phase=phase, detail=detail)
 
     def evaluated_batch(self) -> None:
         """Note that an evaluation goes on."""
-        self._rank.guard.note(phase="evaluating")
+        self._rank.guard.note(phase=Phase.EVALUATING)
 
     def pause(self, seconds: float) -> None:
         """Don't count so many seconds as training."""
@@ -84,7 +85,7 @@ class Events(TrainerCallback):
                 enable_micro_timers=False, enable_global_timers=True
             )
         self._since, self._step = time.monotonic(), state.global_step
-        self._rank.guard.note(phase="first step", step=state.global_step)
+        self._rank.guard.note(phase=Phase.FIRST_STEP, step=state.global_step)
         if state.global_step:
             self.write(EventName.RESUME, step=state.global_step)
         self.write(EventName.START, steps=state.max_steps, **self._facts)
@@ -107,7 +108,7 @@ class Events(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._rank.guard.note(phase="training", step=state.global_step)
+        self._rank.guard.note(phase=Phase.TRAINING, step=state.global_step)
         self.after_step()
 
     def on_substep_end(

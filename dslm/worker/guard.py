@@ -15,24 +15,28 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
 
 import psutil
 
+from dslm.codec import Malformed
+from dslm.errors import RunFailed
 from dslm.host.channel import Channel
 from dslm.host.kernel import cgroup_kills
 from dslm.host.network import give_up_after
 from dslm.host.processes import kill, start_time
 from dslm.run import timings
 from dslm.run.attempt import Attempt
+from dslm.run.endings import ErrorReport, shortened
+from dslm.run.events import Event
 from dslm.run.words import (
     ORDERS,
+    STACKS_LENGTH,
     Beat,
     End,
     EndNow,
     Hello,
-    MalformedWord,
     Orphaned,
+    Phase,
     Recorded,
     Report,
     ShowStacks,
@@ -40,7 +44,7 @@ from dslm.run.words import (
     Stop,
     StopWanted,
     WordReader,
-    encode,
+    encode_word,
 )
 
 _EXIT_CODE = 1
@@ -53,12 +57,12 @@ class Guard:
         """Connect and say hello.
 
         Raises:
-            RuntimeError: the supervisor can't be reached.
+            RunFailed: the supervisor can't be reached.
         """
         self._channel = Channel(_connect(attempt, attempt.host_of(rank)))
         self._sending = threading.Lock()
         self._progress = 0
-        self._phase = ""
+        self._phase: Phase | None = None
         self._step = 0
         self._work_seconds: float | None = None
         self._parent = os.getppid()
@@ -81,7 +85,7 @@ class Guard:
         threading.Thread(target=self._watch, name="dslm-guard", daemon=True).start()
 
     def note(
-        self, *, phase: str | None = None, step: int | None = None, work: float | None = None
+        self, *, phase: Phase | None = None, step: int | None = None, work: float | None = None
     ) -> None:
         """Note progress: anything that was done since the last time.
 
@@ -95,18 +99,18 @@ class Guard:
         self._step = self._step if step is None else step
         self._work_seconds = self._work_seconds if work is None else work
 
-    def event(self, record: dict[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Hand an event to the supervisor, from a rank that can't write into the run directory."""
-        self._send(Recorded(record=record))
+        self._send(Recorded(event=event))
 
     def want_stop(self) -> None:
         """Ask the supervisor to stop the run in order: this host's time is over."""
         self._stop_wanted = True  # sent by the watching thread: this may be a signal's handler
 
-    def end(self, exit_code: int, error: str | None) -> None:
+    def end(self, exit_code: int, report: ErrorReport | None) -> None:
         """Send the rank's last word, and wait until the supervisor's host has taken it."""
         self._ended = True
-        self._send(End(exit_code=exit_code, error=error, ended=time.time()))
+        self._send(End(exit_code=exit_code % 256, report=report, ended=time.time()))
         deadline = time.monotonic() + timings.LAST_WORD_SECONDS
         while self._unsent() and time.monotonic() < deadline:
             select.select([], [self._channel], [], timings.BEAT_SECONDS)
@@ -114,7 +118,7 @@ class Guard:
 
     def _send(self, word: Report | None = None) -> None:
         """Send a word, or what is left of those before it."""
-        data = b"" if word is None else encode(word)
+        data = b"" if word is None else encode_word(word)
         with self._sending:
             try:
                 self._channel.send(data)
@@ -131,9 +135,10 @@ class Guard:
         self._send(
             Beat(
                 progress=self._progress,
-                phase=self._phase,
+                phase=self._phase or "",
                 step=self._step,
                 work_seconds=self._work_seconds,
+                cpu_seconds=time.process_time(),
             )
         )
 
@@ -168,10 +173,10 @@ class Guard:
                     case Stop():
                         self.stop_asked = True
                     case ShowStacks():
-                        self._send(Stacks(text=_stacks()))
+                        self._send(Stacks(text=shortened(_stacks(), STACKS_LENGTH)))
                     case EndNow():
                         self._vanish("the supervisor ends this attempt")
-        except (OSError, MalformedWord):
+        except (OSError, Malformed):
             return False
         return bool(received)
 
@@ -193,7 +198,7 @@ def _connect(attempt: Attempt, host: str) -> socket.socket:
             continue
         give_up_after(channel, timings.RANK_GIVES_UP_SECONDS)
         return channel
-    raise RuntimeError(
+    raise RunFailed(
         f"{host} can't reach the supervisor at {', '.join(failures)}: does a firewall stop it?"
     )
 

@@ -6,6 +6,7 @@ Imports nothing heavy, so that even a failure to import torch ends in the rank's
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import signal
 import socket
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from dslm import environment
-from dslm.errors import DslmError
+from dslm.errors import RunFailed
 from dslm.run.attempt import Attempt, path_of_word, read_attempt
 from dslm.run.directory import RunDirectory
-from dslm.run.events import EventName, append_event, event_record
+from dslm.run.endings import report_of
+from dslm.run.events import EventName, append_event, event_record, parse_event
 from dslm.worker.guard import Guard
 from dslm.worker.operators import build_folder
 
@@ -39,7 +41,8 @@ class Rank:
     def record(self, event: EventName, /, **fields: Any) -> None:
         """Record an event of this rank, in the run directory wherever that is."""
         if self.attempt.host_of(self.rank) in self.attempt.hosts_without_run_dir:
-            self.guard.event(event_record(event, self.attempt.number, **fields))
+            record = event_record(event, self.attempt.number, **fields)
+            self.guard.event(parse_event(json.dumps(record, default=str)))
         else:
             append_event(self.run.events, event, self.attempt.number, **fields)
 
@@ -51,36 +54,29 @@ def join(arguments: Sequence[str]) -> Rank:
         arguments: `--run WORD --attempt N`, see `dslm.run.attempt.path_word`.
 
     Raises:
-        RuntimeError: this process was not started by dslm, or the supervisor can't be reached.
+        RunFailed: this process was not started by dslm, or the supervisor can't be reached.
     """
     match list(arguments):
         case ["--run", word, "--attempt", number]:
             run = RunDirectory(path_of_word(word))
         case _:
-            raise RuntimeError("this module is started by `dslm train`, not by hand")
+            raise RunFailed("this module is started by `dslm train`, not by hand")
     try:
         attempt = read_attempt(run, int(number))
     except OSError as failure:
-        raise RuntimeError(
+        raise RunFailed(
             f"{socket.gethostname()} does not see the run directory {run.path}: {failure.strerror}"
         ) from failure
     missing = [name for name in attempt.rank_variables if name not in os.environ]
     if missing:
-        raise RuntimeError(f"no launcher has started this rank: {', '.join(missing)} is not set")
+        raise RunFailed(f"no launcher has started this rank: {', '.join(missing)} is not set")
     rank, local_rank, world_size = (int(os.environ[name]) for name in attempt.rank_variables)
     guard = Guard(attempt, rank)
-    os.environ.update(attempt.environment_of(rank))
-    # so that the ranks of a host don't fight over its cores
-    threads = max(1, len(os.sched_getaffinity(0)) // dict(attempt.hosts)[attempt.host_of(rank)])
-    os.environ.setdefault(environment.THREADS, str(threads))
-    os.environ[environment.EXTENSIONS] = str(build_folder(os.environ))
-    # DeepSpeed and torch read no other names
-    values = (rank, local_rank, world_size)
-    os.environ.update(zip(environment.RANK_VARIABLES, map(str, values), strict=True))
-    os.environ["MASTER_ADDR"] = attempt.master_address
-    os.environ["MASTER_PORT"] = str(attempt.master_port)
-    if Path(attempt.folder).is_dir():
-        os.chdir(attempt.folder)
+    try:
+        _take_on(attempt, rank, local_rank)
+    except BaseException as failure:
+        guard.end(1, report_of(failure))
+        raise
     return Rank(
         rank=rank,
         local_rank=local_rank,
@@ -89,6 +85,22 @@ def join(arguments: Sequence[str]) -> Rank:
         attempt=attempt,
         guard=guard,
     )
+
+
+def _take_on(attempt: Attempt, rank: int, local_rank: int) -> None:
+    """Take on the attempt's environment and folder."""
+    os.environ.update(attempt.environment_of(rank))
+    # so that the ranks of a host don't fight over its cores
+    threads = max(1, len(os.sched_getaffinity(0)) // dict(attempt.hosts)[attempt.host_of(rank)])
+    os.environ.setdefault(environment.THREADS, str(threads))
+    os.environ[environment.EXTENSIONS] = str(build_folder(os.environ))
+    # DeepSpeed and torch read no other names
+    values = (rank, local_rank, attempt.world_size)
+    os.environ.update(zip(environment.RANK_VARIABLES, map(str, values), strict=True))
+    os.environ["MASTER_ADDR"] = attempt.master_address
+    os.environ["MASTER_PORT"] = str(attempt.master_port)
+    if Path(attempt.folder).is_dir():
+        os.chdir(attempt.folder)
 
 
 def live(rank: Rank, work: Callable[[], None]) -> None:
@@ -109,15 +121,17 @@ def live(rank: Rank, work: Callable[[], None]) -> None:
         work()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        error = None if not code else f"it called sys.exit({end.code!r})"
+        report = None
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")  # as Python itself does
     except BaseException as failure:  # noqa: BLE001 - whatever it is, it is written down
         traceback.print_exc()
-        code, error = 1, _in_a_line(failure)
+        code, report = 1, report_of(failure)
     else:
-        code, error = 0, None
+        code, report = 0, None
     sys.stdout.flush()
     sys.stderr.flush()
-    rank.guard.end(code, error)
+    rank.guard.end(code, report)
     if code:
         os._exit(code)
 
@@ -141,12 +155,3 @@ def _redirect(log: Path) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
-
-
-def _in_a_line(failure: BaseException) -> str:
-    if isinstance(failure, DslmError):
-        place = f"{failure.where}: " if str(failure.where) else ""
-        hint = f" ({failure.hint})" if failure.hint else ""
-        return f"{place}{failure.message}{hint}"
-    lines = str(failure).strip().splitlines()
-    return f"{type(failure).__name__}: {lines[0] if lines else ''}".rstrip(": ")

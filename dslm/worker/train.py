@@ -32,6 +32,7 @@ from dslm.run.directory import RunDirectory
 from dslm.run.documents import CheckpointManifest, read_document
 from dslm.run.events import EventName
 from dslm.run.manifest import read_manifest, versions
+from dslm.run.words import Phase
 from dslm.worker.arguments import training_arguments
 from dslm.worker.callbacks import Events, Stop
 from dslm.worker.checkpoint import CheckpointWriter
@@ -61,7 +62,7 @@ def train(rank: Rank) -> None:
     config = json.loads(run.ds_config.read_text(encoding="utf-8"))
 
     def phase(what: str, detail: str = "") -> None:
-        rank.guard.note(phase=what)
+        rank.guard.note(phase=Phase(what))
         if rank.rank == 0:
             rank.record(EventName.PHASE, phase=what, detail=detail)
 

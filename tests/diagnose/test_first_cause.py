@@ -6,58 +6,36 @@ These write a run directory as ranks and launcher do, and read the diagnosis.
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dslm.cli.screens.failure import headline, panel
+from dslm.cli.screens.failure import panel, why_table
 from dslm.cluster.devices import Device, cpu_device, device_named
 from dslm.cluster.hosts import Cluster, Host
 from dslm.decide.job import Job, plan_document, resolve_job
-from dslm.diagnose.explain import Diagnosis, diagnose
-from dslm.launch.supervise import Outcome, Status
+from dslm.diagnose.blame import RULES
+from dslm.diagnose.explain import Diagnosis
+from dslm.diagnose.witness import Source
+from dslm.errors import DataError, Where
+from dslm.host.kernel import OomVerdict
+from dslm.launch.remote_processes import RemoteProcesses
 from dslm.recipe.load import dump_recipe, load_recipe
-from dslm.run.directory import RunDirectory
 from dslm.run.documents import HostSlots, write_document
-from dslm.run.events import Error, EventName, append_event, parse_event
+from dslm.run.endings import Kind, Loss, report_of
+from dslm.run.events import Error, EventName, append_event, tail_events, write_event
 from dslm.run.manifest import new_manifest
-
-PEER = (
-    "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:29595. "
-    "This is typically caused by a remote worker crashing."
+from tests.diagnose.left import (
+    CASES,
+    PEER,
+    RETURN_CODE,
+    Left,
+    cause_beside_lost_peers,
+    killed_beside_lost_peer,
+    traceback,
 )
-RETURN_CODE = "[ERROR] [launch.py:259:sigkill_handler] ['python', '-u'] exits with return code = {}"
-
-
-def traceback(*errors: str) -> str:
-    """The tracebacks of exceptions that were raised from each other."""
-    link = "\n\nThe above exception was the direct cause of the following exception:\n\n"
-    frame = 'Traceback (most recent call last):\n  File "train.py", line 1, in work\n    work()\n'
-    return link.join(frame + error for error in errors) + "\n"
-
-
-class Left:
-    """What an attempt left behind."""
-
-    def __init__(self, folder: Path) -> None:
-        self.run = RunDirectory(folder)
-        self.run.logs(1).mkdir(parents=True)
-
-    def rank(self, rank: int, *, log: str | None = "", host: str = "w1", **status: Any) -> None:
-        whole = {"rank": rank, "pid": 2**22 + 1, "start_time": 1, "host": host, **status}
-        self.run.rank_status(1, rank).write_text(json.dumps(whole))
-        if log is not None:
-            self.run.rank_log(1, rank).write_text(log)
-
-    def launcher(self, text: str) -> None:
-        (self.run.logs(1) / "launcher.log").write_text(text)
-
-    def diagnose(self, rank: int | None = None, reason: str = "", **outcome: Any) -> Diagnosis:
-        return diagnose(
-            self.run,
-            Outcome(status=Status.FAILED, attempt=1, reason=reason, failed_rank=rank, **outcome),
-        )
 
 
 @pytest.fixture
@@ -65,140 +43,72 @@ def left(tmp_path: Path) -> Left:
     return Left(tmp_path / "run")
 
 
-def test_the_rank_with_the_cause_goes_before_one_that_lost_its_peer(left: Left) -> None:
-    left.rank(0, exit_code=1, ended=1.0, error=PEER, log=traceback(PEER))
-    disk = "OSError: [Errno 28] No space left on device"
-    left.rank(1, exit_code=1, ended=1.2, error=disk, log=traceback(disk), host="w2")
-    left.rank(2, exit_code=1, ended=1.1, error=PEER, log=traceback(PEER))
-    found = left.diagnose(0, PEER)
-    assert (found.id, found.rank, found.host) == ("disk-full", 1, "w2")
-    assert found.followers == (0, 2)
+@pytest.mark.parametrize(("case", "expected"), CASES.items(), ids=[c.__name__ for c in CASES])
+def test_who_failed_first_and_why(
+    left: Left,
+    case: Callable[[Left], Diagnosis],
+    expected: tuple[str | None, int | None, str, str],
+) -> None:
+    found = case(left)
+    source = Source(found.source).name if found.source else ""
+    assert (found.id, found.rank, found.rule, source) == expected
+    assert found.judged[0].rank == found.rank
+    assert found.known == (found.id is not None)
 
 
-def test_an_unknown_error_goes_before_a_lost_peer(left: Left) -> None:
-    left.rank(0, exit_code=1, ended=1.0, error=PEER, log=traceback(PEER))
-    left.rank(1, exit_code=1, ended=1.2, error="LookupError: x", log=traceback("LookupError: x"))
-    assert left.diagnose(0, PEER).rank == 1
+def test_those_that_failed_after_the_first_are_named(left: Left) -> None:
+    assert cause_beside_lost_peers(left).followers == (0, 2)
 
 
-def test_of_two_causes_the_one_that_the_supervisor_saw_first_counts(left: Left) -> None:
-    for rank in (0, 1):
-        error = "MemoryError"
-        left.rank(rank, exit_code=1, ended=2.0 - rank, error=error, log=traceback(error))
-    assert left.diagnose(1, "MemoryError").rank == 1
+@pytest.mark.parametrize("code", [-9, -7, -11, -4, -15])
+def test_the_signal_that_ended_a_rank_is_named(left: Left, code: int) -> None:
+    left.rank(0, lost=Loss.PROCESS)
+    left.launcher(RETURN_CODE.format(code))
+    found = left.diagnose(Kind.PROCESS, 0)
+    assert f"it was ended by {signal.Signals(-code).name}" in found.facts
+    assert found.id is not None
 
 
-def test_a_rank_that_the_launcher_ended_is_not_the_first(left: Left) -> None:
-    """DeepSpeed's launcher ends the others at once, and the supervisor may see that first."""
-    left.rank(0)
-    left.rank(1, exit_code=1, ended=1.0, error="IndexError: Target 5 is out of bounds.",
-              log=traceback("IndexError: Target 5 is out of bounds."))  # fmt: skip
-    left.launcher(RETURN_CODE.format(1))
-    found = left.diagnose(0, "its process was killed from outside")
-    assert (found.id, found.rank) == ("label-bounds", 1)
-
-
-def test_a_killed_rank_goes_before_those_that_lost_it(left: Left) -> None:
-    left.rank(0, exit_code=1, ended=1.0, error=PEER, log=traceback(PEER))
-    left.rank(1, host="w2")
-    left.launcher("w2: " + RETURN_CODE.format(-9))
-    found = left.diagnose(1, "its process was killed from outside")
-    assert (found.id, found.rank, found.host, found.retry) == ("killed", 1, "w2", True)
-    assert "it was ended by SIGKILL" in found.facts
-    # another host can't be asked here, and that is said
+def test_a_host_whose_kernel_can_not_be_asked_is_said_to_be_so(left: Left) -> None:
+    found = killed_beside_lost_peer(left)
     assert any("can't be read from here" in fact and "dmesg" in fact for fact in found.facts)
 
 
-def test_a_signal_elsewhere_explains_why_peers_were_lost(left: Left) -> None:
-    """The ranks of another host did not get so far as to write anything."""
-    left.rank(0, exit_code=1, ended=1.0, error=PEER, log=traceback(PEER))
-    left.launcher("w2: " + RETURN_CODE.format(-9))
-    assert left.diagnose(0, PEER).id == "killed"
-
-
-def test_only_a_lost_peer_is_what_it_is(left: Left) -> None:
-    left.rank(0, exit_code=1, ended=1.0, error=PEER, log=traceback(PEER))
-    found = left.diagnose(0, PEER)
-    assert (found.id, found.rank) == ("peer-lost", 0)
-
-
-def test_the_batch_system_explains_a_killed_rank(left: Left) -> None:
-    left.rank(0)
-    left.launcher(
-        "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have "
-        "been OOM Killed.\nsrun: error: w1: task 0: Out Of Memory\n" + RETURN_CODE.format(-9)
-    )
-    assert left.diagnose(0, "its process was killed from outside").id == "slurm-memory"
-
-
 @pytest.mark.parametrize(
-    ("code", "name", "expected"),
-    [
-        (-7, "SIGBUS", "shared-memory"),
-        (-11, "SIGSEGV", "crashed"),
-        (-4, "SIGILL", "illegal-instruction"),
-    ],
+    ("killed", "cause", "speaks_of_memory"),
+    [(True, "host-memory-killed", True), (False, "killed", False), (None, "killed", True)],
 )
-def test_the_signal_that_ended_a_rank_is_named(
-    left: Left, code: int, name: str, expected: str
-) -> None:
-    left.rank(0)
-    left.launcher(RETURN_CODE.format(code))
-    found = left.diagnose(0, "its process was killed from outside")
-    assert found.id == expected
-    assert f"it was ended by {name}" in found.facts
-
-
-def test_what_native_code_said_before_it_aborted_explains_the_signal(left: Left) -> None:
-    left.rank(0, log=(
-        "[rank0]:[E321 02:07:08.4 ProcessGroupNCCL.cpp:607] [Rank 0] Watchdog caught collective "
-        "operation timeout: WorkNCCL(SeqNum=1580) ran for 600060 milliseconds before timing out.\n"
-    ))  # fmt: skip
-    left.launcher(RETURN_CODE.format(-6))
-    assert left.diagnose(0, "its process was killed from outside").id == "nccl-timeout"
+def test_memory_is_spoken_of_only_as_far_as_the_kernel_does(
+    left: Left, monkeypatch: pytest.MonkeyPatch, killed: bool | None, cause: str,
+    speaks_of_memory: bool,
+) -> None:  # fmt: skip
+    verdict = OomVerdict(killed=killed, said="what the kernel says")
+    monkeypatch.setattr(RemoteProcesses, "oom_verdict", lambda *a, **k: verdict)
+    left.rank(0, lost=Loss.PROCESS)
+    left.launcher(RETURN_CODE.format(-9))
+    found = left.diagnose(Kind.PROCESS, 0)
+    assert found.id == cause
+    assert "what the kernel says" in found.facts
+    told = " ".join((found.cause, *found.ways))
+    assert ("memory" in told) == speaks_of_memory
+    assert "memory" not in found.ways[0].split("(")[0] or killed  # never first, but by the kernel
 
 
 def test_a_warning_is_not_taken_for_the_cause(left: Left) -> None:
     warning = "[WARNING] async_io requires the dev libaio .so object and headers\n"
-    left.rank(0, log=warning)
+    left.rank(0, log=warning, lost=Loss.PROCESS)
     left.launcher(warning + RETURN_CODE.format(-9))
-    assert left.diagnose(0, "its process was killed from outside").id == "killed"
-    left.rank(0, log=warning, exit_code=1, ended=1.0, error="it called sys.exit(1)")
-    assert left.diagnose(0, "it called sys.exit(1)").id is None
-
-
-def test_what_the_supervisor_saw_is_the_cause_where_ranks_are_silent(left: Left) -> None:
-    left.rank(1, host="w2")
-    words = "no rank made progress for 61 s while training; rank 1 on w2 differs"
-    found = left.diagnose(1, words, host="w2")
-    assert (found.id, found.rank, found.retry) == ("stalled", 1, True)
-
-
-def test_without_ranks_the_launcher_says_why(left: Left) -> None:
-    left.launcher(
-        "w2: ssh: connect to host w2 port 22: Connection refused\n"
-        "pdsh@w1: w2: ssh exited with exit code 255\n"
-    )
-    found = left.diagnose(None, "the connection to w2 ended (ssh exited with 255)", host="w2")
-    assert (found.rank, found.host, found.retry) == (None, "w2", True)
-    assert found.id == "ssh-refused"
-    assert headline(found.event(1)) == "host w2 failed first, before the first step"
-
-
-def test_a_log_on_another_host_is_made_up_for_by_the_launchers(left: Left) -> None:
-    left.rank(3, exit_code=1, ended=1.0, error="KeyError: 'text'", log=None, host="w2")
-    left.launcher("w2: starting\n")
-    found = left.diagnose(3, "KeyError: 'text'")
-    assert (found.id, found.log) == ("data-field", "logs/attempt-1/launcher.log")
+    assert left.diagnose(Kind.PROCESS, 0).id == "killed"
+    left.rank(0, log=warning, exit_code=1, ended=1.0)
+    assert left.diagnose(Kind.RANK, 0, code=1).id is None
 
 
 def test_dslms_own_error_is_told_in_its_own_words(left: Left) -> None:
-    left.rank(
-        0, exit_code=1, ended=1.0,
-        error="data.train: there is not one sample (add longer documents)",
-        log=traceback("dslm.errors.DataError: there is not one sample"),
-    )  # fmt: skip
-    found = left.diagnose(0, "…")
+    failure = DataError(
+        "there is not one sample", where=Where(key="data.train"), hint="add longer documents"
+    )
+    left.rank(0, exit_code=1, ended=1.0, report=report_of(failure))
+    found = left.diagnose(Kind.RANK, 0)
     assert found.cause == "there is not one sample"
     assert found.said == "data.train"
     assert found.remedy == "add longer documents"
@@ -209,8 +119,8 @@ def test_an_unknown_failure_shows_the_first_traceback_and_says_so(left: Left) ->
     token = "hf_" + "a" * 34
     fatal = traceback(f"ValueError: {token}", "LookupError: of it")
     log = "going on".join((harmless, "\n" + fatal))
-    left.rank(0, exit_code=1, ended=1.0, error="LookupError: of it", log=log)
-    found = left.diagnose(0, "LookupError: of it")
+    left.rank(0, f"ValueError: {token}", "LookupError: of it", log=log)
+    found = left.diagnose(Kind.RANK, 0)
     assert not found.known
     assert "unknown" in found.cause
     assert "ValueError: …" in found.traceback  # a token is not repeated
@@ -225,16 +135,16 @@ def test_code_in_a_traceback_is_not_taken_for_a_message(left: Left) -> None:
         '    raise OSError("No space left on device") if full else ValueError("x")\n'
         "ValueError: x\n"
     )
-    left.rank(0, exit_code=1, ended=1.0, error="ValueError: x", log=text)
-    assert left.diagnose(0, "ValueError: x").id is None
+    left.rank(0, exit_code=1, ended=1.0, log=text)
+    assert left.diagnose(Kind.RANK, 0).id is None
 
 
 def test_the_step_is_that_of_the_attempt(left: Left) -> None:
-    left.rank(0, exit_code=1, ended=1.0, error="MemoryError", log=traceback("MemoryError"))
+    left.rank(0, "MemoryError", ended=1.0)
     append_event(left.run.events, EventName.STEP, 0, step=90)
     append_event(left.run.events, EventName.RESUME, 1, step=80)
     append_event(left.run.events, EventName.STEP, 1, step=85)
-    assert left.diagnose(0, "MemoryError").step == 85
+    assert left.diagnose(Kind.RANK, 0).step == 85
 
 
 OOM = (
@@ -262,9 +172,9 @@ def test_out_of_gpu_memory_shows_the_plan_beside_the_measured_and_three_ways_out
     left: Left,
 ) -> None:
     job = planned(left, "parallel.zero_stage=2", "batch.micro_size=4")
-    left.rank(0, exit_code=1, ended=1.0, error=OOM.split(". GPU")[0], log=traceback(OOM))
+    left.rank(0, OOM)
     append_event(left.run.events, EventName.STEP, 1, step=3, memory_peak_bytes=15 * 2**30)
-    found = left.diagnose(0, "")
+    found = left.diagnose(Kind.RANK, 0)
     assert found.id == "gpu-memory"
     memory = job.plan.choice.memory
     assert memory is not None
@@ -284,8 +194,8 @@ def test_the_ways_out_learn_from_the_run_that_it_needs_more_than_was_planned(lef
     job = planned(left, "parallel.zero_stage=2", "batch.micro_size=1")
     assert job.plan.fits
     said = OOM.replace("Process 7 has 4.00 GiB memory in use. ", "").replace("1.10", "5.10")
-    left.rank(0, exit_code=1, ended=1.0, error="OutOfMemoryError", log=traceback(said))
-    ways = left.diagnose(0, "").ways
+    left.rank(0, said)
+    ways = left.diagnose(Kind.RANK, 0).ways
     assert len(ways) == 3
     assert not any("micro_size" in way for way in ways)  # it is 1 already
 
@@ -293,16 +203,16 @@ def test_the_ways_out_learn_from_the_run_that_it_needs_more_than_was_planned(lef
 def test_memory_in_pieces_has_its_own_way_out(left: Left) -> None:
     planned(left)
     said = OOM.replace("194.87 MiB is reserved", "6.00 GiB is reserved")
-    left.rank(0, exit_code=1, ended=1.0, error="OutOfMemoryError", log=traceback(said))
-    assert any("expandable_segments" in way for way in left.diagnose(0, "").ways)
+    left.rank(0, said)
+    assert any("expandable_segments" in way for way in left.diagnose(Kind.RANK, 0).ways)
 
 
 def test_out_of_host_memory_shows_what_was_planned_for_it(left: Left) -> None:
     job = planned(left, "parallel.zero_stage=2", "parallel.offload=optimizer", "data.workers=2")
     memory = job.plan.choice.memory
     assert memory is not None
-    left.rank(0, exit_code=1, ended=1.0, error="MemoryError", log=traceback("MemoryError"))
-    found = left.diagnose(0, "MemoryError")
+    left.rank(0, "MemoryError", ended=1.0)
+    found = left.diagnose(Kind.RANK, 0)
     assert f"{memory.host / 2**30:.1f} GiB of each host's memory" in found.facts[0]
     assert len(found.ways) == 3
     assert "--set data.workers=0" in found.ways[0]
@@ -310,36 +220,42 @@ def test_out_of_host_memory_shows_what_was_planned_for_it(left: Left) -> None:
 
 def test_on_a_cpu_the_memory_of_the_ranks_is_the_hosts(left: Left) -> None:
     planned(left, "parallel.zero_stage=2", device=cpu_device(64 * 2**30))
-    left.rank(0)
+    left.rank(0, lost=Loss.PROCESS)
     left.launcher(RETURN_CODE.format(-9))
-    left.rank(1, exit_code=1, ended=1.0, error="MemoryError", log=traceback("MemoryError"))
-    found = left.diagnose(1, "MemoryError")
+    left.rank(1, "MemoryError", ended=1.0)
+    found = left.diagnose(Kind.RANK, 1)
     assert "of 64.0 GiB a rank" in found.facts[0]
     assert len(found.ways) == 3
 
 
 def test_a_script_without_a_plan_still_gets_the_ways_of_the_catalogue(left: Left) -> None:
-    left.rank(0, exit_code=1, ended=1.0, error="OutOfMemoryError", log=traceback(OOM))
+    left.rank(0, OOM)
     hosts = [HostSlots(host="w1", slots=2)]
     write_document(left.run.manifest, new_manifest(name="x", command=[], hosts=hosts))
-    found = left.diagnose(0, "")
+    found = left.diagnose(Kind.RANK, 0)
     assert "batch.micro_size=1" in " ".join(found.ways)
 
 
 def test_the_panel_can_be_made_from_the_event_alone(left: Left) -> None:
     from rich.console import Console
 
-    left.rank(0, exit_code=1, ended=1.0, error=PEER, log=traceback(PEER))
-    left.rank(1, exit_code=1, ended=0.5, error="MemoryError", log=traceback("MemoryError"))
-    found = left.diagnose(1, "MemoryError")
-    append_event(left.run.events, EventName.ERROR, 1, **found.fields())
-    event = parse_event(left.run.events.read_text().splitlines()[-1])
+    left.rank(0, PEER)
+    left.rank(1, "MemoryError", ended=0.5)
+    found = left.diagnose(Kind.RANK, 1)
+    write_event(left.run.events, found.event(1))
+    (event,) = tail_events(left.run.events).events
     assert isinstance(event, Error)
-    console = Console(width=120)
+    console = Console(width=160)
     with console.capture() as capture:
         console.print(panel(event, Path("runs/x")))
+        console.print(why_table(event))
     shown = capture.get()
     assert "rank 1 on w1 failed first" in shown
     assert found.cause in shown
     assert "runs/x/logs/attempt-1/rank-1.log" in shown
     assert "rank 0" in shown  # what followed
+    rows = [line for line in shown.splitlines() if "(blamed)" in line]
+    assert len(rows) == 1
+    assert "rank 1" in rows[0]
+    assert "host-memory" in rows[0]
+    assert all(rule.text in shown for rule in RULES)

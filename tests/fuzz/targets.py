@@ -1,7 +1,7 @@
 """What is fuzzed: an input and the function of dslm that has to live with it.
 
 A target fails by any exception that isn't a `DslmError` (or, on the control channel, a
-`MalformedWord`): dslm would say that it itself has failed.
+`Malformed`): dslm would say that it itself has failed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from dslm.cluster.hostfile import parse_hostfile, parse_inline, render_hostfile
+from dslm.codec import Malformed
 from dslm.errors import DslmError
 from dslm.launch.control import Control
 from dslm.presets import shipped_folder
@@ -28,7 +29,7 @@ from dslm.run.directory import RunDirectory
 from dslm.run.events import as_record, tail_events
 from dslm.run.manifest import read_manifest
 from dslm.run.summary import find_runs
-from dslm.run.words import REPORTS, MalformedWord, WordReader
+from dslm.run.words import REPORTS, WordReader
 from dslm.zero.keys import Key, table
 from dslm.zero.lint import lint
 from dslm.zero.read import read_config
@@ -78,16 +79,18 @@ _RUN_EVENTS = "\n".join(
     )
 )
 _WORDS = "\n".join(
-    json.dumps(word)
-    for word in (
-        {
-            "hello": {
-                "rank": 0, "pid": 1, "start_time": 2, "parent_pid": 1, "parent_start_time": 1,
+    f"{name} {json.dumps(fields)}"
+    for name, fields in (
+        (
+            "hello",
+            {
+                "rank": 0, "pid": 4, "start_time": 2, "parent_pid": 1, "parent_start_time": 1,
                 "kills_before": None,
             },
-        },
-        {"beat": {"progress": 1, "phase": "data", "step": 0, "work_seconds": None}},
-        {"end": {"exit_code": 0, "error": None, "ended": 1.0}},
+        ),
+        ("beat", {"progress": 1, "phase": "data", "step": 0, "cpu_seconds": 1.0}),
+        ("event", {"event": "step", "time": 1.0, "attempt": 1, "step": 3}),
+        ("end", {"exit_code": 1, "ended": 1.0, "report": {"chain": [{"type": "ValueError"}]}}),
     )
 )  # fmt: skip
 _CHATS = (
@@ -307,4 +310,4 @@ TARGETS = (
     ),
     Target("chats and preferences", st.lists(_RECORD, min_size=1, max_size=3), _records, cost=2),
 )
-EXPECTED = (DslmError, MalformedWord)
+EXPECTED = (DslmError, Malformed)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dslm.launch.control import Control, Loss
+from dslm.launch.control import Control
 from dslm.run.attempt import Attempt, path_of_word, path_word, read_attempt
 from dslm.run.directory import RunDirectory
+from dslm.run.endings import Loss
 from dslm.run.words import EndNow, ShowStacks
 
 RANK = """
@@ -21,11 +22,13 @@ import sys, time
 from pathlib import Path
 from dslm.run.attempt import read_attempt
 from dslm.run.directory import RunDirectory
+from dslm.run.endings import report_of
+from dslm.run.words import Phase
 from dslm.worker.guard import Guard
 guard = Guard(read_attempt(RunDirectory(Path(sys.argv[1])), 1), 0)
-guard.note(phase="training", step=7, work=0.5)
+guard.note(phase=Phase.TRAINING, step=7, work=0.5)
 time.sleep(60 if sys.argv[2] == "stay" else 2)
-guard.end(3, "as asked")
+guard.end(3, report_of(ValueError("as asked")))
 """
 
 
@@ -60,7 +63,9 @@ def test_a_rank_says_how_far_it_is_and_how_it_ended(control: Control, tmp_path: 
     until(control, lambda: 0 in control.ranks and control.ranks[0].exit_code is not None)
     rank = control.ranks[0]
     assert (rank.host, rank.phase, rank.step, rank.work_seconds) == ("w1", "training", 7, 0.5)
-    assert (rank.exit_code, rank.error) == (3, "as asked")
+    assert rank.exit_code == 3
+    assert rank.report is not None
+    assert rank.report.line == "ValueError: as asked"
     assert process.wait(10) == 0
 
 

@@ -13,9 +13,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dslm.codec import Malformed
 from dslm.launch import control as channel
-from dslm.launch.control import Control, Loss
+from dslm.launch.control import Control
 from dslm.run import timings
+from dslm.run.endings import ErrorReport, Loss, Raised, report_of
+from dslm.run.events import Step
 from dslm.run.words import (
     ORDERS,
     REPORTS,
@@ -23,7 +26,6 @@ from dslm.run.words import (
     End,
     EndNow,
     Hello,
-    MalformedWord,
     Order,
     Orphaned,
     Recorded,
@@ -33,21 +35,22 @@ from dslm.run.words import (
     Stop,
     StopWanted,
     WordReader,
-    decode,
-    encode,
+    decode_word,
+    encode_word,
 )
 
 HELLO = Hello(rank=0, pid=4, start_time=1, parent_pid=3, parent_start_time=1, kills_before=None)
 BEAT = Beat(progress=1, phase="training", step=1, work_seconds=0.5)
-RECORD = {"event": "step", "time": 1.5, "attempt": 1, "step": 3}
+EVENT = Step(time=1.5, attempt=1, step=3)
+REPORT = ErrorReport(chain=(Raised(type="ValueError", message="ü"),))
 WORDS: list[Report] = [
     HELLO,
     BEAT,
-    End(exit_code=1, error="ValueError: ü", ended=2.0),
+    End(exit_code=1, ended=2.0, report=REPORT),
     Stacks(text="Thread"),
     Orphaned(),
     StopWanted(),
-    Recorded(record=RECORD),
+    Recorded(event=EVENT),
 ]
 # What arrives without a token. Each is sent whole, with and without a line break.
 STRANGE = {
@@ -66,21 +69,37 @@ STRANGE = {
     "half of a surrogate pair": b'"\\ud800"',
     "HTTP": b"GET / HTTP/1.1\r\nHost: w1\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 500,
-    "a token of the right length": b"x" * 32 + b"\n" + encode(HELLO),
-    "an empty line before a greeting": b"\n" + encode(HELLO),
+    "a token of the right length": b"x" * 32 + b"\n" + encode_word(HELLO),
+    "an empty line before a greeting": b"\n" + encode_word(HELLO),
 }
+
+
+def changed(word: Any, change: dict[str, Any]) -> bytes:
+    """The line of a word, some of its fields changed."""
+    name, _, fields = encode_word(word).partition(b" ")
+    return name + b" " + json.dumps({**json.loads(fields), **change}).encode() + b"\n"
+
+
 # What a rank says that is no word: bytes, or a line made of a word and a change of its fields.
 MALFORMED: dict[str, bytes] = {
     **{name: data + b"\n" for name, data in STRANGE.items() if data},
-    "NaN": b'{"beat": {"progress": 1, "phase": "", "step": 1, "work_seconds": NaN}}\n',
-    "1e999": b'{"beat": {"progress": 1, "phase": "", "step": 1, "work_seconds": 1e999}}\n',
-    "a word with a list": b'{"beat": [1, 2]}\n',
-    "two words": b'{"orphaned": {}, "stop wanted": {}}\n',
-    "an order": encode(Stop()),
-    "a second greeting": encode(HELLO),
-    "too deep an event": b'{"event": {"record": ' + b'{"a":' * 40 + b"1" + b"}" * 42 + b"\n",
-    "an event without its name": b'{"event": {"record": {"time": 1, "attempt": 1}}}\n',
-    "an event at no time": b'{"event": {"record": {"event": "x", "time": "", "attempt": 1}}}\n',
+    "NaN": b'beat {"progress": 1, "phase": "", "step": 1, "work_seconds": NaN}\n',
+    "1e999": b'beat {"progress": 1, "phase": "", "step": 1, "work_seconds": 1e999}\n',
+    "a word with a list": b"beat [1, 2]\n",
+    "a word without its fields": b"beat\n",
+    "a word without a break before the next": b"orphaned {}orphaned {}\n",
+    "an order": encode_word(Stop()),
+    "a second greeting": encode_word(HELLO),
+    "too deep an event": b'event {"event": "x", "time": 1, "attempt": 1, "a": '
+    + b'{"a":' * 300
+    + b"1"
+    + b"}" * 301
+    + b"\n",
+    "an event without its name": b'event {"time": 1, "attempt": 1}\n',
+    "an event at no time": b'event {"event": "x", "time": "", "attempt": 1}\n',
+    "an event of no attempt": b'event {"event": "x", "time": 1}\n',
+    "an event with 1e999": b'event {"event": "x", "time": 1, "attempt": 1, "a": 1e999}\n',
+    "too long a chain": changed(WORDS[2], {"report": {"chain": [{"type": "X"}] * 13}}),
 }
 WRONG_FIELDS: list[tuple[Any, dict[str, Any]]] = [
     (BEAT, {"progress": -1}),
@@ -93,10 +112,12 @@ WRONG_FIELDS: list[tuple[Any, dict[str, Any]]] = [
     (BEAT, {"phase": {}}),
     (BEAT, {"work_seconds": -1}),
     (BEAT, {"work_seconds": []}),
-    (BEAT, {"more": 1}),
     (WORDS[2], {"exit_code": 256}),
     (WORDS[2], {"exit_code": None}),
-    (WORDS[2], {"error": 5}),
+    (WORDS[2], {"report": 5}),
+    (WORDS[2], {"report": {"chain": 5}}),
+    (WORDS[2], {"report": {"chain": [{"type": 5}]}}),
+    (WORDS[2], {"report": {"chain": [{"type": "x" * 2000}]}}),
     (WORDS[2], {"ended": "now"}),
     (WORDS[3], {"text": "x" * 300_000}),
     (HELLO, {"rank": -1}),
@@ -104,12 +125,6 @@ WRONG_FIELDS: list[tuple[Any, dict[str, Any]]] = [
     (HELLO, {"pid": 2**40}),
     (HELLO, {"kills_before": "no"}),
 ]
-
-
-def changed(word: Any, change: dict[str, Any]) -> bytes:
-    """The line of a word, some of its fields changed."""
-    ((name, content),) = json.loads(encode(word)).items()
-    return json.dumps({name: {**content, **change}}).encode() + b"\n"
 
 
 @pytest.fixture
@@ -129,7 +144,7 @@ def join(control: Control, rank: int = 0) -> socket.socket:
     """Come as a rank does."""
     connected = connect(control)
     word = Hello(rank=rank, pid=4, start_time=1, parent_pid=3, parent_start_time=1, kills_before=0)
-    connected.sendall(control.address().token.encode() + b"\n" + encode(word))
+    connected.sendall(control.address().token.encode() + b"\n" + encode_word(word))
     rounds(control)
     assert rank in control.ranks
     return connected
@@ -178,7 +193,7 @@ def test_a_stranger_does_nothing_but_end_its_own_connection(
     rounds(control)
     assert repr(control.ranks) == before
     assert not control.events
-    rank.sendall(encode(BEAT))
+    rank.sendall(encode_word(BEAT))
     rounds(control)
     assert control.ranks[0].step == 1
 
@@ -223,7 +238,7 @@ def test_what_a_rank_says_that_is_no_word_is_its_own_failure(control: Control, d
     assert control.ranks[0].lost == Loss.WORD
     assert control.ranks[0].malformed
     assert is_closed(odd)
-    other.sendall(encode(BEAT))
+    other.sendall(encode_word(BEAT))
     rounds(control)
     assert control.ranks[1].lives
     assert control.ranks[1].step == 1
@@ -231,9 +246,9 @@ def test_what_a_rank_says_that_is_no_word_is_its_own_failure(control: Control, d
 
 @pytest.mark.parametrize(("word", "change"), WRONG_FIELDS)
 def test_a_field_that_holds_what_it_may_not_is_refused(word: Any, change: dict[str, Any]) -> None:
-    decode(changed(word, {}).strip(), REPORTS)
-    with pytest.raises(MalformedWord):
-        decode(changed(word, change).strip(), REPORTS)
+    decode_word(changed(word, {}).strip(), REPORTS)
+    with pytest.raises(Malformed):
+        decode_word(changed(word, change).strip(), REPORTS)
 
 
 @pytest.mark.parametrize("rank", [2, 2**20])
@@ -248,7 +263,7 @@ def test_a_rank_that_is_none_of_the_attempt_is_sent_away(control: Control, rank:
 def test_a_second_process_can_not_become_a_rank_that_has_come(control: Control) -> None:
     first = join(control)
     with connect(control) as second:
-        send(control, second, control.address().token.encode() + b"\n" + encode(HELLO))
+        send(control, second, control.address().token.encode() + b"\n" + encode_word(HELLO))
         assert is_closed(second)
     assert control.ranks[0].lives
     assert not is_closed(first)
@@ -256,9 +271,9 @@ def test_a_second_process_can_not_become_a_rank_that_has_come(control: Control) 
 
 def test_what_came_before_a_malformed_word_counts(control: Control) -> None:
     rank = join(control)
-    rank.sendall(encode(End(exit_code=3, error="as it was", ended=1.0)) + b"null\n")
+    rank.sendall(encode_word(End(exit_code=3, report=REPORT, ended=1.0)) + b"null\n")
     rounds(control)
-    assert (control.ranks[0].exit_code, control.ranks[0].error) == (3, "as it was")
+    assert (control.ranks[0].exit_code, control.ranks[0].report) == (3, REPORT)
     assert control.ranks[0].lost is None
 
 
@@ -284,8 +299,8 @@ def test_a_reader_that_is_slow_is_not_lost_and_gets_its_orders_once(control: Con
         control.send(ShowStacks())
     rounds(control)
     assert control.ranks[0].lives
-    assert quick.recv(4096) == encode(Stop()) + encode(ShowStacks())
-    expected = len(full) + len(encode(Stop())) + len(encode(ShowStacks()))
+    assert quick.recv(4096) == encode_word(Stop()) + encode_word(ShowStacks())
+    expected = len(full) + len(encode_word(Stop())) + len(encode_word(ShowStacks()))
     slow.settimeout(5)
     received = 0
     while received < expected:
@@ -293,7 +308,7 @@ def test_a_reader_that_is_slow_is_not_lost_and_gets_its_orders_once(control: Con
         control.poll(0)
     assert control.ranks[0].lives
     control.send(EndNow())
-    assert slow.recv(4096) == encode(EndNow())
+    assert slow.recv(4096) == encode_word(EndNow())
 
 
 @pytest.mark.parametrize(
@@ -320,20 +335,45 @@ def test_only_what_the_kernel_says_of_a_host_is_the_loss_of_a_host(
 def test_every_word_comes_through_as_it_was_said() -> None:
     assert {type(word) for word in WORDS} == set(REPORTS.values())
     for word in WORDS:
-        assert decode(encode(word).strip(), REPORTS) == word
+        assert decode_word(encode_word(word).strip(), REPORTS) == word
     orders: tuple[Order, ...] = (Stop(), ShowStacks(), EndNow())
     for order in orders:
-        assert decode(encode(order).strip(), ORDERS) == order
+        assert decode_word(encode_word(order).strip(), ORDERS) == order
 
 
-def test_a_long_text_is_cut_in_its_middle_and_what_no_file_holds_is_replaced() -> None:
-    text = "begins\0 \ud800" + "x" * 10**6 + "ends"
-    word = decode(encode(Stacks(text=text)).strip(), REPORTS)
-    assert isinstance(word, Stacks)
-    assert word.text.startswith("begins")
-    assert word.text.endswith("ends")
-    assert "\0" not in word.text
-    word.text.encode()
+def chained() -> None:
+    nothing: dict[str, int] = {}
+    try:
+        nothing["of the first"]
+    except KeyError as failure:
+        raise LookupError("begins\0 \ud800" + "x" * 10**6 + "ends") from failure
+
+
+def test_the_last_word_has_type_message_and_chain_however_long_they_are() -> None:
+    with pytest.raises(LookupError) as raised:
+        chained()
+    end = End(exit_code=1, ended=1.0, report=report_of(raised.value))
+    word = decode_word(encode_word(end)[:-1], REPORTS)
+    assert isinstance(word, End)
+    assert word.report is not None
+    first, last = word.report.chain
+    assert (first.type, first.message) == ("KeyError", "'of the first'")
+    assert "in chained" in first.frames
+    assert last.type == "LookupError"
+    assert last.message.startswith("begins")
+    assert last.message.endswith("ends")
+    assert len(last.message) < 20_000
+    last.message.encode()
+
+
+def test_a_chain_without_an_end_is_cut() -> None:
+    failure = ValueError("0")
+    for number in range(1, 500):
+        following = ValueError(str(number))
+        following.__cause__ = failure
+        failure = following
+    word = End(exit_code=1, ended=1.0, report=report_of(failure))
+    assert decode_word(encode_word(word)[:-1], REPORTS) == word
 
 
 JSON = st.recursive(
@@ -342,15 +382,20 @@ JSON = st.recursive(
 )
 NAMES = st.sampled_from([*REPORTS, *ORDERS]) | st.text(max_size=5)
 FIELDS = st.dictionaries(
-    st.sampled_from(["rank", "pid", "progress", "phase", "step", "text", "record", "error"]), JSON
+    st.sampled_from(
+        ["rank", "pid", "progress", "phase", "step", "text", "time", "report", "event"]
+    ),
+    JSON,
 )
 LINES = st.one_of(
     st.binary(max_size=400),
     JSON.map(lambda value: json.dumps(value).encode()),
-    st.builds(lambda name, value: json.dumps({name: value}).encode(), NAMES, JSON | FIELDS),
+    st.builds(lambda name, value: f"{name} {json.dumps(value)}".encode(), NAMES, JSON | FIELDS),
     st.builds(lambda word, change: changed(word, change)[:-1], st.sampled_from(WORDS), FIELDS),
     st.builds(
-        lambda word, place, byte: encode(word)[:place] + byte + encode(word)[place + 1 : -1],
+        lambda word, place, byte: (
+            encode_word(word)[:place] + byte + encode_word(word)[place + 1 : -1]
+        ),
         st.sampled_from(WORDS),
         st.integers(0, 100),
         st.binary(max_size=3),
@@ -371,10 +416,10 @@ def test_whatever_the_bytes_are_the_codec_gives_words_or_one_error(
     try:
         for start in range(0, len(data), max(piece, len(data) // 50)):
             words += list(reader.feed(data[start : start + max(piece, len(data) // 50)]))
-    except MalformedWord as failure:
+    except Malformed as failure:
         assert len(str(failure)) < 500
     for word in words:  # and what it gave can be passed on
-        assert decode(encode(word)[:-1], REPORTS) == word
+        assert decode_word(encode_word(word)[:-1], REPORTS) == word
 
 
 @settings(max_examples=15, deadline=None)
@@ -386,7 +431,7 @@ def test_whatever_arrives_the_other_rank_goes_on(sent: list[tuple[bool, bytes]])
             with connect(control) as connected:
                 token = control.address().token.encode() + b"\n" if known else b""
                 send(control, connected, token + line + b"\n")
-        other.sendall(encode(BEAT))
+        other.sendall(encode_word(BEAT))
         rounds(control)
         assert control.ranks[1].lives
         assert control.ranks[1].step == 1

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from dslm.run import timings
 from dslm.run.attempt import path_word
 from dslm.run.events import read_events
 from tests.conftest import DSLM
@@ -27,15 +29,17 @@ pytestmark = pytest.mark.slow
 class Running:
     """A training of many steps, under way."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str, **more: Any) -> None:
+        """Start it; settings have `__` where keys have a dot."""
         self.run = folder / "run"
-        settings = {
+        settings: dict[str, Any] = {
             "duration.steps": 100000, "log.every": 1, "data.max_documents": 40,
             "data.sequence_length": 64, "model.architecture.hidden_size": 64,
             "model.architecture.num_hidden_layers": 1, "model.architecture.num_attention_heads": 4,
             "batch.global_size": 4, "batch.micro_size": "auto", "checkpoint.every": 1000000,
         }  # fmt: skip
-        argv = [str(DSLM), "train", "quickstart", "-o", str(self.run)]
+        settings |= {key.replace("__", "."): value for key, value in more.items()}
+        argv = [str(DSLM), "train", "quickstart", "-o", str(self.run), *options]
         for key, value in settings.items():
             argv += ["-s", f"{key}={value}"]
         self.process = subprocess.Popen(
@@ -45,7 +49,7 @@ class Running:
             text=True,
             start_new_session=True,
         )
-        self._wait(lambda: self._steps() >= 2)
+        self._wait(lambda: self._steps() >= min(2, settings["duration.steps"]), 240)
 
     def _steps(self) -> int:
         events, _ = read_events(self.run / "events.jsonl")
@@ -80,13 +84,25 @@ class Running:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
-    started = Running(tmp_path)
-    yield started
-    if started.process.poll() is None:
-        started.process.kill()
-    for pid in started.alive():
-        os.kill(pid, signal.SIGKILL)
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Start a training; whatever becomes of it, nothing of it is left."""
+    made: list[Running] = []
+
+    def begin(*options: str, **settings: Any) -> Running:
+        made.append(Running(tmp_path, *options, **settings))
+        return made[-1]
+
+    yield begin
+    for started in made:
+        if started.process.poll() is None:
+            started.process.kill()
+        for pid in started.alive():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def running(start: Callable[..., Running]) -> Running:
+    return start()
 
 
 def test_a_killed_rank_is_a_failed_run(running: Running) -> None:
@@ -96,7 +112,7 @@ def test_a_killed_rank_is_a_failed_run(running: Running) -> None:
     assert "rank 1" in said
     assert not running.alive()
     ends = [e for e in read_events(running.run / "events.jsonl")[0] if e["event"] == "error"]
-    assert ends[-1]["rank"] == 1
+    assert (ends[-1]["id"], ends[-1]["rank"]) == ("killed", 1)
 
 
 @pytest.mark.parametrize("module", ["deepspeed.launcher.launch", "deepspeed"])
@@ -159,3 +175,31 @@ def test_a_training_goes_on_under_an_attack_on_its_control_port(running: Running
     assert len(list((running.run / "checkpoints").glob("step-*/manifest.json"))) == 1
     for stranger in held:
         stranger.close()
+
+
+def test_a_long_step_that_computes_is_no_stall(start: Callable[..., Running]) -> None:
+    """Each step takes longer than the watchdog waits for a rank that does nothing."""
+    training = start(
+        "--num-gpus", "1", duration__steps=2, watchdog__timeout=2, batch__global_size=128,
+        batch__micro_size=128, data__sequence_length=256, model__architecture__hidden_size=256,
+        model__architecture__num_hidden_layers=4, data__max_documents=2000,
+        evaluation__sample="null",
+    )  # fmt: skip
+    code, said = training.end(300)
+    assert code == 0, said
+    steps = [e for e in read_events(training.run / "events.jsonl")[0] if e["event"] == "step"]
+    assert steps[-1]["step_seconds"] > timings.SILENT_SECONDS
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_rank_that_does_nothing_is_a_stall(start: Callable[..., Running], ranks: int) -> None:
+    training = start("--num-gpus", str(ranks), watchdog__timeout=4)
+    os.kill(training.rank_pid(ranks - 1), signal.SIGSTOP)
+    code, said = training.end(90)
+    assert code == 1
+    error = [e for e in read_events(training.run / "events.jsonl")[0] if e["event"] == "error"][-1]
+    assert error["id"] == ("stalled-alone" if ranks == 1 else "stalled")
+    assert error["rank"] == ranks - 1
+    assert "each other" not in said
+    assert ("the ranks" not in said) or ranks > 1
+    assert not training.alive()

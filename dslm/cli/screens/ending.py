@@ -14,7 +14,7 @@ from dslm.cli import terminal
 from dslm.cli.screens.failure import headline, panel
 from dslm.diagnose.explain import diagnose
 from dslm.errors import Interrupted, RunFailed, Where
-from dslm.launch.supervise import Status
+from dslm.launch.outcome import Status
 from dslm.run.events import read_events
 from dslm.run.manifest import read_manifest
 from dslm.run.summary import summarize

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from dslm.run.events import Error
+from dslm.run.events import Error, JudgedWitness
 
 
 def headline(failure: Error) -> str:
@@ -65,3 +65,32 @@ def _rows(failure: Error, run: Path) -> list[tuple[str, list[str]]]:
         )
         if lines
     ]
+
+
+def why_table(failure: Error) -> Table:
+    """Every rule of blame in its order, and whom it fitted; the first of them is to blame."""
+    from dslm.diagnose.blame import RULES
+    from dslm.diagnose.witness import SOURCES
+
+    sources = {source.value: text for source, text in SOURCES.items()}
+    table = Table("", "rule", "fitted", "cause", "found in", box=None, header_style="bold")
+    for number, rule in enumerate(RULES, 1):
+        fitted = [one for one in failure.judged if one.rule == rule.id]
+        if not fitted:
+            table.add_row(str(number), Text(rule.text), "-")
+        for place, one in enumerate(fitted):
+            blamed = one is failure.judged[0]
+            table.add_row(
+                str(number) if place == 0 else "",
+                Text(rule.text if place == 0 else ""),
+                Text(_witness(one) + (" (blamed)" if blamed else "")),
+                Text(one.failure or "unknown"),
+                Text(sources.get(one.source, "")),
+                style="bold" if blamed else "",
+            )
+    return table
+
+
+def _witness(one: JudgedWitness) -> str:
+    host = f" on {one.host}" if one.host else ""
+    return f"the launcher{host}" if one.rank is None else f"rank {one.rank}{host}"
