@@ -21,6 +21,7 @@ from dslm.zero.config import (
     value_at,
     warning,
 )
+from dslm.zero.values import shown
 
 _ZERO = "zero_optimization"
 
@@ -207,6 +208,7 @@ def _batch(config: Config) -> Iterator[Finding]:
         return
     unit = (micro or 1) * (steps or 1)
     if total % unit:
+        below = max(1, total // unit) * unit
         what = " × ".join(
             word
             for word, value in (("micro batch", micro), ("accumulation", steps))
@@ -215,9 +217,9 @@ def _batch(config: Config) -> Iterator[Finding]:
         yield error(
             "batch",
             names[0],
-            f"{total} is no multiple of {what} = {unit}: it must be that "
+            f"{shown(total)} is no multiple of {what} = {shown(unit)}: it must be that "
             "times the number of data-parallel ranks",
-            f"{total // unit * unit or unit} or {(total // unit + 1) * unit} would do",
+            f"{shown(below)} or {shown(below + unit)} would do",
         )
 
 
@@ -282,7 +284,7 @@ def _zenflow(config: Config) -> Iterator[Finding]:
         text = f"must be a number with `select_strategy: {strategy}`"
         yield error("combination", f"{at}.select_interval", text)
     elif strategy == "step" and select is not None and update is not None and 0 < select < update:
-        text = f"{select:g} is below `update_interval`, {update:g}"
+        text = f"{shown(select)} is below `update_interval`, {shown(update)}"
         yield error("combination", f"{at}.select_interval", text)
 
 
@@ -293,7 +295,7 @@ def _loss_scale(config: Config) -> Iterator[Finding]:
     for name in ("loss_scale_window", "min_loss_scale"):
         value = number_at(config, f"fp16.{name}")
         if value is not None and value <= 0:
-            text = f"must be above 0, not {value:g}: the loss scale is dynamic"
+            text = f"must be above 0, not {shown(value)}: the loss scale is dynamic"
             yield error("range", f"fp16.{name}", text)
 
 
@@ -303,5 +305,5 @@ def _tensor(config: Config) -> Iterator[Finding]:
     for name in ("tensor_parallel", "tp"):
         other = number_at(config, f"tensor_parallel.{name}.tp_size")
         if size and size > 1 and other not in (None, 1, size):
-            text = f"{other:g} is not `tensor_parallel.autotp_size`, {size:g}"
+            text = f"{shown(other)} is not `tensor_parallel.autotp_size`, {shown(size)}"
             yield error("combination", f"tensor_parallel.{name}.tp_size", text, "leave it out")

@@ -98,11 +98,13 @@ def _times(config: Config, params: Config, at: str) -> Iterator[Finding]:
     """A warm-up that never ends, and a rate that two sections give."""
     total, warmup = params.get("total_num_steps"), params.get("warmup_num_steps", 1000)
     if isinstance(total, int) and isinstance(warmup, int) and warmup > total:
-        text = f"the warm-up of {shown(warmup)} steps is longer than the whole run of {total}"
+        text = (
+            f"the warm-up of {shown(warmup)} steps is longer than the whole run of {shown(total)}"
+        )
         yield error("combination", f"{at}.params.warmup_num_steps", text)
     rate, highest = number_at(config, "optimizer.params.lr"), params.get("warmup_max_lr")
     if rate is not None and isinstance(highest, float) and rate != highest:
-        text = f"{highest} is not the optimizer's lr {rate}: the scheduler's is what counts"
+        text = f"{shown(highest)} is not the optimizer's lr, {shown(rate)}, and is what counts"
         yield warning("combination", f"{at}.params.warmup_max_lr", text, "make them equal")
 
 

@@ -33,6 +33,8 @@ def shown(value: object) -> str:
     """A value as it stands in JSON, cut to what a person reads."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "infinity"
     if isinstance(value, Mapping):
         return "an object"
     if isinstance(value, list):

@@ -6,6 +6,7 @@ A target fails by any exception that isn't a `DslmError` (or, on the control cha
 
 from __future__ import annotations
 
+import copy
 import json
 import secrets
 import socket
@@ -34,6 +35,7 @@ from dslm.zero.keys import Key, table
 from dslm.zero.lint import lint
 from dslm.zero.read import read_config
 from tests.fuzz.mangle import JSON_VALUES, mangled, mangled_bytes
+from tests.zero.mutations import bases
 
 _JSON = (
     "{", "}", "[", "]", ",", ":", '"', "null", "true", "NaN", "-Infinity", "1e400", "1e-400", "\\",
@@ -104,6 +106,8 @@ _CHATS = (
     },
 )
 
+GOOD_CONFIGS = bases()
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -156,7 +160,8 @@ def _config_text(content: bytes) -> None:
 
 
 def _config(config: dict[str, Any]) -> None:
-    json.dumps([finding.message for finding in lint(config)], allow_nan=False)
+    for finding in lint(config):
+        assert len(finding.message) < 500, finding
 
 
 def _events(content: bytes) -> None:
@@ -257,6 +262,21 @@ def _configs(draw: st.DrawFn) -> dict[str, Any]:
     return section(table().top, 3)
 
 
+@st.composite
+def _bad_configs(draw: st.DrawFn) -> dict[str, Any]:
+    """A good config in which some values are exchanged: sections that check each other stay."""
+    config = copy.deepcopy(draw(st.sampled_from(GOOD_CONFIGS)))
+    for _ in range(draw(st.integers(1, 4))):
+        section: Any = config
+        while section:
+            name = draw(st.sampled_from(sorted(section)))
+            if not isinstance(section[name], dict) or draw(st.integers(0, 5)) == 0:
+                section[name] = draw(JSON_VALUES)
+                break
+            section = section[name]
+    return config
+
+
 def _seeds(folder: str, suffix: str) -> list[str]:
     files = sorted(shipped_folder(folder).rglob(f"*{suffix}"))[:6]
     return [file.read_text(encoding="utf-8") for file in files]
@@ -293,7 +313,7 @@ TARGETS = (
     ),
     Target("hostfile", mangled(["w1 slots=4\nw2 slots=2 # x\n", "w1:4,w2:4"], _HOSTS), _hostfile),
     Target("DeepSpeed JSON", mangled_bytes(_seeds("ds_configs", ".json"), _JSON), _config_text),
-    Target("DeepSpeed config", _configs(), _config),
+    Target("DeepSpeed config", _configs() | _bad_configs(), _config),
     Target("events.jsonl", mangled_bytes([_RUN_EVENTS], _JSON), _events, cost=2),
     Target(
         "manifest",

@@ -437,6 +437,10 @@ def test_a_file_that_is_no_config_is_refused_with_its_line(
         '{"train_batch_size": ' + "1" * 399 + "}",
         '{"train_batch_size": -1, "train_micro_batch_size_per_gpu": ' + "9" * 399 + "}",
         '{"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": ' + "9" * 399 + "}}}",
+        '{"fp16": {"enabled": true, "min_loss_scale": -' + "9" * 399 + "}}",
+        '{"tensor_parallel": {"autotp_size": 2, "tp": {"tp_size": ' + "9" * 399 + "}}}",
+        '{"zero_optimization": {"zenflow": {"select_strategy": "step", "select_interval": '
+        '1, "update_interval": ' + "9" * 399 + "}}}",
     ],
 )
 def test_a_number_that_is_none_or_huge_never_breaks_the_linter(tmp_path: Path, text: str) -> None:
