@@ -189,6 +189,10 @@ CHECKED_IN_CODE: dict[str, tuple[Node, str]] = {
     "scheduler.params.cycle_max_lr": (_RATE, "runtime/lr_schedules.py"),
     "scheduler.params.cycle_min_mom": (_RATE, "runtime/lr_schedules.py"),
     "scheduler.params.cycle_max_mom": (_RATE, "runtime/lr_schedules.py"),
+    "scheduler.params.T_max": (_POSITIVE, "torch/optim/lr_scheduler.py"),
+    "scheduler.params.T_0": (_POSITIVE, "torch/optim/lr_scheduler.py"),
+    "scheduler.params.T_mult": (_POSITIVE, "torch/optim/lr_scheduler.py"),
+    "scheduler.params.step_size": (_POSITIVE, "torch/optim/lr_scheduler.py"),
     "scheduler.params.cycle_first_step_size": (
         {"type": "number", "gt": 0},
         "runtime/lr_schedules.py",

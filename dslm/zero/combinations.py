@@ -106,15 +106,9 @@ def _name_of_optimizer(config: Config) -> str:
     return name.lower() if isinstance(name, str) else ""
 
 
-def _bf16_on(config: Config) -> bool:
-    return is_on(config, "bf16.enabled") or (
-        config.get("bf16") is None and is_on(config, "bfloat16.enabled")
-    )
-
-
 _PAIRS = (
     _Pair(
-        lambda c: is_on(c, "fp16.enabled"), _bf16_on, "fp16.enabled",
+        lambda c: is_on(c, "fp16.enabled"), lambda c: is_on(c, "bf16.enabled"), "fp16.enabled",
         "fp16 and bf16 are both on", "turn one off", "runtime/config.py",
     ),
     _Pair(
@@ -189,6 +183,8 @@ _PAIRS = (
 
 def combinations(config: Config) -> Iterator[Finding]:
     """Everything that doesn't go together."""
+    if config.get("bf16") is None and "bfloat16" in config:  # its old name, which is read then
+        config = {**config, "bf16": config["bfloat16"]}
     for check in (_batch, _stages, _pairs, _precision, _nvme, _zenflow, _loss_scale, _tensor):
         yield from check(config)
 
@@ -200,11 +196,10 @@ def _batch(config: Config) -> Iterator[Finding]:
         hint = "give `train_micro_batch_size_per_gpu`"
         yield error("batch", names[0], "neither the batch nor the micro batch is given", hint)
         return
-    total, micro, steps = (
-        value if isinstance(value := number_at(config, name), int) and value > 0 else None
-        for name in names
-    )
-    if total is None or any(v is not None and v != "auto" and not _counts(v) for v in given):
+    if any(_is_wrong(value) for value in given):
+        return
+    total, micro, steps = (_count_at(config, name) for name in names)
+    if total is None:
         return
     unit = (micro or 1) * (steps or 1)
     if total % unit:
@@ -223,8 +218,18 @@ def _batch(config: Config) -> Iterator[Finding]:
         )
 
 
-def _counts(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+def _is_wrong(value: object) -> bool:
+    """Whether a batch size is no count, which is said elsewhere."""
+    if value is None or (isinstance(value, str) and value == "auto"):
+        return False
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return True
+    return value <= 0 or (isinstance(value, float) and not value.is_integer())
+
+
+def _count_at(config: Config, key: str) -> int | None:
+    value = number_at(config, key)
+    return int(value) if value is not None else None
 
 
 def _stages(config: Config) -> Iterator[Finding]:

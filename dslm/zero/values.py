@@ -118,6 +118,8 @@ def _in_range(key: Key, value: float) -> bool:
 def _of_list(key: Key, values: list[object]) -> str:
     if key.length is not None and len(values) != key.length:
         return f"must be {expected(key)}, not {shown(values)}"
+    if not values and "number" in key.types:
+        return f"must be {expected(key)}, not []"
     if key.items is not None:
         for value in values:
             if problem(key.items, value):

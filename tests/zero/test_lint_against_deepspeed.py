@@ -29,6 +29,7 @@ GENERATED = ("quickstart", "llama-3.2-1b", "bert-base")
 # What DeepSpeed refuses and the linter doesn't, by DeepSpeed's words, and why.
 NOT_FOUND = {
     "GDS currently only supported for CUDA": "a config knows no device: it is right on a GPU",
+    "expected 1 value for": "one a parameter group: a config doesn't know how many there are",
 }
 Config = dict[str, Any]
 
