@@ -5,6 +5,7 @@ Knows paths, bytes and JSON, nothing of what is in them.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -95,5 +96,17 @@ def append_line(path: Path, line: str) -> None:
 
 
 def cache_folder(variables: Mapping[str, str]) -> Path:
-    """Return the user's cache folder: `$XDG_CACHE_HOME`, by default `~/.cache`."""
-    return Path(variables.get(environment.CACHE) or "~/.cache").expanduser()
+    """Return the user's cache folder: `$XDG_CACHE_HOME`, by default `~/.cache`.
+
+    Raises:
+        OSError: the user has no home, and somebody else has the folder for those in /tmp.
+    """
+    named = variables.get(environment.CACHE)
+    try:
+        return Path(named or "~/.cache").expanduser()
+    except RuntimeError:  # no HOME, and nobody in the list of users has this number
+        folder = Path(tempfile.gettempdir()) / f"dslm-cache-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "belongs to somebody else", str(folder)) from None
+        return folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,12 +26,15 @@ from dslm.cli import (
     plan,
     recipes,
     runs,
+    streams,
     terminal,
     train,
 )
-from dslm.errors import DslmError, OptionError, shortened
+from dslm.errors import DslmError, Interrupted, OptionError, shortened, unforeseen
 
 _BAD_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
 app = typer.Typer(
     name="dslm",
@@ -86,29 +90,46 @@ def main() -> None:
         # accepted anywhere before `--`, so that it can be added to a command line that failed
         cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
         sys.argv = [a for a in sys.argv[:cut] if a != "--debug"] + sys.argv[cut:]
+    streams.prepare()
+    code = 1
     try:
         app()
-    except DslmError as failure:
-        if debug:
-            raise
-        terminal.error(failure)
-        sys.exit(failure.exit_code)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = Interrupted.exit_code
     except BrokenPipeError:
-        # the reader of our output has gone (`dslm recipes list | head`): nothing to tell anybody
-        sys.stderr.close()
-        sys.exit(1)
+        pass  # the reader of our output has gone (`dslm recipes list | head`): nobody to tell
     except Exception as exception:
         if debug:
             raise
-        if isinstance(exception, OSError) and exception.errno in _BAD_NAMES:
-            # of a file that was named; dslm itself makes no such names
-            name = shortened(str(exception.filename))
-            terminal.error(OptionError(f"{exception.strerror}: {name}"))
-            sys.exit(OptionError.exit_code)
-        terminal.bug(exception)
-        sys.exit(1)
+        failure = _as_error(exception)
+        terminal.error(failure)
+        code = failure.exit_code
+    finally:
+        streams.settle()
+    sys.exit(code)
+
+
+def _as_error(exception: Exception) -> DslmError:
+    """What is said of an exception: what dslm raised itself, what the system refused, or a bug."""
+    if isinstance(exception, DslmError):
+        return exception
+    try:
+        Path.cwd()
+    except OSError:
+        return OptionError(
+            "the current folder was removed", hint="`cd` into one that is there, and try again"
+        )
+    if isinstance(exception, OSError) and exception.errno in _BAD_NAMES:
+        # of a file that was named; dslm itself makes no such names
+        return OptionError(f"{exception.strerror}: {shortened(str(exception.filename))}")
+    if isinstance(exception, OSError) and exception.filename is None and exception.errno in _FULL:
+        return DslmError(f"what was to be shown can't be written: {exception.strerror}")
+    if isinstance(exception, OSError) and exception.errno in _REFUSED:
+        return OptionError(f"{exception.strerror}: {shortened(str(exception.filename))}")
+    return unforeseen(exception)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,15 @@ NO_COLOR (Rich does that). Knows how errors look, not what they mean.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from dslm.errors import DslmError, shortened, unforeseen
+from dslm.errors import DslmError, shortened
 from dslm.files import json_text
 
 if TYPE_CHECKING:
@@ -71,27 +72,45 @@ def show(value: RenderableType) -> None:
     """Put a result that is made for people, such as a table, on stdout."""
     from rich.console import Console
 
-    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(value)
+    stream = _stdout()
+    Console(file=stream, highlight=False, width=None if stream.isatty() else 140).print(value)
 
 
 def shows_unicode() -> bool:
     """Whether stdout can show more than ASCII."""
     try:
-        "█⣿".encode(sys.stdout.encoding or "ascii")
-    except (LookupError, UnicodeError):
+        "█⣿".encode(_stdout().encoding)
+    except (DslmError, LookupError, UnicodeError):
         return False
     return True
 
 
 def write(text: str) -> None:
     """Put data on stdout as it is."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    sys.stdout.flush()
+    stream = _stdout()
+    stream.write(text if text.endswith("\n") else text + "\n")
+    stream.flush()
 
 
 def write_json(document: Any) -> None:
-    """Put one JSON document on stdout."""
-    write(json_text(document))
+    """Put one JSON document on stdout; where that has no letter for something, escaped."""
+    text = json_text(document)
+    try:
+        text.encode(_stdout().encoding)
+    except UnicodeError:
+        text = json.dumps(json.loads(text), indent=2)
+    write(text)
+
+
+def _stdout() -> TextIO:
+    """The stream for data.
+
+    Raises:
+        DslmError: it is closed.
+    """
+    if sys.stdout is None:
+        raise DslmError("stdout is closed, and what was asked for goes there")
+    return sys.stdout
 
 
 def error(failure: DslmError) -> None:
@@ -113,11 +132,6 @@ def error(failure: DslmError) -> None:
         people().print(Text(f"  and {len(failure.findings) - _MOST_FINDINGS:,} more"))
     if failure.hint:
         line("hint", "cyan", failure.hint)
-
-
-def bug(exception: BaseException) -> None:
-    """Show an error that dslm didn't foresee: one line, and where the traceback was saved."""
-    error(unforeseen(exception))
 
 
 def shown_path(path: Path) -> Path:

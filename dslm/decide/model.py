@@ -16,6 +16,7 @@ from typing import Any
 
 from dslm import environment
 from dslm.errors import RecipeError, Where
+from dslm.files import expanded
 from dslm.recipe.load import LoadedRecipe
 
 _CONFIG = "config.json"
@@ -68,13 +69,13 @@ def is_path(name: object) -> bool:
 
 def local_folder(name: object) -> Path | None:
     """The folder of this name on this machine, if there is one."""
-    folder = Path(name).expanduser() if isinstance(name, str) else None
+    folder = expanded(name) if isinstance(name, str) else None
     return folder if folder is not None and folder.is_dir() else None
 
 
 def downloaded(name: str, revision: str) -> Path | None:
     """The config.json of a Hub model in the cache of huggingface_hub, if it was ever loaded."""
-    home = os.environ.get(environment.HUB_HOME) or Path("~/.cache/huggingface").expanduser()
+    home = os.environ.get(environment.HUB_HOME) or expanded("~/.cache/huggingface")
     cache = Path(os.environ.get(environment.HUB_CACHE) or Path(home) / "hub")
     model = cache / f"models--{name.replace('/', '--')}"
     try:
