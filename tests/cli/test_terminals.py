@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -96,8 +97,8 @@ TERMINALS: dict[str, Run] = {
 
 
 def test_the_table_has_every_verb() -> None:
-    command = typer.main.get_command(app)
-    found = set()
+    command: Any = typer.main.get_command(app)
+    found: set[str] = set()
     for name, below in command.commands.items():
         inside = getattr(below, "commands", None)
         found |= {f"{name} {verb}" for verb in inside} if inside else {name}

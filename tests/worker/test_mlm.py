@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from dslm.worker.tasks.mlm import MaskingCollator
+from dslm.worker.tasks.mlm import MaskingCollator, _seed_of
 from tests.worker.preparing import recipe_of
 
 LENGTH = 64
+SEEDS = [7951976583517103492, 1268893273888632816]  # of another process, Python 3.11
 
 
 def _collator(tokenizer: PreTrainedTokenizerFast, config: Any) -> MaskingCollator:
@@ -55,6 +56,11 @@ def test_a_sample_is_masked_anew_in_every_epoch_and_alike_when_resumed(
     first, again, other = (collate([_sample([tokens], place)]) for place in (3, 3, 1003))
     assert torch.equal(first["labels"], again["labels"])
     assert not torch.equal(first["labels"], other["labels"])
+
+
+def test_the_masks_of_a_sample_are_the_same_in_every_version_of_python() -> None:
+    assert [_seed_of(42, place) for place in (0, 1)] == SEEDS
+    assert len({_seed_of(seed, place) for seed in range(30) for place in range(30)}) == 900
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])

@@ -6,6 +6,7 @@ another token, 10 % stay; chosen anew each time a sample is seen.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +92,7 @@ class MaskingCollator:
         }
 
     def _mask(self, tokens: torch.Tensor, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        generator = torch.Generator().manual_seed(hash((self.seed, place)) % 2**63)
+        generator = torch.Generator().manual_seed(_seed_of(self.seed, place))
         draw = torch.rand(tokens.shape, generator=generator)
         fate = torch.rand(tokens.shape, generator=generator)
         other = torch.randint(self.vocabulary, tokens.shape, generator=generator)
@@ -101,6 +102,12 @@ class MaskingCollator:
         masked = torch.where(chosen & (fate < 0.8), self.mask_token, tokens)
         masked = torch.where(chosen & (fate >= 0.8) & (fate < 0.9), other, masked)
         return masked, labels
+
+
+def _seed_of(seed: int, place: int) -> int:
+    """A seed for a sample's masks, the same in every version of Python."""
+    digest = hashlib.blake2b(f"{seed} {place}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # torch takes 63 bits
 
 
 MLM = Task(
