@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 
+from dslm import environment
 from dslm.errors import InputError, RunFailed, Where
 from dslm.files import write_json
 from dslm.recipe.load import read_resolved
@@ -23,6 +24,8 @@ from dslm.run.checkpoints import complete_checkpoints
 from dslm.run.directory import RunDirectory
 from dslm.worker.answer import Tell, answer
 from dslm.worker.checkpoint import DESCRIPTION
+from dslm.worker.data.records import first_line
+from dslm.worker.hub import in_reach
 from dslm.worker.model import DTYPES, adapter_config
 from dslm.worker.model_card import model_card
 from dslm.worker.zero_tensors import StoredTensor, stored_tensors
@@ -64,7 +67,7 @@ def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     seconds = time.monotonic() - began
     if request["push_to_hub"]:
         tell(f"uploading to {request['push_to_hub']}")
-        _push(output, request["push_to_hub"])
+        _push(output, request["push_to_hub"], tell)
     return {
         "output": str(output),
         "step": checkpoint.step,
@@ -195,18 +198,24 @@ def _parameters(file: Path) -> int:
         return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - it is no dictionary
 
 
-def _push(folder: Path, repository: str) -> None:
+def _push(folder: Path, repository: str, tell: Tell) -> None:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
+    where = f"the model is written, but its upload to `{repository}` failed"
+    if not os.environ.get(environment.HUB_OFFLINE) and not in_reach(tell):
+        raise RunFailed(
+            f"{where}: the Hub can't be reached",
+            where=Where(file=folder),
+            hint=f"with a network: `hf upload {repository} {folder}`",
+        )
     try:
         HfApi().create_repo(repository, exist_ok=True)
         HfApi().upload_folder(folder_path=folder, repo_id=repository)
-    except (HfHubHTTPError, OSError, ValueError) as failure:
+    except Exception as failure:
         raise RunFailed(
-            f"the upload to `{repository}` failed: {str(failure).splitlines()[0]}",
+            f"{where}: {first_line(failure)}",
             where=Where(file=folder),
-            hint="the model is written there; is there a network, is `hf auth login` done?",
+            hint=f"is `hf auth login` done? `hf upload {repository} {folder}` tries again",
         ) from failure
 
 

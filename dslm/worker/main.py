@@ -5,7 +5,10 @@ from __future__ import annotations
 import gc
 import sys
 
-from dslm.worker.ranks import join, live
+from dslm.recipe.load import read_resolved
+from dslm.run.events import EventName
+from dslm.worker.hub import stay_offline_without_hub
+from dslm.worker.ranks import Rank, join, live
 
 
 def main() -> None:
@@ -15,6 +18,7 @@ def main() -> None:
     def work() -> None:
         # what modules define stays: looking through it for garbage, over and over, takes a second
         gc.disable()
+        stay_offline_without_hub(read_resolved(rank.run.recipe), lambda detail: _tell(rank, detail))
         from dslm.worker.train import train
 
         gc.freeze()
@@ -22,6 +26,12 @@ def main() -> None:
         train(rank)
 
     live(rank, work)
+
+
+def _tell(rank: Rank, detail: str) -> None:
+    """Record what goes on before anything is known of the other ranks."""
+    if rank.rank == 0:
+        rank.record(EventName.PHASE, phase="joining", detail=detail)
 
 
 if __name__ == "__main__":

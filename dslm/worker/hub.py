@@ -1,0 +1,79 @@
+"""Is the Hugging Face Hub in reach? Asked once, before the libraries that would try for minutes.
+
+huggingface_hub repeats every request of every file with growing pauses, so a model of a Hub name
+without a network took nearly four minutes to fail. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import urllib.request
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from dslm import environment
+from dslm.files import exists, expanded
+from dslm.recipe.data_paths import origins
+from dslm.recipe.schema import Recipe
+
+_TRIES = 2
+_SECONDS = 4.0  # for each: finding the address and connecting
+_HUB = "https://huggingface.co"
+
+
+def stay_offline_without_hub(recipe: Recipe, tell: Callable[[str], None]) -> None:
+    """Let the libraries look into the cache only where the Hub is needed and can't be reached.
+
+    Args:
+        recipe: the resolved recipe.
+        tell: told of each try that failed, for people.
+    """
+    if os.environ.get(environment.HUB_OFFLINE) or not _of_the_hub(recipe):
+        return
+    if not in_reach(tell):
+        tell("the Hub can't be reached: only what was downloaded before can be had")
+        os.environ[environment.HUB_OFFLINE] = "1"
+
+
+def in_reach(tell: Callable[[str], None]) -> bool:
+    """Whether the Hub, or the proxy on the way to it, takes a connection."""
+    address = urlsplit(os.environ.get(environment.HUB_ENDPOINT) or _HUB)
+    proxy = urllib.request.getproxies().get(address.scheme or "https")
+    if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
+        address = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    host = address.hostname or ""
+    port = address.port or (80 if address.scheme == "http" else 443)
+    for number in range(1, _TRIES + 1):
+        if _connects(host, port):
+            return True
+        tell(f"{host} takes no connection (try {number} of {_TRIES})")
+    return False
+
+
+def _connects(host: str, port: int) -> bool:
+    """Whether a connection is taken in time; finding an address has no limit of its own."""
+    connected = threading.Event()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=_SECONDS).close()
+        except (OSError, UnicodeError):
+            return
+        connected.set()
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_SECONDS)
+    return connected.is_set()
+
+
+def _of_the_hub(recipe: Recipe) -> bool:
+    """Whether a recipe names a model, a tokenizer or data that is no file here."""
+    names = [recipe.model.name if recipe.model.init == "pretrained" else None]
+    tokenizer = recipe.model.tokenizer or recipe.model.name
+    names.append(tokenizer if isinstance(tokenizer, str) else None)
+    if any(name is not None and not exists(expanded(name)) for name in names):
+        return True
+    return any(o.hub_name is not None for key in ("train", "eval") for o in origins(recipe, key))
