@@ -77,12 +77,16 @@ def launch(
         from dslm.cli.screens.dry_run import show_dry_run
         from dslm.lifecycle.script import preview_script
 
-        show_dry_run(*preview_script(request, terminal.say), json=json)
+        show_dry_run(request.fleet, *preview_script(request, terminal.say), json=json)
         return
     from dslm.cli.screens.ending import show_end
+    from dslm.cli.screens.following import FollowedScript
     from dslm.cli.screens.progress import RunScreen
     from dslm.lifecycle.script import run_script
 
-    with RunScreen(terminal.people(), name=script.name) as screen:
-        ended = run_script(request, screen)
+    with (
+        RunScreen(terminal.people(), name=script.name) as screen,
+        FollowedScript(screen) as listener,
+    ):
+        ended = run_script(request, listener)
     show_end(ended, json=json)

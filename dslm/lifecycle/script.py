@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from dslm.cluster.hosts import Cluster
 from dslm.decide.checks.base import Verb
 from dslm.decide.checks.every import Asking
 from dslm.decide.job import Job, check_port
+from dslm.decide.passed import Passed, pass_on
 from dslm.decide.ready import ready_job
+from dslm.errors import OptionError, Where
 from dslm.host.network import free_port
 from dslm.launch.spec import LaunchRequest
 from dslm.lifecycle.attempt import AttemptPlan, RankProgram, preview, run_attempt
-from dslm.lifecycle.folder import default_folder, make_run
+from dslm.lifecycle.folder import check_output, default_folder, make_run
 from dslm.lifecycle.rendezvous import gather
 from dslm.lifecycle.request import Ended, Listener, ScriptRequest
 from dslm.reach.preflight import Requirements
@@ -42,16 +45,19 @@ def run_script(request: ScriptRequest, listener: Listener) -> Ended:
     )
     rendezvous = gather(request.fleet, requirements, None, all_hosts=True)
     job = _job(request, rendezvous.cluster, listener.note)
+    passed = _passed(request, job)
     files: dict[str, Any] = {}
-    if job is not None:
-        files = {"recipe.yaml": dump_recipe(job.recipe), "ds_config.json": job.config.values}
+    if job is not None and passed is not None:
+        files = {"recipe.yaml": dump_recipe(job.recipe), "ds_config.json": passed.config}
     hosts = rendezvous.cluster.hosts
     run = make_run(folder, request.script.stem, files, request.command, hosts)
     listener.run_made(run.path)
+    for line in _said(request, passed):
+        listener.note(line)
     plan = AttemptPlan(
         fleet=request.fleet,
         rendezvous=rendezvous,
-        program=_program(request, job, run),
+        program=_program(request, job, passed, run),
         port=port,
     )
     outcome, _ = run_attempt(run, plan, listener)
@@ -61,11 +67,50 @@ def run_script(request: ScriptRequest, listener: Listener) -> Ended:
 def preview_script(
     request: ScriptRequest, report: Callable[[str], None]
 ) -> tuple[Job | None, LaunchRequest, Attempt]:
-    """What a script would be started with; starts and writes nothing."""
+    """What a script would be started with, in the job its own config; starts and writes nothing."""
+    if not request.fleet.remote:
+        check_port(request.master_port)
     job = _job(request, request.fleet.cluster, report, device_known=request.fleet.device_known)
     run = RunDirectory(_folder(request))
     port = request.master_port or free_port()
-    return job, *preview(run, request.fleet, _program(request, job, run), port)
+    check_output(run.path)
+    passed = _passed(request, job)
+    program = _program(request, job, passed, run)
+    if job is not None and passed is not None:
+        job = replace(job, config=replace(job.config, values=dict(passed.config)))
+    return job, *preview(run, request.fleet, program, port)
+
+
+def _passed(request: ScriptRequest, job: Job | None) -> Passed | None:
+    """What the script is given of the recipe; None: there is none.
+
+    Raises:
+        OptionError: the script can't be read.
+    """
+    if job is None:
+        return None
+    if not request.pass_config:
+        return Passed(arguments=(), config=job.config.values)
+    try:
+        text = request.script.read_text(encoding="utf-8", errors="replace")
+    except OSError as failure:
+        raise OptionError(
+            f"the script can't be read: {failure.strerror}", where=Where(file=request.script)
+        ) from failure
+    return pass_on(text, request.arguments, job)
+
+
+def _said(request: ScriptRequest, passed: Passed | None) -> list[str]:
+    """Which values the script has from where, in a line each."""
+    if passed is None or request.recipe is None:
+        return []
+    lines = []
+    if passed.arguments:
+        lines.append(f"from {request.recipe.name}: {' '.join(passed.arguments)}")
+    if passed.yours:
+        names = " ".join(f"--{name}" for name in passed.yours)
+        lines.append(f"from your command line, before the recipe's: {names}")
+    return lines
 
 
 def _job(
@@ -85,15 +130,19 @@ def _folder(request: ScriptRequest) -> Path:
     return (request.output or default_folder(request.script.stem)).absolute()
 
 
-def _program(request: ScriptRequest, job: Job | None, run: RunDirectory) -> RankProgram:
+def _program(
+    request: ScriptRequest, job: Job | None, passed: Passed | None, run: RunDirectory
+) -> RankProgram:
     """The script as ranks execute it: it knows no request to stop, so it gets SIGTERM at once."""
     settings = dict(job.recipe.environment) if job else {}
     if job is not None:
         settings[environment.DS_CONFIG] = str(run.ds_config)
+    if job is not None and job.cluster.device.kind == "cpu":
+        settings.setdefault(environment.ACCELERATE_CPU, "true")
     extra = ("--deepspeed", str(run.ds_config)) if request.pass_config else ()
     return RankProgram(
         module=_WORKER,
         environment=settings,
         script=str(request.script.absolute()),
-        arguments=(*request.arguments, *extra),
+        arguments=(*request.arguments, *(passed.arguments if passed else ()), *extra),
     )
