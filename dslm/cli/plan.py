@@ -96,10 +96,18 @@ def plan(
     )
     if sweep:
         options.refuse_ignored(
-            {"--gpus": gpus, **cluster_given},
+            {
+                "--gpus": gpus,
+                **cluster_given,
+                "--longest": longest,
+                "--largest": largest,
+                "--explain": explain,
+            },
             "with `--sweep`, which compares clusters of many sizes",
             hint="`--device NAME` says of which devices",
         )
+    if longest or largest:
+        options.refuse_ignored({"--explain": explain}, "with `--longest` and `--largest`")
     from dslm.cli.ledger import show_limits, show_terms
     from dslm.decide.advice import check_fit
     from dslm.decide.checks.base import Verb

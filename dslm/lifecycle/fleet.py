@@ -6,7 +6,7 @@ From options to a fleet. Knows nothing of what is trained.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from dslm.cluster.detect import cpu_wanted, local_cluster
@@ -60,7 +60,7 @@ def fleet_of(placement: Placement, ranks: int | str = "auto") -> Fleet:
     hosts = _hosts(placement, site)
     restarts = placement.max_restarts
     if hosts is None:
-        _only_for_hosts({"--num-nodes": placement.num_nodes, "--min-nodes": placement.min_nodes})
+        _only_for_hosts(placement)
         here = local_cluster(
             num_gpus=placement.num_gpus,
             ranks=ranks,
@@ -76,6 +76,7 @@ def fleet_of(placement: Placement, ranks: int | str = "auto") -> Fleet:
         num_gpus=placement.num_gpus,
     )
     if (site is None or not site.remote) and hosts_here(chosen):
+        _only_for_hosts(replace(placement, num_nodes=None))
         here = local_cluster(num_gpus=chosen[0].slots)
         return Fleet(cluster=here, max_restarts=restarts or 0)
     if site is not None and not site.remote:
@@ -85,6 +86,12 @@ def fleet_of(placement: Placement, ranks: int | str = "auto") -> Fleet:
             hint=f"leave it out: {_WITH_HOSTS} is the default with hosts",
         )
     fewest = placement.min_nodes
+    if fewest is not None and restarts == 0:
+        raise OptionError(
+            "`--min-nodes` has no effect with `--max-restarts 0`: no attempt follows the first",
+            where=Where(key="--min-nodes"),
+            hint="leave one of them out",
+        )
     if fewest is not None and fewest > len(chosen):
         raise OptionError(
             f"`--min-nodes {fewest}` is more than the {len(chosen)} host"
@@ -116,8 +123,12 @@ def _hosts(placement: Placement, site: Site | None) -> Sequence[Host] | None:
     return given
 
 
-def _only_for_hosts(options: Mapping[str, int | None]) -> None:
-    for name, value in options.items():
+def _only_for_hosts(placement: Placement) -> None:
+    for name, value in (
+        ("--num-nodes", placement.num_nodes),
+        ("--min-nodes", placement.min_nodes),
+        ("--no-preflight", placement.no_preflight or None),
+    ):
         if value is not None:
             raise OptionError(
                 f"`{name}` only applies to several hosts",

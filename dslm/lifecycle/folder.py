@@ -5,6 +5,7 @@ Knows paths and what is written into them at the start, nothing of what a run do
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -75,6 +76,13 @@ def check_output(path: Path) -> None:
         OptionError: it holds something.
     """
     if not path.exists():
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise OptionError(
+                f"the run directory can't be made: {above} can't be written",
+                where=Where(file=path),
+                hint="choose another with `-o DIR`",
+            )
         return
     if not path.is_dir():
         raise OptionError("is a file, not a folder", where=Where(file=path))

@@ -19,7 +19,7 @@ from dslm.files import write_atomic, write_json
 from dslm.host.network import free_port
 from dslm.launch.spec import LaunchRequest
 from dslm.lifecycle.attempt import AttemptPlan, RankProgram, preview, run_attempt
-from dslm.lifecycle.folder import default_folder, make_run
+from dslm.lifecycle.folder import check_output, default_folder, make_run
 from dslm.lifecycle.rendezvous import Rendezvous, Training, gather, largest_job
 from dslm.lifecycle.request import Ended, Listener, TrainingRequest
 from dslm.lifecycle.resumable import check_resumable, resume_command, run_to_resume
@@ -93,12 +93,21 @@ def preview_training(
     request: TrainingRequest, report: Callable[[str], None]
 ) -> tuple[Job, LaunchRequest, Attempt]:
     """What a training would start, and what its ranks would read; starts and writes nothing."""
+    if not request.fleet.remote:
+        check_port(request.master_port)
+    old = run_to_resume(request)
+    resumed = read_resolved(old.recipe) if old else None
     known = request.fleet.device_known
     asking = Asking(verb=Verb.TRAIN, force=request.force, device_known=known)
-    job = Training(recipe=request.recipe, asking=asking, report=report).job(request.fleet.cluster)
-    folder = request.output or default_folder(request.recipe.name)
+    training = Training(recipe=request.recipe, asking=asking, resumed=resumed, report=report)
+    job = training.job(request.fleet.cluster)
+    run = old or RunDirectory((request.output or default_folder(request.recipe.name)).absolute())
+    if resumed is None:
+        check_output(run.path)
+    else:
+        for note in check_resumable(run, resumed, job.recipe):
+            report(note)
     port = request.master_port or free_port()
-    run = RunDirectory(folder.absolute())
     return job, *preview(run, request.fleet, _program(job.recipe, trust=False), port)
 
 

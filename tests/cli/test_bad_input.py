@@ -53,6 +53,8 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ),
     ("a model folder that is missing", [*TRAIN, "-s", "model.name=./gone"], ["gone"]),
     ("output folder with another run", [*TRAIN, "-o", "taken"], ["taken"]),
+    ("a dry run into another run", [*TRAIN, "-o", "taken", "--dry-run"], ["taken"]),
+    ("a dry run of going on with nothing", [*TRAIN, "--resume", "--dry-run"], ["--resume"]),
     ("output folder that is a file", [*TRAIN, "-o", "empty.txt"], ["empty.txt"]),
     ("output folder that can't be made", [*TRAIN, "-o", "/proc/run"], ["/proc/run"]),
     ("more ranks than slots", [*TRAIN, "--num-gpus", "4096"], ["4096", "slots"]),

@@ -12,14 +12,22 @@ from dslm.recipe.load import dump_recipe
 if TYPE_CHECKING:
     from dslm.decide.job import Job
     from dslm.launch.spec import LaunchRequest
+    from dslm.lifecycle.fleet import Fleet
     from dslm.run.attempt import Attempt
 
 # of an attempt: a number that it hasn't got yet, the address of a supervisor that doesn't run
 _NOT_YET = ("number", "control")
 
 
-def show_dry_run(job: Job | None, request: LaunchRequest, attempt: Attempt, *, json: bool) -> None:
+def show_dry_run(
+    fleet: Fleet, job: Job | None, request: LaunchRequest, attempt: Attempt, *, json: bool
+) -> None:
     """Show what a launch would do."""
+    hosts = {
+        "preflight": fleet.remote and fleet.preflight,
+        "max_restarts": fleet.max_restarts,
+        "min_nodes": fleet.min_nodes,
+    }
     told = {
         name: value for name, value in asdict(attempt).items() if value and name not in _NOT_YET
     }
@@ -35,6 +43,7 @@ def show_dry_run(job: Job | None, request: LaunchRequest, attempt: Attempt, *, j
                 "command": list(request.argv),
                 "environment": dict(request.environment),
                 "attempt": told,
+                "hosts": hosts,
             }
         )
         return
@@ -42,6 +51,7 @@ def show_dry_run(job: Job | None, request: LaunchRequest, attempt: Attempt, *, j
         terminal.write("# recipe.yaml\n" + dump_recipe(job.recipe))
         terminal.write("# ds_config.json\n" + json_format.dumps(job.config.values, indent=2))
     terminal.write("\n# what every rank reads\n" + json_format.dumps(told, indent=2))
+    terminal.write("\n# how it goes on with its hosts\n" + json_format.dumps(hosts, indent=2))
     for path, content in request.files.items():
         terminal.write(f"\n# {terminal.shown_path(path)}\n{content}")
     terminal.write("\n# command\n" + request.render())

@@ -241,7 +241,8 @@ def _length(case: Case) -> Iterator[Problem]:
 
 def _recomputation(case: Case) -> Iterator[Problem]:
     kind = case.kind
-    wanted = case.strategy.activation_checkpointing if case.strategy else False
+    planned = case.strategy is not None and case.strategy.activation_checkpointing
+    wanted = planned or case.recipe.model.activation_checkpointing is True
     if kind is None or not wanted or _trusted(case):
         return
     if kind.heads and "activation_checkpointing" not in kind.code:
