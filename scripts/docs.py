@@ -112,6 +112,42 @@ def readme(text: str) -> str:
     return f"{before}{START}\n\n{preset_table()}\n\n{END}{after or chr(10)}"
 
 
+HOUSE_START, HOUSE_END = "<!-- house: made by make docs -->", "<!-- end of house -->"
+
+
+def house(text: str) -> str:
+    """A page with the packages and the arrows between them put in, as the imports have them."""
+    arrows = {package: _imports(ROOT / "dslm" / package) for package in _packages()}
+    lines = ["```mermaid", "graph TD"]
+    for package, below in sorted(arrows.items()):
+        through = {far for near in below for far in _reached(near, arrows)}
+        lines += [f"    {package} --> {near}" for near in sorted(below - through)]
+        if package not in set().union(*arrows.values()) and not below:
+            lines.append(f"    {package}")
+    before, _, rest = text.partition(HOUSE_START)
+    drawn = "\n".join([*lines, "```"])
+    return f"{before}{HOUSE_START}\n\n{drawn}\n\n{HOUSE_END}{rest.partition(HOUSE_END)[2]}"
+
+
+def _packages() -> set[str]:
+    return {init.parent.name for init in (ROOT / "dslm").glob("*/__init__.py")}
+
+
+def _imports(folder: Path) -> set[str]:
+    """The other packages that the modules of one import, anywhere in them."""
+    packages = _packages()
+    found: set[str] = set()
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dslm."):
+                found.add(str(node.module).split(".")[1])
+    return (found & packages) - {folder.name}
+
+
+def _reached(package: str, arrows: dict[str, set[str]]) -> set[str]:
+    return {far for near in arrows[package] for far in {near, *_reached(near, arrows)}}
+
+
 def environment_page() -> str:
     """Every environment variable that dslm reads or sets, with its sentence."""
     lines = [
@@ -244,6 +280,9 @@ def main() -> None:
         ROOT / "dslm" / "zero" / "keys.json": made_by("dslm.worker.deepspeed_keys"),
         ROOT / "dslm" / "decide" / "checks" / "transformers.json": made_by(
             "dslm.worker.transformers_facts"
+        ),
+        ROOT / "docs" / "design" / "0005-the-house.md": house(
+            (ROOT / "docs" / "design" / "0005-the-house.md").read_text()
         ),
         ROOT / "README.md": readme((ROOT / "README.md").read_text()),
     }

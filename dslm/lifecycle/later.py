@@ -58,17 +58,6 @@ def batch_of(
     force = bool(options.get("--force"))
     ready_job(loaded, cluster, Asking(verb=Verb.TRAIN, force=force, device_known=known))
     run = (output or default_folder(loaded.name)).absolute()
-    passed_on: list[str] = []
-    for name, value in {
-        "--max-restarts": placement.max_restarts,
-        "--min-nodes": placement.min_nodes,
-        "--no-preflight": placement.no_preflight,
-        **options,
-    }.items():
-        if value is True:
-            passed_on.append(name)
-        elif value is not None and value is not False:
-            passed_on += [name, str(value)]
     sets = [word for override in overrides for word in ("--set", override)]
     return Batch(
         name=loaded.name,
@@ -77,10 +66,26 @@ def batch_of(
         gpus=gpus,
         run=run,
         arguments=(
-            *("train", recipe, *sets, *passed_on),
+            *("train", recipe, *sets, *_passed_on(placement, options)),
             *("--launcher", site.name, "--num-gpus", str(slots), "--output", str(run)),
         ),
     )
+
+
+def _passed_on(placement: Placement, options: Mapping[str, int | bool | None]) -> list[str]:
+    """The words of the options that the job's own command line repeats."""
+    words: list[str] = []
+    for name, value in {
+        "--max-restarts": placement.max_restarts,
+        "--min-nodes": placement.min_nodes,
+        "--no-preflight": placement.no_preflight,
+        **options,
+    }.items():
+        if value is True:
+            words.append(name)
+        elif value is not None and value is not False:
+            words += [name, str(value)]
+    return words
 
 
 def _cluster(nodes: int, slots: int, *, gpus: bool) -> tuple[Cluster, bool]:
