@@ -14,7 +14,6 @@ STILL = {
     "cli/plan.py:_show": (67, 1),
     "cli/plan.py:plan": (75, 0),
     "cluster/devices.py:_gpu": (27, 11),
-    "launch/supervise.py:_Watch.__init__": (31, 9),
     "launch/supervise.py:supervise": (65, 8),
     "plan/states.py:_stages_1_and_2": (71, 1),
     "plan/states.py:_stage_3": (61, 1),
