@@ -127,6 +127,14 @@ ROWS: tuple[Row, ...] = (
     _row("Liger where it runs", "model.liger=true", "model.liger=auto", "CPU", of_cpu=True),
     _row("Liger where it runs", "model.liger=true precision=bf16", "model.liger=false precision=bf16", "not installed", device="h100"),  # noqa: E501
     _row("ZeRO++ where it runs", "parallel.zero_stage=3 parallel.zeropp=true", "parallel.zero_stage=3", "CPU", of_cpu=True),  # noqa: E501
+    *(
+        _row("ZeRO++ where it runs", f"parallel.zero_stage=3 deepspeed.zero_optimization.{setting}", f"parallel.zero_stage=3 deepspeed.zero_optimization.{harmless}", "CPU", of_cpu=True)  # noqa: E501
+        for setting, harmless in (
+            ("zero_quantized_weights=true", "zero_quantized_weights=false"),
+            ("zero_quantized_gradients=true", "zero_quantized_gradients=false"),
+            ("zero_hpz_partition_size=2", "zero_hpz_partition_size=1"),
+        )
+    ),
     _row(_OPTIMIZER, "optimizer.name=lion", "optimizer.name=adamw", "lion", "CPU", of_cpu=True),
     _row(_OPTIMIZER, "optimizer.name=adafactor parallel.offload=optimizer", "optimizer.name=sgd parallel.offload=optimizer", "adafactor"),  # noqa: E501
     _row(_DISK, NVME + "/nowhere/at/all", "", "/nowhere/at/all"),

@@ -29,7 +29,7 @@ from dslm.recipe.load import dump_recipe, load_recipe
 from dslm.run.directory import RunDirectory
 from dslm.run.events import as_record, tail_events
 from dslm.run.manifest import read_manifest
-from dslm.run.summary import find_runs
+from dslm.run.summary import find_runs, summarize
 from dslm.run.words import REPORTS, WordReader
 from dslm.zero.keys import Key, table
 from dslm.zero.lint import lint
@@ -169,6 +169,7 @@ def _events(content: bytes) -> None:
         run = RunDirectory(folder)
         run.events.write_bytes(content)
         tail = tail_events(run.events)
+        json.dumps(summarize(run).document(), allow_nan=False)
     assert 0 <= tail.offset <= len(content)
     json.dumps([as_record(event) for event in tail.events], allow_nan=False)
 

@@ -19,11 +19,21 @@ from dslm.decide.checks.base import (
 )
 from dslm.decide.checks.model import HEADS
 from dslm.recipe.extras import missing_extras
+from dslm.zero.config import value_at
 
 # Optimizers that DeepSpeed has for accelerators and for offloading only.
 _NOT_ON_A_CPU = ("lion",)
 # Optimizers whose state DeepSpeed hands to its own Adam, which can't take it.
 _NOT_OFFLOADED = ("adafactor",)
+_OF_ZEROPP = tuple(
+    f"zero_optimization.{name}"
+    for name in (
+        "zero_quantized_weights",
+        "zero_quantized_nontrainable_weights",
+        "zero_quantized_gradients",
+        "zero_hpz_partition_size",
+    )
+)
 _HALF = ("bf16", "fp16")
 _COMPILER_SETTINGS = ("CPATH", "CPLUS_INCLUDE_PATH", "CFLAGS", "CONDA_PREFIX")
 
@@ -85,7 +95,14 @@ def _liger(case: Case) -> Iterator[Problem]:
 
 
 def _zeropp(case: Case) -> Iterator[Problem]:
-    if case.recipe.parallel.zeropp and case.on_cpu:
+    if not case.on_cpu:
+        return
+    for key in _OF_ZEROPP:
+        value = value_at(case.recipe.deepspeed, key)
+        if value is True or (isinstance(value, int) and value > 1):
+            text = f"`{key}` is of ZeRO++, whose kernels need an accelerator, and this is a CPU"
+            yield Problem(key=f"deepspeed.{key}", message=text, hint="leave it out")
+    if case.recipe.parallel.zeropp:
         yield Problem(
             key="parallel.zeropp",
             message="the kernels of ZeRO++ need an accelerator, and this is a CPU",
@@ -216,7 +233,12 @@ CHECKS = (
         judge=_liger,
         verbs=TRAINING,
     ),
-    Check(name="ZeRO++ where it runs", looks_at="parallel.zeropp", judge=_zeropp, verbs=ALL),
+    Check(
+        name="ZeRO++ where it runs",
+        looks_at="parallel.zeropp, deepspeed.zero_optimization",
+        judge=_zeropp,
+        verbs=ALL,
+    ),
     Check(
         name="an optimizer for the device and its offload",
         looks_at="optimizer.name, parallel.offload",
