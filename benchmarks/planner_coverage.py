@@ -109,16 +109,12 @@ def cover(task: str, model_type: str) -> Covered:
             right = found.total == parameters
             if found.why:
                 return ended(parameters=right, why=found.why)
-            limit = found.max_positions or 10**6
-            # another number of samples, and another length, of those that can be told apart
-            shape = (5, 1 if task == "vision" else min(limit, 1280 if _long(found) else 320))
+            # another number of samples, and a length beyond all that were traced
+            longest = 2 * max(proof.length for proof in found.proofs)
+            shape = (5, 1 if task == "vision" else min(found.max_positions or longest, longest))
             return ended(parameters=right, off=_off(found, build(request), shape))
     except Exception as failure:  # noqa: BLE001
         return ended(why=_said(failure))
-
-
-def _long(found: Any) -> bool:
-    return max(proof.length for proof in found.proofs) > 400
 
 
 def _off(found: Any, traced: Any, shape: tuple[int, int]) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dslm.plan.ledger import Moment, Term, at, phases
-from dslm.plan.states import FP32, REUSE, SUB_GROUP, Held, Setting, held
+from dslm.plan.states import FP32, REUSE, STATE_BYTES, SUB_GROUP, Held, Setting, held
 from dslm.plan.strategy import Strategy
 from dslm.profile.levels import LAYER, Level, Levels, levels
 from dslm.profile.value import Profile
@@ -213,6 +213,31 @@ def _drawing(recipe: Recipe, setting: Setting, states: Held, *, on_cpu: bool) ->
     ]
 
 
+def _state_bytes(recipe: Recipe, profile: Profile, stage: int) -> float:
+    """Bytes of the optimizer's own state of a trained parameter, on average.
+
+    Source: DeepSpeed's set_optimizer_flags: Muon updates matrices that aren't embeddings or heads,
+    Adam the rest; transformers' Adafactor keeps a row and a column of a matrix that is still one.
+    """
+    name = recipe.optimizer.name
+    groups = [group for group in profile.parameters if group.trained]
+    trained = max(1, profile.trained)
+    if name == "muon":
+        rest = sum(
+            g.total
+            for g in groups
+            if len(g.shape) < 2 or any(word in g.name.lower() for word in ("embed", "lm_head"))
+        )
+        return STATE_BYTES[name] + (STATE_BYTES["adam"] - STATE_BYTES[name]) * rest / trained
+    if name == "adafactor" and stage == 0 and recipe.precision == "fp32":
+        kept = sum(
+            g.total // g.shape[-1] + g.total // g.shape[-2] if len(g.shape) > 1 else g.total
+            for g in groups
+        )
+        return FP32 * kept / trained
+    return STATE_BYTES[name]
+
+
 def _zero(recipe: Recipe, key: str, default: int) -> int:
     """A size of the recipe's own `deepspeed.zero_optimization`."""
     section: Any = recipe.deepspeed.get("zero_optimization", {})
@@ -250,6 +275,7 @@ def _setting(
         tied=profile.tied,
         element=FP32 if recipe.precision == "fp32" else 2,
         optimizer=recipe.optimizer.name,
+        state=_state_bytes(recipe, profile, strategy.zero_stage),
         stage=strategy.zero_stage,
         ranks=min(ranks, _zero(recipe, "mics_shard_size", ranks)),
         offload=strategy.offload,

@@ -57,6 +57,7 @@ class Setting:
     tied: bool  # the head multiplies with that table
     element: int
     optimizer: str
+    state: float  # bytes of the optimizer's own state of a trained parameter, on average
     stage: int
     ranks: int
     offload: str
@@ -121,6 +122,7 @@ def model_states(
     frozen: int = 0,
     precision: str = "bf16",
     optimizer: str = "adamw",
+    state_bytes: float | None = None,
     stage: int = 0,
     ranks: int = 1,
     offload: str = "none",
@@ -136,7 +138,8 @@ def model_states(
     parameters = element * (-(-all_ // ranks) if stage == 3 else all_)
     gradients = element * (share if stage >= 2 else trained)
     copies = 0 if stage == 0 and precision == "fp32" else FP32
-    state = (STATE_BYTES[optimizer] + copies) * (share if stage >= 1 else trained)
+    own = STATE_BYTES[optimizer] if state_bytes is None else state_bytes
+    state = int((own + copies) * (share if stage >= 1 else trained))
     host_parameters = host_optimizer = 0
     if offload != "none":
         # the gradients that the host's step reads, in fp32, and what it sends or receives
@@ -188,6 +191,7 @@ def _states(setting: Setting) -> States:
         frozen=setting.frozen,
         precision="bf16" if setting.half else "fp32",
         optimizer=setting.optimizer,
+        state_bytes=setting.state,
         stage=setting.stage,
         ranks=setting.ranks,
         offload=setting.offload,
@@ -370,7 +374,7 @@ def _stage_3(setting: Setting) -> Held:
     if setting.offload == "nvme":
         # what is read and written at a time, in pinned buffers: two groups' master copies, moments
         # and gradients (pipelined_optimizer_swapper.py), and parameters on their way
-        swapped = 2 * (2 * FP32 + STATE_BYTES[setting.optimizer]) * group
+        swapped = int(2 * (2 * FP32 + setting.state) * group)
         swapped += e * min(SWAP_BUFFERS, whole)
         host.append(_on_host(setting, "what is swapped", swapped, "pipelined_optimizer_swapper.py"))
     gathered = PASS | {Moment.EVALUATION}

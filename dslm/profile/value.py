@@ -14,7 +14,7 @@ from typing import Any
 
 from dslm.profile.polynomial import Polynomial
 
-FORMAT = 1
+FORMAT = 2
 Sequence = tuple[tuple[int, int], ...]  # of parts: which, and how often in a row
 
 
@@ -31,6 +31,7 @@ class ParameterGroup:
     shared: bool  # tensor parallelism shares it between ranks, by the model's own plan
     table: bool = False  # the embedding of tokens
     head: bool = False  # multiplied with to give the logits
+    adapter: bool = False  # beside a frozen model
     element: int = 0  # bytes
 
     @property
@@ -122,8 +123,7 @@ class Profile:
     @property
     def adapters(self) -> int:
         """Trained parameters beside a frozen model."""
-        frozen = any(not g.trained for g in self.parameters)
-        return sum(g.total for g in self.parameters if g.trained) if frozen else 0
+        return sum(g.total for g in self.parameters if g.adapter)
 
     @property
     def trained(self) -> int:
@@ -187,7 +187,7 @@ def to_document(profile: Profile) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_FLAGS = ("trained", "layer", "expert", "shared", "table", "head")
+_FLAGS = ("trained", "layer", "expert", "shared", "table", "head", "adapter")
 
 
 def _flags(group: ParameterGroup) -> int:

@@ -72,11 +72,9 @@ def fitted(
         runs = [getattr(trace, which) for trace in traces]
         if len({tuple(s.name for s in run) for run in runs}) > 1:
             raise ValueError("another order of layers for another length")
-        made = {run[0].name: _part(run, fit) for run in zip(*runs, strict=True)}
-        names = [stretch.name for stretch in runs[0]]
+        made = [(run[0].name, _part(run, fit)) for run in zip(*runs, strict=True)]
         found: list[tuple[int, int]] = []
-        for name in _all_layers(names, layers, backward=which == "backward"):
-            part = made[name]
+        for part in _all_layers(made, layers, backward=which == "backward"):
             if part not in parts:
                 parts.append(part)
             number = parts.index(part)
@@ -91,24 +89,28 @@ def fitted(
     return PassProfile(parts=tuple(parts), forward=forward, backward=backward)
 
 
-def _all_layers(names: list[str], layers: list[Layer], *, backward: bool) -> list[str]:
-    """The names of stretches with those of the layers that were skipped, as the layers for them."""
+def _all_layers(made: list[tuple[str, Part]], layers: list[Layer], *, backward: bool) -> list[Part]:
+    """The parts of all layers: for those that were skipped, the part of the layer like them.
+
+    A layer may come several times in a row, where a model uses it again.
+    """
+    by_name = dict(made)
     second = {}
     for kind in {layer.kind for layer in layers}:
         alike = [n for n, layer in enumerate(layers) if layer.kind == kind]
         second[kind] = alike[min(1, len(alike) - 1)]
     places = {(layer.stack, layer.number): n for n, layer in enumerate(layers)}
     step = -1 if backward else 1
-    found: list[str] = []
-    for name in names:
-        found.append(name)
+    found: list[Part] = []
+    for name, part in made:
+        found.append(part)
         what, _, number = name.partition(" ")
         if what != "layer":
             continue
         layer = layers[int(number)]
         at = layer.number + step
         while (place := places.get((layer.stack, at))) is not None and not layers[place].runs:
-            found.append(f"layer {second[layers[place].kind]}")
+            found.append(by_name[f"layer {second[layers[place].kind]}"])
             at += step
     return found
 

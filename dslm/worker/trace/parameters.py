@@ -25,15 +25,18 @@ def groups_of(traced: Traced) -> tuple[ParameterGroup, ...]:
         key = (
             short, tuple(parameter.shape), parameter.requires_grad, id(parameter) in repeated,
             expert, any(_fits(pattern, short) for pattern in plan), parameter is table,
-            parameter is head, parameter.element_size(),
+            parameter is head, parameter.requires_grad and base is not model,
+            parameter.element_size(),
         )  # fmt: skip
         found[key] = found.get(key, 0) + 1
     return tuple(
         ParameterGroup(
             name=name, shape=shape, count=count, trained=trained, layer=layer, expert=expert,
-            shared=shared, table=is_table, head=is_head, element=element,
+            shared=shared, table=is_table, head=is_head, adapter=adapter, element=element,
         )
-        for (name, shape, trained, layer, expert, shared, is_table, is_head, element), count
+        for (
+            name, shape, trained, layer, expert, shared, is_table, is_head, adapter, element
+        ), count
         in found.items()
     )  # fmt: skip
 

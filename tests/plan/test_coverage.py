@@ -1,0 +1,27 @@
+"""Types that no code of dslm names are planned as they are: a sample of the coverage benchmark."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.planner_coverage import architecture_of, cover, types
+
+# layers used again; eager attention only; a frozen parameter beside experts; stages of other
+# widths; an encoder and a decoder
+SAMPLE = [
+    ("mlm", "albert"), ("pretrain", "bloom"), ("pretrain", "afmoe"), ("vision", "swin"),
+    ("seq2seq", "bart"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "model_type"), SAMPLE)
+def test_a_type_is_planned_exactly(task: str, model_type: str) -> None:
+    row = cover(task, model_type)
+    assert row.builds, row.why
+    assert row.exact, row
+
+
+def test_the_tables_are_transformers_own() -> None:
+    assert len(types("pretrain")) > 100
+    assert len(types("classify")) > 60
+    assert architecture_of("llama")["num_hidden_layers"] < 32
