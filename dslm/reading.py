@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from dslm.errors import InputError, Where, shortened
@@ -47,17 +48,30 @@ def read_text(file: Path, *, error: type[InputError], most_bytes: int = MOST_BYT
         raise error("it is not UTF-8 text", where=Where(file=file, line=line)) from failure
 
 
-def read_json(file: Path, *, error: type[InputError], most_bytes: int = MOST_BYTES) -> object:
-    """The value of a small JSON file, strictly: no key twice, no NaN or Infinity.
+def read_json(
+    file: Path,
+    *,
+    error: type[InputError],
+    most_bytes: int = MOST_BYTES,
+    constant: Callable[[str], object] | None = None,
+) -> object:
+    """The value of a small JSON file, strictly: no key twice; no NaN or Infinity, but `constant`'s.
 
     Raises:
         InputError: of the type `error`, with the line as far as it is known.
     """
-    return parse_json(read_text(file, error=error, most_bytes=most_bytes), file=file, error=error)
+    text = read_text(file, error=error, most_bytes=most_bytes)
+    return parse_json(text, file=file, error=error, constant=constant)
 
 
-def parse_json(text: str, *, error: type[InputError], file: Path | None = None) -> object:
-    """The value of a JSON text, strictly: no key twice, no NaN or Infinity.
+def parse_json(
+    text: str,
+    *,
+    error: type[InputError],
+    file: Path | None = None,
+    constant: Callable[[str], object] | None = None,
+) -> object:
+    """The value of a JSON text, strictly: no key twice; no NaN or Infinity, but `constant`'s.
 
     Raises:
         InputError: of the type `error`, with the line as far as it is known.
@@ -91,7 +105,7 @@ def parse_json(text: str, *, error: type[InputError], file: Path | None = None) 
     try:
         return json.loads(
             text, object_pairs_hook=once, parse_int=number, parse_float=number,
-            parse_constant=number,
+            parse_constant=constant or number,
         )  # fmt: skip
     except json.JSONDecodeError as failure:
         raise refuse(f"it is not JSON: {failure.msg}", failure.pos) from failure

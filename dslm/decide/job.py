@@ -103,7 +103,7 @@ def _resolve(
     profile, untraced = _profile(recipe, source, cluster, on_phase)
     plan = choose(recipe, cluster, profile)
     config = generate(recipe, cluster, plan.strategy, profile)
-    _check_config(config)
+    _check_config(config, loaded)
     return Job(
         asked=loaded,
         recipe=resolve_recipe(recipe, plan, cluster, source),
@@ -127,9 +127,15 @@ def _profile(
     return profile_of(recipe, architecture, on_cpu=cluster.device.kind == "cpu", on_phase=on_phase)
 
 
-def _check_config(config: ResolvedConfig) -> None:
+def _check_config(config: ResolvedConfig, loaded: LoadedRecipe) -> None:
     """Check what the recipe's own `deepspeed` section made of the config."""
-    wrong = [finding for finding in lint(config.values) if finding.severity == "error"]
+    wrong = [
+        replace(finding, where=loaded.where(f"deepspeed.{finding.where.key}"))
+        for finding in lint(config.values)
+        if finding.severity == "error"
+    ]
+    if len(wrong) == 1:
+        raise RecipeError(wrong[0].message, where=wrong[0].where, hint=wrong[0].hint)
     if wrong:
         raise RecipeError(
             "the recipe's `deepspeed` section makes a config that is wrong",

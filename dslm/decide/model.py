@@ -7,7 +7,6 @@ nothing any more.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,9 +16,11 @@ from typing import Any
 from dslm import environment
 from dslm.errors import RecipeError, Where
 from dslm.files import expanded
+from dslm.reading import read_json
 from dslm.recipe.load import LoadedRecipe
 
 _CONFIG = "config.json"
+_MOST_BYTES = 16 << 20  # the names of some thousand classes stand in some
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,12 +93,8 @@ def read_config(file: Path) -> dict[str, Any]:
     Raises:
         RecipeError: it can't be read, or is none.
     """
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as failure:
-        raise RecipeError(
-            f"the model's config can't be read: {failure}", where=Where(file=file)
-        ) from failure
+    # some models' configs say Infinity, such as Mamba2's `time_step_limit`: no size does
+    config = read_json(file, error=RecipeError, most_bytes=_MOST_BYTES, constant=str)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise RecipeError(
             "this is not a model's config: it has no `model_type`", where=Where(file=file)

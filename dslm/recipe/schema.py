@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dslm.recipe.values import (
-    Architecture,
     Environment,
+    Few,
     Flag,
     Misfit,
     Name,
@@ -59,7 +59,7 @@ class Model(Section):
     """Hub name or local folder, for the weights (`init: pretrained`) and the tokenizer."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """`pretrained` loads weights; `scratch` draws them, and needs `architecture`."""
-    architecture: Architecture = {}
+    architecture: dict[str, Any] = {}
     """`model_type` and the sizes as transformers' config of that type names them."""
     tokenizer: Name | TokenizerTraining | None = None
     """Hub name or folder, or `{vocab_size: N}` to train one; the model's own when absent."""
@@ -120,7 +120,7 @@ class Data(Section):
     """Field of a record that holds its text."""
     label_field: Name = "label"
     """Field of a record that holds its label."""
-    sequence_length: PositiveInt = 1024
+    sequence_length: Annotated[PositiveInt, Field(le=10**9)] = 1024
     """Tokens per sample."""
     packing: Flag = True
     """Put several documents into one sample, none seeing another."""
@@ -135,22 +135,22 @@ class Data(Section):
     does."""
     deduplicate: Flag = False
     """Leave out exact duplicates of a document; they are counted."""
-    shards: PositiveInt = 1
+    shards: Few = 1
     """Files that the prepared data is written to."""
     shard_by: Literal["range", "hash"] = "range"
     """Which file a document goes to: contiguous pieces, or by a stable hash of its key."""
     on_error: Literal["skip", "fail"] = "skip"
     """What a bad record does: it is skipped and counted, or it is fatal before training starts."""
-    workers: Whole = 0
+    workers: Annotated[Whole, Field(le=1024)] = 0
     """Background processes that read samples, per rank."""
 
 
 class Batch(Section):
     """How many sequences make a step; the global size is the same whatever the cluster."""
 
-    global_size: PositiveInt = 32
+    global_size: Annotated[PositiveInt, Field(le=10**7)] = 32
     """Sequences per optimizer step, over all ranks."""
-    micro_size: PositiveInt | Auto = "auto"
+    micro_size: Few | Auto = "auto"
     """Sequences per rank per forward pass."""
 
 
@@ -165,11 +165,11 @@ class Parallel(Section):
     """Folder on a local NVMe disk, for `offload: nvme`."""
     zeropp: Flag = False
     """ZeRO++: quantized weights and gradients, secondary partition inside a host (stage 3)."""
-    tensor: PositiveInt | Auto = 1
+    tensor: Few | Auto = 1
     """Ranks that share each layer's matrices (DeepSpeed AutoTP); auto: what is fastest."""
-    sequence: PositiveInt | Auto = 1
+    sequence: Few | Auto = 1
     """Ranks that share each sequence (DeepSpeed Ulysses); auto: what is fastest."""
-    ranks: PositiveInt | Auto = "auto"
+    ranks: Few | Auto = "auto"
     """Ranks per host; auto: every accelerator, or one on a CPU."""
 
 
@@ -271,7 +271,7 @@ class Watchdog(Section):
 class Lora(Section):
     """Train low-rank adapters (peft) and leave the model's own parameters as they are."""
 
-    rank: PositiveInt = 16
+    rank: Few = 16
     """Rank of the adapters."""
     alpha: Positive = 32.0
     """Scale: the update is multiplied by alpha / rank."""

@@ -1,4 +1,4 @@
-"""The kinds of values that a recipe has: numbers, flags, names, variables, a model's architecture.
+"""The kinds of values that a recipe has: numbers, flags, names, variables.
 
 Numbers are numbers here: no text, no true or false, no infinity, and a count may be written `5e8`.
 The bounds are far beyond any run; what is past them would overflow a clock, a counter or a tensor
@@ -8,7 +8,7 @@ long after the launch. Knows pydantic and no section of a recipe.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -38,6 +38,8 @@ def _no_flag(value: object) -> object:
 
 _Integer = Annotated[int, BeforeValidator(_whole), Field(strict=True)]
 PositiveInt = Annotated[_Integer, Field(gt=0, le=_MOST)]
+Few = Annotated[_Integer, Field(gt=0, le=10**6)]
+"""Ranks, files, rows of a matrix: what is counted one by one somewhere."""
 Whole = Annotated[_Integer, Field(ge=0, le=_MOST)]
 VocabularySize = Annotated[_Integer, Field(ge=257, lt=2**31)]
 Seed = Annotated[_Integer, Field(ge=0, lt=2**32)]
@@ -67,31 +69,3 @@ def _value_of_variable(value: str) -> str:
 Environment = dict[
     Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_value_of_variable)]
 ]
-# Sizes in any model's config, as transformers names them, and its other numbers. No config of
-# transformers 5.23 has another kind of value under such a name.
-_SIZE = re.compile(
-    r"(hidden|vocab|intermediate|embedding|image|patch|state)_size|num_(hidden_)?layers|"
-    r"num_(attention_|decoder_|encoder_)?(heads|layers)|num_(attention|key_value)_heads|"
-    r"n_(layer|head|embd)|d_(model|ff|kv)|max_position_embeddings|n_positions|num_channels"
-)
-_NUMBER = re.compile(
-    r"(?!(use|is|has|do|add|tie|apply|norm|with|token|per|block)_).*"
-    r"(_size|_dim|_eps|_epsilon|_theta|_std|initializer_range|_dropout(_prob)?|_factor)|"
-    r"(num|n|max)_\w+"
-)
-
-
-def _architecture(config: dict[str, Any]) -> dict[str, Any]:
-    """Check the numbers of a model's config; its other values are for transformers to judge."""
-    for name, value in config.items():
-        if value is None or isinstance(value, list | dict):
-            continue
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if _SIZE.fullmatch(name) and not (is_number and value > 0 and value == int(value)):
-            raise ValueError(f"`{name}` must be a positive whole number, not {value!r}")
-        if _NUMBER.fullmatch(name) and not is_number:
-            raise ValueError(f"`{name}` must be a number, not {shortened(repr(value))}")
-    return {key: _whole(v) if _SIZE.fullmatch(key) else v for key, v in config.items()}
-
-
-Architecture = Annotated[dict[str, Any], AfterValidator(_architecture)]

@@ -95,6 +95,11 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
         [*TRAIN, "-s", "deepspeed.zero_optimisation.stage=1"],
         ["zero_optimisation", "zero_optimization"],
     ),
+    (
+        "value of DeepSpeed",
+        [*TRAIN, "-s", "deepspeed.zero_optimization.reduce_bucket_size=true"],
+        ["--set deepspeed.zero_optimization.reduce_bucket_size", "true"],
+    ),
     ("negative size", [*TRAIN, "-s", "model.architecture.hidden_size=-8"], ["hidden_size", "-8"]),
     ("config of nothing", ["config"], ["recipe", "--check"]),
     ("check of a missing file", ["config", "--check", "gone.json"], ["gone.json"]),

@@ -191,6 +191,12 @@ def test_a_json_file_within_limits(tmp_path: Path, case: str) -> None:
     assert len(caught.value.message) < 300
 
 
+def test_a_constant_may_be_allowed(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"time_step_limit": [0.0, Infinity]}')
+    read = read_json(tmp_path / "c.json", error=ConfigError, constant=str)
+    assert read == {"time_step_limit": [0.0, "Infinity"]}
+
+
 def test_brackets_in_text_are_no_levels() -> None:
     value = {"a": "[{" * 1000 + '"', "b": [[{"c": 1.5}]], "d": -3, "e": 1e10}
     assert parse_json(json.dumps(value), error=ConfigError) == value
