@@ -18,9 +18,23 @@ def shipped_folder(name: str) -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
+PURPOSES = "purposes"  # below recipes/: what composes with any model, and trains nothing alone
+
+
 def preset_names(folder: str, suffix: str) -> list[str]:
     """Names of all presets of a folder, sorted, without suffix; `_name` is a shared base."""
-    return sorted(name for name in _presets(folder, suffix) if not name.startswith("_"))
+    found = _presets(folder, suffix).items()
+    return sorted(n for n, path in found if n[0] != "_" and path.parent.name != PURPOSES)
+
+
+def purpose_names() -> list[str]:
+    """Names of the purposes that compose with any model, sorted."""
+    return sorted(n for n, path in _presets("recipes", ".yaml").items() if is_purpose(path))
+
+
+def is_purpose(path: Path) -> bool:
+    """Whether a recipe file is a purpose that ships with dslm."""
+    return path.parent.name == PURPOSES and is_shipped(path)
 
 
 def preset_path(folder: str, name: str, suffix: str) -> Path | None:

@@ -27,7 +27,7 @@ from dslm import environment, errors
 from dslm.cli.screens.progress import RunScreen
 from dslm.diagnose.catalogue import catalogue
 from dslm.profile.store import preset_parameters
-from dslm.recipe.catalog import entries, recipe_schema
+from dslm.recipe.catalog import entries, purposes, recipe_schema
 from dslm.run.events import read_events
 from dslm.units import render_count
 from scripts.error_examples import EXAMPLES, shown
@@ -47,6 +47,15 @@ def recipe_page() -> str:
         "or a list of them): what it says itself is merged over that, key by key. Relative paths",
         "in a file are relative to that file; those of `--set` and presets to the current folder.",
         "Numbers are those of YAML 1.2 (`1e-6`, `5e8`), variables of `environment` are text.\n",
+    ]
+    lines += [
+        "## Purposes\n",
+        "Each goes with any model; the last one wins: `dslm train qwen3-8b --with sft,lora`, or",
+        "`extends: [qwen3-8b, sft, lora]` in a file of your own.\n",
+        "| purpose | what it is for |",
+        "|---|---|",
+        *(f"| `{each.name}` | {each.description} |" for each in purposes()),
+        "",
     ]
     top = {k: v for k, v in schema["properties"].items() if k != "extends"}
     lines += ["## Top level\n", *_table(top, schema)]

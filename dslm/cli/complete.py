@@ -26,6 +26,14 @@ def presets(incomplete: str) -> list[str]:
     return _starting(preset_names("recipes", ".yaml"), incomplete)
 
 
+def purposes(incomplete: str) -> list[str]:
+    """Purposes, one more behind each comma."""
+    from dslm.presets import purpose_names
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in _starting(purpose_names(), last)]
+
+
 def settings(incomplete: str) -> list[str]:
     """`KEY=` of a recipe and, behind it, the values that the key can have."""
     from dslm.recipe.findings import known_keys

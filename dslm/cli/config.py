@@ -22,6 +22,7 @@ def config(
             autocompletion=complete.recipes,
         ),
     ] = None,
+    with_: options.With = None,
     set_: options.Set = None,
     num_gpus: options.NumGpus = None,
     device: options.Device = None,
@@ -52,7 +53,13 @@ def config(
         )
     if check is not None:
         options.refuse_ignored(
-            {"--set": set_, "--num-gpus": num_gpus, "--device": device, "--explain": explain},
+            {
+                "--with": with_,
+                "--set": set_,
+                "--num-gpus": num_gpus,
+                "--device": device,
+                "--explain": explain,
+            },
             "with `--check`: the file is looked at as it is",
         )
         _check(check, json)
@@ -64,7 +71,7 @@ def config(
     from dslm.decide.ready import ready_job
     from dslm.recipe.load import load_recipe
 
-    loaded = load_recipe(str(recipe), set_ or ())
+    loaded = load_recipe(str(recipe), options.settings(set_, with_))
     ranks = loaded.recipe.parallel.ranks
     if device is None:
         cluster = local_cluster(num_gpus=num_gpus, ranks=ranks)

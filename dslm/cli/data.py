@@ -32,6 +32,7 @@ SampleCount = Annotated[int, typer.Option("--samples", min=0, help="How many sam
 @app.command("prepare", no_args_is_help=True)
 def prepare(
     recipe: options.RecipeArgument,
+    with_: options.With = None,
     set_: options.Set = None,
     shards: Shards = None,
     shard_by: ShardBy = None,
@@ -47,7 +48,7 @@ def prepare(
 
         dslm data prepare mine.yaml --shards 8 --shard-by hash
     """
-    given = list(set_ or ())
+    given = options.settings(set_, with_)
     if shards is not None:
         given.append(f"data.shards={shards}")
     if shard_by is not None:
@@ -68,6 +69,7 @@ def prepare(
 @app.command("show", no_args_is_help=True)
 def show(
     recipe: options.RecipeArgument,
+    with_: options.With = None,
     set_: options.Set = None,
     samples: SampleCount = 3,
     json: options.Json = False,
@@ -79,7 +81,7 @@ def show(
 
     [dim]Example:[/dim] dslm data show quickstart-sft --samples 1
     """
-    found = _ask(recipe, set_ or (), samples=samples, verify=False)
+    found = _ask(recipe, options.settings(set_, with_), samples=samples, verify=False)
     if json:
         terminal.write_json(found)
         return

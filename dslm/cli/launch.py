@@ -27,6 +27,7 @@ def launch(
     pass_config: Annotated[
         bool, typer.Option("--pass-config", help="Also pass the script `--deepspeed PATH`.")
     ] = False,
+    with_: options.With = None,
     set_: options.Set = None,
     placement: Placement = options.ANYWHERE,
     master_port: options.MasterPort = None,
@@ -54,14 +55,19 @@ def launch(
     if not script.is_file():
         raise OptionError("there is no such script", where=Where(file=script))
     check_arguments(context.args)
-    for name, given in (("--pass-config", pass_config), ("--set", set_), ("--force", force)):
+    for name, given in (
+        ("--pass-config", pass_config),
+        ("--with", with_),
+        ("--set", set_),
+        ("--force", force),
+    ):
         if given and recipe is None:
             raise OptionError(
                 "there is no config without a recipe",
                 where=Where(key=name),
                 hint="add `--recipe RECIPE`",
             )
-    loaded = load_recipe(recipe, set_ or ()) if recipe else None
+    loaded = load_recipe(recipe, options.settings(set_, with_)) if recipe else None
     request = ScriptRequest(
         script=script,
         arguments=tuple(context.args),

@@ -32,6 +32,13 @@ def refuse_ignored(given: Mapping[str, object], because: str, hint: str = "") ->
             raise OptionError(f"`{name}` has no effect {because}", where=Where(key=name), hint=hint)
 
 
+def settings(set_: list[str] | None, with_: list[str] | None) -> list[str]:
+    """The overrides of a recipe: what `--with` puts on it, then `--set`."""
+    from dslm.recipe.catalog import put_on
+
+    return [*put_on(with_ or ()), *(set_ or ())]
+
+
 RecipeArgument = Annotated[
     str,
     typer.Argument(
@@ -48,6 +55,15 @@ Set = Annotated[
         metavar="KEY=VALUE",
         help="Override a key of the recipe.",
         autocompletion=complete.settings,
+    ),
+]
+With = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        metavar="PURPOSE,…",
+        help="Put purposes on the model, such as sft,lora; `dslm recipes list` shows them.",
+        autocompletion=complete.purposes,
     ),
 ]
 NumGpus = Annotated[

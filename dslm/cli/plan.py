@@ -22,6 +22,7 @@ def plan(
             autocompletion=complete.recipes,
         ),
     ] = None,
+    with_: options.With = None,
     set_: options.Set = None,
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Devices in total.")] = None,
     hosts: Annotated[
@@ -79,6 +80,7 @@ def plan(
     if params is not None:
         options.refuse_ignored(
             {
+                "--with": with_,
                 "--set": set_,
                 **cluster_given,
                 "--sweep": sweep,
@@ -119,7 +121,7 @@ def plan(
     from dslm.plan.report import sweep as sweep_rows
 
     here = all(given is None for given in (gpus, hosts, device, hostfile))
-    loaded = load_to_plan(str(recipe), set_ or ())
+    loaded = load_to_plan(str(recipe), options.settings(set_, with_))
     cluster = planned_cluster(
         gpus=gpus,
         hosts=hosts,

@@ -21,7 +21,7 @@ def list_(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """List the presets that ship with dslm.
+    """List the models and the purposes that ship with dslm.
 
     [dim]Example:[/dim] dslm recipes list --task mlm
     """
@@ -29,7 +29,7 @@ def list_(
 
     from dslm.errors import OptionError, Where, did_you_mean
     from dslm.profile.store import preset_parameters
-    from dslm.recipe.catalog import entries
+    from dslm.recipe.catalog import entries, purposes
     from dslm.recipe.schema import Task
     from dslm.units import render_count
 
@@ -39,37 +39,43 @@ def list_(
             where=Where(key="--task"),
             hint=did_you_mean(task, get_args(Task)) or f"there are: {', '.join(get_args(Task))}",
         )
-    rows = [
-        {
-            "name": preset.name,
-            "task": preset.task,
-            "parameters": preset_parameters().get(preset.name),
-            "description": preset.description,
-        }
-        for preset in entries()
-        if task is None or preset.task == task
-    ]
+    found = [preset for preset in entries() if task in (None, preset.task)]
+    sizes = preset_parameters()
+    aims = [purpose for purpose in purposes() if task in (None, purpose.task)]
     if json:
-        terminal.write_json(rows)
+        rows: list[tuple[str, str | None, str]]
+        rows = [(preset.name, preset.task, preset.description) for preset in found]
+        rows += [(purpose.name, purpose.task, purpose.description) for purpose in aims]
+        terminal.write_json(
+            [
+                {"name": name, "task": kind, "parameters": sizes.get(name), "description": text}
+                for name, kind, text in rows
+            ]
+        )
         return
     from rich.table import Table
 
-    table = Table("name", "task", "parameters", "description", box=None, header_style="bold")
+    table = Table("model", "task", "parameters", "description", box=None, header_style="bold")
     table.columns[2].justify = "right"
-    for row in rows:
-        parameters = row["parameters"]
-        table.add_row(
-            str(row["name"]),
-            str(row["task"]),
-            render_count(parameters) if isinstance(parameters, int) else "-",
-            str(row["description"]),
-        )
+    for preset in found:
+        size = sizes.get(preset.name)
+        shown = "-" if size is None else render_count(size)
+        table.add_row(preset.name, preset.task, shown, preset.description)
     terminal.show(table)
+    if aims:
+        table = Table("purpose", "description", box=None, header_style="bold")
+        for purpose in aims:
+            table.add_row(purpose.name, purpose.description)
+        terminal.show("\nput on a model, one or several: dslm train MODEL --with PURPOSE,…\n")
+        terminal.show(table)
 
 
 @app.command("show", no_args_is_help=True)
 def show(
-    recipe: options.RecipeArgument, set_: options.Set = None, json: options.Json = False
+    recipe: options.RecipeArgument,
+    with_: options.With = None,
+    set_: options.Set = None,
+    json: options.Json = False,
 ) -> None:
     """Show a recipe as dslm reads it: with what it extends, every default and every override.
 
@@ -77,7 +83,7 @@ def show(
     """
     from dslm.recipe.load import dump_recipe, load_recipe
 
-    loaded = load_recipe(recipe, set_ or ())
+    loaded = load_recipe(recipe, options.settings(set_, with_))
     if json:
         terminal.write_json(loaded.recipe.model_dump(mode="json"))
     else:
@@ -107,10 +113,11 @@ def new(
             autocompletion=complete.presets,
         ),
     ] = "quickstart",
+    with_: options.With = None,
 ) -> None:
-    """Write a recipe of your own that extends a preset.
+    """Write a recipe of your own that extends a preset, and purposes.
 
-    [dim]Example:[/dim] dslm recipes new mine.yaml --from llama-3.2-1b
+    [dim]Example:[/dim] dslm recipes new mine.yaml --from llama-3.2-1b --with sft,lora
     """
     from dslm.errors import OptionError, Where
     from dslm.files import write_atomic
@@ -120,7 +127,7 @@ def new(
         path = path.with_name(path.name + ".yaml")
     if path.exists():
         raise OptionError("the file is there already", where=Where(file=path))
-    text = new_recipe_text(preset)
+    text = new_recipe_text(preset, with_ or ())
     try:
         write_atomic(path, text)
     except OSError as failure:

@@ -13,6 +13,7 @@ from dslm.lifecycle.placement import Placement
 @options.placed(restarts=True)
 def train(
     recipe: options.RecipeArgument,
+    with_: options.With = None,
     set_: options.Set = None,
     placement: Placement = options.ANYWHERE,
     queue: options.Queue = False,
@@ -32,6 +33,8 @@ def train(
 
         dslm train llama-3.2-1b --set data.train=corpus/ -o runs/mine
 
+        dslm train llama-3.1-8b --with sft,lora --set data.train=chats.jsonl
+
         dslm train llama-3.2-1b -H hostfile --max-restarts 5 -o /shared/mine
 
         dslm train llama-3.1-8b --slurm --num-nodes 4 --num-gpus 8 -o /shared/mine
@@ -45,13 +48,21 @@ def train(
             "--trust-checkpoint": trust_checkpoint,
             "--force": force,
         }
-        _submit(recipe, set_ or (), placement, output, passed_on, dry_run=dry_run, json=json)
+        _submit(
+            recipe,
+            options.settings(set_, with_),
+            placement,
+            output,
+            passed_on,
+            dry_run=dry_run,
+            json=json,
+        )
         return
     from dslm.lifecycle.fleet import fleet_of
     from dslm.lifecycle.request import TrainingRequest
     from dslm.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, set_ or ())
+    loaded = load_recipe(recipe, options.settings(set_, with_))
     request = TrainingRequest(
         recipe=loaded,
         fleet=fleet_of(placement, loaded.recipe.parallel.ranks),

@@ -1,16 +1,27 @@
-"""The catalogue: presets with a line each, a new recipe that extends one, the JSON Schema.
+"""The catalogue: presets and purposes with a line each, a new recipe, the JSON Schema.
 
 Listing reads the YAML and validates nothing, so that it stays fast.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dslm.presets import preset_names
-from dslm.recipe.tree import Trees, find_recipe, read_tree
+from dslm.errors import OptionError, Where, did_you_mean, shortened
+from dslm.presets import preset_names, purpose_names
+from dslm.recipe.tree import (
+    EXTENDS,
+    Trees,
+    find_recipe,
+    override,
+    parents_of,
+    read_document,
+    read_tree,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,27 +54,103 @@ def entries() -> list[Preset]:
     return found
 
 
-def new_recipe_text(preset: str) -> str:
-    """The YAML of a recipe of one's own that extends a preset.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Purpose:
+    """A fragment of a recipe that ships with dslm and composes with any model."""
+
+    name: str
+    description: str
+    comment: str  # when to take it, and where its numbers are from
+    task: str | None  # None: that of the model's preset stays
+
+
+def purposes() -> list[Purpose]:
+    """All purposes, by name."""
+    found = []
+    for name in purpose_names():
+        path = find_recipe(name)
+        document = read_document(path)
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+        found.append(
+            Purpose(
+                name=name,
+                description=document.tree["description"],
+                comment="\n".join(comment),
+                task=document.tree.get("task"),
+            )
+        )
+    return found
+
+
+def put_on(names: Sequence[str]) -> list[str]:
+    """The override that puts purposes on a recipe: `extends=sft,lora`; none for no names.
+
+    Args:
+        names: purposes or recipe files, each text with one or several (`sft,lora`).
+
+    Raises:
+        OptionError: one is no purpose, or two of them decide what is learnt.
+    """
+    wanted = [part.strip() for name in names for part in name.split(",") if part.strip()]
+    known = {purpose.name: purpose for purpose in purposes()} if wanted else {}
+    tasks = []
+    for name in wanted:
+        if name in known:
+            tasks += [name] if known[name].task else []
+        elif not name.endswith((".yaml", ".yml")):
+            raise OptionError(
+                f"there is no purpose `{shortened(name)}`",
+                where=Where(key="--with"),
+                hint=did_you_mean(name, known) or f"there are: {', '.join(known)}",
+            )
+    if len(tasks) > 1:
+        both = " and ".join(f"`{name}`" for name in tasks)
+        raise OptionError(
+            f"{both} both decide what is learnt", where=Where(key="--with"), hint="give one of them"
+        )
+    return [f"{EXTENDS}={','.join(wanted)}"] if wanted else []
+
+
+def new_recipe_text(preset: str, names: Sequence[str] = ()) -> str:
+    """The YAML of a recipe of one's own that extends a preset, with purposes on it.
 
     Raises:
         RecipeError: there is no such preset.
+        OptionError: there is no such purpose.
     """
-    tree = read_tree(find_recipe(preset)).values
-    batch = tree.get("batch", {}).get("global_size", 32)
-    rate = tree.get("optimizer", {}).get("lr", 2e-5)
-    length = tree.get("data", {}).get("sequence_length", 1024)
+    given = put_on(names)
+    tree = read_tree(find_recipe(preset))
+    for setting in given:
+        tree = override(tree, setting)
+    values = tree.values
+    wanted = [name for setting in given for name in parents_of(setting.partition("=")[2])]
+    known = {purpose.name: purpose for purpose in purposes()}
+    comments = "".join(
+        f"# {name}: {known[name].description}\n{known[name].comment}\n"
+        for name in wanted
+        if name in known
+    )
+    parents = f"[{', '.join((preset, *wanted))}]" if wanted else preset
+    batch = values.get("batch", {}).get("global_size", 32)
+    rate = values.get("optimizer", {}).get("lr", 2e-5)
+    length = values.get("data", {}).get("sequence_length", 1024)
+    examples = {"sft": "chats.jsonl", "dpo": "pairs.jsonl"}
+    train = values.get("data", {}).get("train") or examples.get(
+        values.get("task", ""), "data/*.txt"
+    )
+    epochs = values.get("duration", {}).get("epochs", 1)
     return f"""\
 # `dslm recipes show THIS_FILE` shows everything that it inherits.
-extends: {preset}
-description: my own {preset}
+{comments}extends: {parents}
+description: my own {" ".join((preset, *wanted))}
 data:
-  train: {tree.get("data", {}).get("train") or "data/*.txt"}   # file, folder, pattern or Hub name
+  train: {train}   # file, folder, pattern or Hub name; a path is relative to this file
   eval: 0.02          # this share of the documents is held out
   sequence_length: {length}
 batch: {{global_size: {batch}}}   # the same on any number of GPUs
 optimizer: {{lr: {float(rate):.1e}}}
-duration: {{epochs: 1}}
+duration: {{epochs: {epochs}}}
 """
 
 

@@ -6,17 +6,28 @@ that gave the key.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from dslm.errors import RecipeError, Where
+from dslm.presets import is_purpose
 from dslm.recipe.findings import findings
 from dslm.recipe.hints import other_tool
 from dslm.recipe.schema import Recipe
-from dslm.recipe.tree import Tree, find_recipe, override, place_of, read_document, read_tree, shown
+from dslm.recipe.tree import (
+    EXTENDS,
+    Tree,
+    find_recipe,
+    override,
+    parents_of,
+    place_of,
+    read_document,
+    read_tree,
+    shown,
+)
 from dslm.recipe.yaml import dump_yaml
 from dslm.secrets import HINT, find_secrets
 
@@ -46,11 +57,25 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
         OptionError: an override isn't `KEY=VALUE`.
     """
     source = find_recipe(name)
+    if is_purpose(source):
+        raise RecipeError(
+            f"`{name}` is a purpose, which trains nothing without a model",
+            hint=f"`dslm train MODEL --with {name}`; `dslm recipes list` shows the models",
+        )
     tree = read_tree(source)
     for setting in overrides:
         tree = override(tree, setting)
     recipe = _validated(tree, source)
-    return LoadedRecipe(recipe=recipe, name=source.stem, source=source, places=tree.places)
+    called = "-".join((source.stem, *_purposes(overrides)))
+    return LoadedRecipe(recipe=recipe, name=called, source=source, places=tree.places)
+
+
+def _purposes(overrides: Sequence[str]) -> Iterator[str]:
+    """The names of what overrides put on the recipe."""
+    for setting in overrides:
+        key, _, text = setting.partition("=")
+        if key.strip() == EXTENDS:
+            yield from (Path(name).stem for name in parents_of(text))
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -6,14 +6,14 @@ user's file are relative to that file; those of an override, and of a preset, to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dslm.errors import OptionError, RecipeError, Where, did_you_mean, shortened
 from dslm.files import exists, expanded, is_file
-from dslm.presets import is_shipped, preset_names, preset_path
+from dslm.presets import is_purpose, is_shipped, preset_names, preset_path, purpose_names
 from dslm.reading import LONGEST_KEY, MOST_LEVELS, read_text, wrong_text
 from dslm.recipe.yaml import OPTION, Document, parse_value, parse_yaml
 
@@ -21,6 +21,7 @@ _LONGEST_CHAIN = 32
 _MOST_PARENTS = 50
 # These hold alternatives: what a child says replaces the parent's whole mapping.
 _REPLACED_WHOLE = frozenset({"duration"})
+EXTENDS = "extends"
 _VERBATIM = "environment"  # variables are text: `OMP_NUM_THREADS: 4` needs no quotes
 
 
@@ -56,7 +57,7 @@ def find_recipe(name: str, beside: Where | None = None) -> Path:
         raise RecipeError(
             f"there is no preset `{shortened(name)}`",
             where=beside,
-            hint=did_you_mean(name, preset_names("recipes", ".yaml"))
+            hint=did_you_mean(name, (*preset_names("recipes", ".yaml"), *purpose_names()))
             or "`dslm recipes list` shows the presets",
         )
     return preset
@@ -94,7 +95,8 @@ def read_tree(source: Path, chain: tuple[Path, ...] = (), known: Trees | None = 
             parent = read_tree(file, (*chain, source), known)
             merge(values, parent.values)
             places.update(parent.places)
-        own = {key: value for key, value in document.tree.items() if key != "extends"}
+        kept_out = (EXTENDS, "description") if is_purpose(source) else (EXTENDS,)
+        own = {key: value for key, value in document.tree.items() if key not in kept_out}
         merge(values, own if is_shipped(source) else _beside(own, source.parent))
         places.update({k: v for k, v in document.places.items() if k != "extends"})
         known[source] = Tree(values, _without_gone(places, values))
@@ -146,6 +148,8 @@ def override(tree: Tree, setting: str) -> Tree:
             f"a key has at most {MOST_LEVELS} parts of {LONGEST_KEY} letters",
             where=Where(key=OPTION),
         )
+    if key == EXTENDS:
+        return _extended(tree, parents_of(text))
     value, given = parse_value(text, key, verbatim=_VERBATIM)
     values: dict[str, Any] = {}
     merge(values, tree.values)
@@ -159,6 +163,25 @@ def override(tree: Tree, setting: str) -> Tree:
     below[parts[-1]] = value
     kept = {path: place for path, place in tree.places.items() if not path.startswith(f"{key}.")}
     return Tree(values, _without_gone(kept | given, values))
+
+
+def parents_of(text: str) -> list[str]:
+    """The names in `extends=a,b`, which puts recipes on the one that is loaded."""
+    value, _ = parse_value(text, EXTENDS)
+    names = value if isinstance(value, list) else str(value or "").split(",")
+    return [str(name).strip() for name in names if name is not None and str(name).strip()]
+
+
+def _extended(tree: Tree, names: Sequence[str]) -> Tree:
+    """The tree with recipes, purposes most often, merged over it in their order."""
+    values: dict[str, Any] = {}
+    merge(values, tree.values)
+    places = dict(tree.places)
+    for name in names:
+        parent = read_tree(find_recipe(name, Where(file=OPTION, key=EXTENDS)))
+        merge(values, parent.values)
+        places.update(parent.places)
+    return Tree(values, _without_gone(places, values))
 
 
 def place_of(key: str, places: Mapping[str, Where], source: Path) -> Where:

@@ -191,7 +191,7 @@ def test_a_scalar_is_what_yaml_1_2_says(text: str, value: object) -> None:
     ],
 )
 def test_what_is_counted_one_by_one_has_a_bound(setting: str) -> None:
-    _refused(*setting.split("=", 1))  # type: ignore[arg-type]
+    _refused(*setting.split("=", 1))
 
 
 def test_a_count_may_be_written_with_an_exponent() -> None:
