@@ -76,38 +76,18 @@ def plan(
         raise OptionError(
             "give a recipe, or `--params COUNT`", hint="`dslm plan llama-3.1-8b --gpus 8`"
         )
-    cluster_given = {"--hosts": hosts, "--hostfile": hostfile}
+    given: dict[str, object] = {"--with": with_, "--set": set_, "--gpus": gpus, "--hosts": hosts}
+    given |= {"--hostfile": hostfile, "--sweep": sweep, "--explain": explain}
+    given |= {"--longest": longest, "--largest": largest}
     if params is not None:
-        options.refuse_ignored(
-            {
-                "--with": with_,
-                "--set": set_,
-                **cluster_given,
-                "--sweep": sweep,
-                "--explain": explain,
-                "--longest": longest,
-                "--largest": largest,
-            },
-            "with `--params`: without a model only its states are counted",
-            hint="`--zero STAGE --gpus N`, or give a recipe or a config.json",
-        )
+        _refuse_beside_params({**given, "--gpus": None})
         _plan_states(params, zero or 0, gpus or 1, device, json=json)
         return
     options.refuse_ignored(
         {"--zero": zero}, "with a recipe", hint=f"`--set parallel.zero_stage={zero}`"
     )
     if sweep:
-        options.refuse_ignored(
-            {
-                "--gpus": gpus,
-                **cluster_given,
-                "--longest": longest,
-                "--largest": largest,
-                "--explain": explain,
-            },
-            "with `--sweep`, which compares clusters of many sizes",
-            hint="`--device NAME` says of which devices",
-        )
+        _refuse_beside_sweep({**given, "--with": None, "--set": None, "--sweep": None})
     if longest or largest:
         options.refuse_ignored({"--explain": explain}, "with `--longest` and `--largest`")
     from dslm.cli.ledger import show_limits, show_terms
@@ -154,6 +134,22 @@ def plan(
         if explain:
             show_terms(found["memory"])
     check_fit(made, can_force=False)
+
+
+def _refuse_beside_params(given: dict[str, object]) -> None:
+    options.refuse_ignored(
+        given,
+        "with `--params`: without a model only its states are counted",
+        hint="`--zero STAGE --gpus N`, or give a recipe or a config.json",
+    )
+
+
+def _refuse_beside_sweep(given: dict[str, object]) -> None:
+    options.refuse_ignored(
+        given,
+        "with `--sweep`, which compares clusters of many sizes",
+        hint="`--device NAME` says of which devices",
+    )
 
 
 def _plan_states(params: str, zero: int, gpus: int, device: str | None, *, json: bool) -> None:
