@@ -204,13 +204,12 @@ def table(rows: list[Covered]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv: list[str]) -> int:
+def run(file: Path, *wanted: str) -> list[Covered]:
     """Cover the tables (or those named) and write rows to a file; what is there isn't repeated."""
-    file = Path(argv[0])
-    wanted = argv[1:] or list(TABLES)
+    file.parent.mkdir(exist_ok=True)
     rows = [Covered(**row) for row in json.loads(file.read_text())] if file.is_file() else []
     done = {(row.task, row.model_type) for row in rows}
-    for task in wanted:
+    for task in wanted or TABLES:
         for model_type in types(task):
             if (task, model_type) in done:
                 continue
@@ -219,9 +218,8 @@ def main(argv: list[str]) -> int:
                   row.seconds, flush=True)  # fmt: skip
             rows.append(row)
             file.write_text(json.dumps([asdict(each) for each in rows]))
-    print(table(rows))
-    return 0
+    return rows
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    print(table(run(Path(sys.argv[1]), *sys.argv[2:])))
