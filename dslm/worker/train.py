@@ -78,7 +78,7 @@ def train(rank: Rank) -> None:
     wait_for_all()
     steps = total_steps(recipe, len(data.train)) or 1
     base, kind = task.trainer() if task.trainer else (Trainer, TrainingArguments)
-    os.environ.setdefault(environment.TENSORBOARD, str(run.path / "tensorboard"))
+    _let_trackers_write_into(run)
     arguments = training_arguments(
         recipe,
         config,
@@ -293,6 +293,11 @@ def generate_sample(folder: Path, prompt: str) -> str:
 def _size(parameter: torch.nn.Parameter) -> int:
     """Elements of a parameter, also of one that ZeRO-3 has partitioned."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _let_trackers_write_into(run: RunDirectory) -> None:
+    os.environ.setdefault(environment.WANDB, str(run.path))
+    os.environ.setdefault(environment.TENSORBOARD, str(run.path / "tensorboard"))
 
 
 def _train(trainer: Any, rank: Rank, checkpoint: str | None) -> None:

@@ -112,7 +112,7 @@ _OFFLOADED = {
 # Packages of the trackers that dslm's help names; others of transformers bring their own message.
 _TRACKERS = {
     "tensorboard": ("tensorboard", "pip install 'dslm[tensorboard]'"),
-    "wandb": ("wandb", "pip install wandb"),
+    "wandb": ("wandb", "pip install 'dslm[wandb]'"),
     "mlflow": ("mlflow", "pip install mlflow"),
     "trackio": ("trackio", "pip install trackio"),
     "comet_ml": ("comet_ml", "pip install comet-ml"),
