@@ -15,7 +15,9 @@ from pathlib import Path
 import psutil
 
 from benchmarks.commands import checked
-from dslm.run.events import read_events
+from dslm.run.directory import RunDirectory
+from dslm.run.events import CheckpointSaved, Convert, Step
+from dslm.run.history import read_history
 
 BIN = Path(sys.executable).parent
 # about 180 million parameters; in fp32 with AdamW a checkpoint has 16 bytes for each under ZeRO-2
@@ -84,9 +86,8 @@ def report() -> str:
         for stage in (2, 3):
             run = Path(name) / f"stage-{stage}"
             _train(run, stage, 2)
-            events, _ = read_events(run / "events.jsonl")
-            saved = next(e for e in events if e["event"] == "checkpoint")
-            size = _size(run / saved["path"])
+            saved = read_history(RunDirectory(run)).all(CheckpointSaved)[0]
+            size = _size(run / saved.path)
             output = run / "exported"
             answer, _, memory = _peak_of(
                 [str(BIN / "dslm"), "export", str(run), "-o", str(output), "--json"]
@@ -99,8 +100,8 @@ def report() -> str:
                 sys.executable, "-m", "deepspeed.utils.zero_to_fp32", str(checkpoint), str(whole),
             ])  # fmt: skip
             rows.append(
-                f"| {stage} | {size / 1e9:.2f} GB | {saved['seconds']:.1f} s "
-                f"| {saved['complete_seconds']:.1f} s | {seconds:.1f} s | {copied:.1f} s "
+                f"| {stage} | {size / 1e9:.2f} GB | {saved.seconds:.1f} s "
+                f"| {saved.complete_seconds:.1f} s | {seconds:.1f} s | {copied:.1f} s "
                 f"| {copied / seconds:.2f} | {(memory - baseline) / 2**30:.2f} GiB "
                 f"| {their_seconds:.1f} s | {(their_memory - baseline) / 2**30:.2f} GiB |"
             )
@@ -135,11 +136,11 @@ def _resumed(run: Path, stage: int) -> str:
         (copy / "events.jsonl").write_text("".join(line for line in lines if '"end"' not in line))
         start = time.time()
         _train(copy, stage, ranks)
-        events = [e for e in read_events(copy / "events.jsonl")[0] if e["time"] > start]
-        first = next(e for e in events if e["event"] == "step")
-        cells.append(f"{first['time'] - start:.1f} s")
-        converted = [e for e in events if e["event"] == "convert"]
-        if converted:
-            cells.append(f"{converted[0]['seconds']:.1f} s")
+        history = read_history(RunDirectory(copy))
+        first = next(step for step in history.all(Step) if step.time > start)
+        cells.append(f"{first.time - start:.1f} s")
+        converted = history.last(Convert)
+        if converted is not None and converted.time > start:
+            cells.append(f"{converted.seconds:.1f} s")
         shutil.rmtree(copy)
     return f"| {stage} | {' | '.join(cells)} |"

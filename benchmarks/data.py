@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from benchmarks.commands import checked
 from dslm.recipe.load import load_recipe
 from dslm.recipe.schema import Recipe
-from dslm.run.events import read_events
+from dslm.run.directory import RunDirectory
+from dslm.run.history import read_history
 
 REPEATS = 5
 LENGTH = 1024
@@ -134,8 +135,8 @@ def _consumed() -> float:
         sets = [word for setting in settings for word in ("-s", setting)]
         argv = [str(BIN / "dslm"), "train", "quickstart", "-o", str(run), *sets]
         checked(argv)
-        steps = [e for e in read_events(run / "events.jsonl")[0] if e["event"] == "step"]
-    return median(float(e["samples_per_second"]) for e in steps[1:]) / 2
+        steps = read_history(RunDirectory(run)).steps
+    return median(step.samples_per_second or 0.0 for step in steps[1:]) / 2
 
 
 def report() -> str:

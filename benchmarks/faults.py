@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.pages import Section
+from dslm.run.events import CheckpointSaved, Error, Restart, Start, Step, Stop
 from tests.cluster.namespaces import Cluster, missing
 from tests.lifecycle.many_hosts import HostsRun
 from tests.processes import command_line, is_alive
@@ -81,21 +82,22 @@ def measure(cluster: Cluster, fault: Fault, folder: Path) -> str:
         ended: float | None = None
         while ended is None or (noticed is None and fault.restarts):
             assert time.monotonic() - began < 120, run.said()
-            errors = run.events("error") or run.events("stop")
-            if errors and noticed is None:
-                noticed = errors[0].get("noticed", errors[0]["time"]) - clock
+            errors, stops = run.events(Error), run.events(Stop)
+            if (errors or stops) and noticed is None:
+                seen = errors[0].noticed or errors[0].time if errors else stops[0].time
+                noticed = seen - clock
             if ended is None and not any(is_alive(process) for process in ranks):
                 ended = time.monotonic() - began
             time.sleep(0.02)
         fault.undo(cluster)
-        said = run.events("error")[0]["cause"] if run.events("error") else "-"
+        said = run.events(Error)[0].cause if run.events(Error) else "-"
         lost = "-"
         if fault.restarts:
-            run.wait(lambda: any(e["attempt"] > 1 for e in run.events("start")))
-            lost = str(run.events("restart")[0]["lost_steps"])
-        elif run.events("checkpoint"):
-            newest = max(e["step"] for e in run.events("checkpoint"))
-            lost = str(max(e["step"] for e in run.events("step")) - newest)
+            run.wait(lambda: any(e.attempt > 1 for e in run.events(Start)))
+            lost = str(run.events(Restart)[0].lost_steps)
+        elif run.events(CheckpointSaved):
+            newest = max(e.step for e in run.events(CheckpointSaved))
+            lost = str(max(e.step for e in run.events(Step)) - newest)
     finally:
         run.kill()
     told = f"{noticed:.1f}" if noticed is not None else "-"

@@ -36,7 +36,8 @@ from dslm.run.attempt import Attempt, path_word
 from dslm.run.checkpoints import newest_sound
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import HostSlots
-from dslm.run.events import read_events
+from dslm.run.events import Step
+from dslm.run.history import read_history
 from dslm.run.manifest import add_attempt
 from dslm.run.samples import samples_of_steps
 from dslm.run.summary import summarize
@@ -85,14 +86,12 @@ def _argv(run: Path, stage: int, sharding: str) -> list[str]:
 
 
 def _curve(run: Path) -> list[float]:
-    steps = (e for e in read_events(run / "events.jsonl")[0] if e["event"] == "step")
-    return [e["loss"] for _, e in sorted({e["step"]: e for e in steps}.items())]
+    return [step.loss or 0.0 for step in read_history(RunDirectory(run)).steps]
 
 
 def _steps_made(run: Path, since: float) -> int:
     """Steps of the attempt that began then."""
-    events, _ = read_events(run / "events.jsonl")
-    return sum(e["event"] == "step" and e["time"] > since for e in events)
+    return sum(step.time > since for step in read_history(RunDirectory(run)).all(Step))
 
 
 def _wait_for_the_moment(run: Path, dice: random.Random, alive: object) -> bool:
@@ -217,7 +216,7 @@ def _one_run(folder: Path, number: int, kills: int, whole: Path, tally: Tally) -
         tally.problems.append(f"{run.path.name}: another loss curve")
     if samples_of_steps(run) != samples_of_steps(RunDirectory(whole)):
         tally.problems.append(f"{run.path.name}: other samples")
-    made = sum(e["event"] == "step" for e in read_events(run.events)[0])
+    made = len(read_history(run).all(Step))
     tally.steps_redone += made - STEPS
     tally.finished += 1
     shutil.rmtree(run.path)

@@ -12,7 +12,8 @@ from statistics import median
 from benchmarks.commands import checked
 from dslm.host.network import free_port
 from dslm.recipe.load import read_resolved
-from dslm.run.events import read_events
+from dslm.run.directory import RunDirectory
+from dslm.run.history import read_history
 
 REPEATS = 3
 STEPS = 40
@@ -40,8 +41,7 @@ def _dslm(folder: Path, stage: int, steps: int) -> tuple[float, float]:
         argv += ["-s", f"{key}={value}"]
     start = time.time()
     checked(argv)
-    events, _ = read_events(run / "events.jsonl")
-    ends = {e["step"]: e["time"] for e in events if e["event"] == "step"}
+    ends = {e.step: e.time for e in read_history(RunDirectory(run)).steps}
     return ends[1] - start, (steps - WARM) / (ends[steps] - ends[WARM])
 
 

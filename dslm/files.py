@@ -12,7 +12,6 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dslm import environment
 
@@ -62,7 +61,7 @@ def is_folder(path: Path) -> bool:
     return exists(path) and path.is_dir()
 
 
-def json_text(value: Any, *, indent: int | None = 2) -> str:
+def json_text(value: object, *, indent: int | None = 2) -> str:
     """A JSON document: strict, so a number that JSON does not know is null."""
     try:
         return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
@@ -70,7 +69,7 @@ def json_text(value: Any, *, indent: int | None = 2) -> str:
         return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -81,7 +80,7 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
+def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
     """Write a JSON document atomically, indented, with a final newline."""
     write_atomic(path, json_text(value) + "\n", mode=mode)
 

@@ -28,7 +28,7 @@ from dslm.cli.screens.progress import RunScreen
 from dslm.diagnose.catalogue import catalogue
 from dslm.profile.store import preset_parameters
 from dslm.recipe.catalog import entries, purposes, recipe_schema
-from dslm.run.events import read_events
+from dslm.run.events import Step, tail_events
 from dslm.units import render_count
 from scripts.error_examples import EXAMPLES, shown
 
@@ -266,12 +266,12 @@ def made_by(module: str) -> str:
 
 def draw_screen(run: Path) -> None:
     """docs/screen.svg: what a terminal shows in the middle of a run, from its own events."""
-    events, _ = read_events(run / "events.jsonl")
-    steps = [event for event in events if event["event"] == "step"]
+    events = tail_events(run / "events.jsonl").events
+    steps = [event for event in events if isinstance(event, Step)]
     last = steps[2 * len(steps) // 3]
     console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
     console.print("$ dslm train quickstart", style="bold")
-    screen = RunScreen(console, name="quickstart", live=True, clock=lambda: float(last["time"]))
+    screen = RunScreen(console, name="quickstart", live=True, clock=lambda: last.time)
     for event in events[: events.index(last) + 1]:
         screen.event(event)
     console.print(screen)

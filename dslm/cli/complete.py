@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 _RUNS = Path("runs")
 
@@ -117,7 +117,7 @@ def _choices(key: str) -> list[str]:
 
     from dslm.recipe.schema import Recipe
 
-    section: Any = Recipe
+    section: object = Recipe
     for part in key.split("."):
         fields = getattr(section, "model_fields", {})
         if part not in fields:
@@ -129,7 +129,7 @@ def _choices(key: str) -> list[str]:
     return list(dict.fromkeys(_words(section)))
 
 
-def _words(kind: Any) -> Iterable[str]:
+def _words(kind: object) -> Iterable[str]:
     if kind is bool:
         yield from ("true", "false")
     for member in get_args(kind):

@@ -95,26 +95,35 @@ def show(
 def watch(run: RunArgument) -> None:
     """Follow a run that was started elsewhere, until it ends; Ctrl-C leaves it running.
 
+    A run that is over is shown once.
+
     [dim]Example:[/dim] dslm runs watch runs/quickstart-20260101-120000
     """
     import time
 
     from dslm.cli.screens.progress import RunScreen
-    from dslm.run.events import read_events
-    from dslm.run.summary import open_run
+    from dslm.run.events import tail_events
+    from dslm.run.lock import owner_of
+    from dslm.run.summary import open_run, summarize
 
     directory = open_run(run)
-    offset, ended = 0, False
-    with RunScreen(terminal.people(), name=directory.path.name) as screen:
-        while not ended:
-            events, offset = read_events(directory.events, offset)
-            for event in events:
+    name = directory.path.name
+    follows = summarize(directory).owner is not None
+    offset, unreadable = 0, 0
+    with RunScreen(terminal.people(), name=name, follows=follows) as screen:
+        while True:
+            # asked first: what its owner wrote before it ended is read after that
+            owned = follows and owner_of(directory.path) is not None
+            found = tail_events(directory.events, offset)
+            offset, unreadable = found.offset, unreadable + len(found.unreadable)
+            for event in found.events:
                 screen.event(event)
-            last = events[-1] if events else {}
-            ended = last.get("event") == "end" or (
-                last.get("event") == "error" and not last.get("again")
-            )
+            if not owned:
+                break
             time.sleep(0.5)
+    if unreadable:
+        terminal.say(f"{unreadable} lines of {directory.events.name} can't be read")
+    terminal.say(f"{name} is {summarize(directory).status}; `dslm runs show {run}` shows it")
 
 
 @app.command("stop", no_args_is_help=True)

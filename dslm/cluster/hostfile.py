@@ -10,7 +10,6 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dslm.cluster.hosts import Host
 from dslm.errors import Finding, HostfileError, Where, shortened
@@ -165,7 +164,7 @@ def render_hostfile(hosts: Sequence[Host]) -> str:
     return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
 
 
-def hosts_document(hosts: Sequence[Host]) -> dict[str, Any]:
+def hosts_document(hosts: Sequence[Host]) -> dict[str, object]:
     """Hosts as `dslm hosts show --json` has them."""
     return {
         "hosts": [{"host": host.name, "slots": host.slots} for host in hosts],

@@ -9,7 +9,6 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dslm.cluster.devices import Device
 from dslm.files import cache_folder, write_json
@@ -20,7 +19,7 @@ def measured_file() -> Path:
     return cache_folder(os.environ) / "dslm/measured.json"
 
 
-def save_measured(device: str, numbers: dict[str, Any]) -> Path:
+def save_measured(device: str, numbers: dict[str, object]) -> Path:
     """Keep the numbers of a device; those of others stay."""
     file = measured_file()
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +44,7 @@ def with_measured(device: Device) -> Device:
         return device  # written by another version: measured anew when asked
 
 
-def _all(file: Path) -> dict[str, Any]:
+def _all(file: Path) -> dict[str, object]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

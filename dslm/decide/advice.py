@@ -6,7 +6,6 @@ Plans the same recipe again with a key changed; knows nothing of launching.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from dslm.decide.job import Job
 from dslm.errors import DoesNotFit, RecipeError
@@ -91,7 +90,7 @@ def _shortest(job: Job, last: tuple[Change, ...]) -> list[str]:
 
 
 # Changes that save memory, the cheapest in time first; (key, value).
-Change = tuple[str, Any]
+Change = tuple[str, object]
 _WAYS = 3
 _CHANGES: tuple[Change, ...] = (
     ("batch.micro_size", 1),

@@ -25,6 +25,7 @@ from dslm.recipe.data_paths import check_data
 from dslm.recipe.extras import check_extras
 from dslm.recipe.load import LoadedRecipe, load_recipe
 from dslm.recipe.schema import Recipe
+from dslm.run.documents import FORMAT
 from dslm.secrets import HINT, find_in_arguments
 from dslm.zero.generate import ResolvedConfig, generate
 from dslm.zero.lint import lint
@@ -163,7 +164,8 @@ def check_data_named(recipe: Recipe) -> None:
 
 def plan_document(job: Job) -> dict[str, Any]:
     """plan.json: what was chosen and what is predicted."""
-    return document(job.plan, job.recipe, job.cluster, job.profile, job.untraced)
+    found = document(job.plan, job.recipe, job.cluster, job.profile, job.untraced)
+    return {"format": FORMAT, **found}
 
 
 def is_bare(name: str) -> bool:

@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dslm import environment
 from dslm.errors import RecipeError, Where
@@ -27,7 +26,7 @@ _MOST_BYTES = 16 << 20  # the names of some thousand classes stand in some
 class ModelSource:
     """A model's architecture, as a config.json has it; empty: it is not known here."""
 
-    architecture: Mapping[str, Any] = field(default_factory=dict)
+    architecture: Mapping[str, object] = field(default_factory=dict)
     folder: Path | None = None  # of a model that is loaded, or whose tokenizer is used
     file: Path | None = None  # the config.json that says the architecture; None: the recipe does
 
@@ -87,7 +86,7 @@ def downloaded(name: str, revision: str) -> Path | None:
     return file if file.is_file() else None
 
 
-def read_config(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, object]:
     """A model's config.json.
 
     Raises:

@@ -7,11 +7,9 @@ needs more than the plan said. Knows nothing of ranks and logs.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dslm.cluster.devices import DEVICES, Device, cpu_device, device_reported
 from dslm.cluster.hosts import Cluster, Host
@@ -20,6 +18,7 @@ from dslm.decide.job import Job, resolve_job
 from dslm.errors import DslmError
 from dslm.recipe.load import load_recipe
 from dslm.run.directory import RunDirectory
+from dslm.run.documents import PlanFile, PlannedDevice, find_document
 from dslm.run.manifest import read_manifest
 from dslm.units import render_bytes
 
@@ -34,7 +33,6 @@ _ALLOCATOR = {
     "allocated": rf"{_SIZE} is allocated by PyTorch",
     "unused": rf"{_SIZE} is reserved by PyTorch but unallocated",
 }
-_PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "context")
 _FRAGMENTS = "`--set environment.PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`"
 _OTHERS_SHARE = 0.05  # of the device: what others hold below that changes nothing
 
@@ -56,9 +54,8 @@ def device_memory(run: RunDirectory, text: str, peak: int | None) -> Evidence:
         peak: the highest memory that its step events recorded, in bytes.
     """
     said = _allocator(text)
-    plan = _plan(run)
-    memory = plan.get("memory") or {}
-    device, capacity = memory.get("device"), memory.get("capacity")
+    plan = find_document(PlanFile, run.plan) or PlanFile()
+    device, capacity = plan.memory.device, plan.memory.capacity
     facts = [_planned(device, capacity)] if device else []
     if said:
         facts.append(
@@ -93,14 +90,14 @@ def device_memory(run: RunDirectory, text: str, peak: int | None) -> Evidence:
 
 def host_memory(run: RunDirectory) -> Evidence:
     """A host ran out of memory."""
-    plan = _plan(run)
-    memory = plan.get("memory") or {}
-    device, host = memory.get("device"), memory.get("host")
-    if (plan.get("cluster") or {}).get("device") == "cpu":
+    plan = find_document(PlanFile, run.plan) or PlanFile()
+    device, host = plan.memory.device, plan.memory.host
+    if plan.cluster.device == "cpu":
         # without an accelerator the ranks' memory is the host's
-        facts = [_planned(device, memory.get("capacity"), each="a rank")] if device else []
+        facts = [_planned(device, plan.memory.capacity, each="a rank")] if device else []
         return Evidence(facts=tuple(facts), ways=_three([], _smaller(run, plan, 0)))
-    facts = [f"planned: {render_bytes(host['total'])} of each host's memory"] if host else []
+    whole = host.total if host else None
+    facts = [f"planned: {render_bytes(whole)} of each host's memory"] if whole else []
     job = _job(run, plan)
     if job is None:
         return Evidence(facts=tuple(facts))
@@ -118,23 +115,23 @@ def host_memory(run: RunDirectory) -> Evidence:
     return Evidence(facts=tuple(facts), ways=tuple(ways[:3]))
 
 
-def _planned(device: dict[str, Any], capacity: int | None, each: str = "a device") -> str:
+def _planned(device: PlannedDevice, capacity: int | None, each: str = "a device") -> str:
     """The plan in a sentence: its peak, its phases, its largest parts."""
     of = f" of {render_bytes(capacity)}" if capacity else ""
-    phases = ", ".join(f"{n} {render_bytes(size)}" for n, size in device["phases"].items())
-    parts = ", ".join(f"{n} {render_bytes(device[n])}" for n in _PARTS if device.get(n))
-    return f"planned: {render_bytes(device['total'])}{of} {each} ({phases}; {parts})"
+    phases = ", ".join(f"{n} {render_bytes(size)}" for n, size in (device.phases or {}).items())
+    parts = ", ".join(f"{name} {render_bytes(size)}" for name, size in device.parts.items())
+    return f"planned: {render_bytes(device.total or 0)}{of} {each} ({phases}; {parts})"
 
 
-def _smaller(run: RunDirectory, plan: dict[str, Any], need: int) -> list[str]:
+def _smaller(run: RunDirectory, plan: PlanFile, need: int) -> list[str]:
     """What the planner would change, were the device so much smaller as the plan was wrong."""
     job = _job(run, plan)
-    memory = (plan.get("memory") or {}).get("device")
-    if job is None or memory is None:
+    total = plan.memory.device.total if plan.memory.device else None
+    if job is None or not total:
         return []
     capacity = job.cluster.device.memory_bytes
     # it did not fit, so it needs more than there is, whatever was seen of it
-    factor = max(need, capacity) / memory["total"]
+    factor = max(need, capacity) / total
     device = replace(job.cluster.device, memory_bytes=max(1, int(capacity / factor)))
     found = ways_out(replace(job, cluster=replace(job.cluster, device=device)))
     length = job.recipe.data.sequence_length
@@ -148,12 +145,11 @@ def _three(first: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
     return (*first, *more)[:3]
 
 
-def _job(run: RunDirectory, plan: dict[str, Any]) -> Job | None:
+def _job(run: RunDirectory, plan: PlanFile) -> Job | None:
     """The run's job, decided again; None where its files don't tell (a script of one's own)."""
-    memory, cluster = plan.get("memory") or {}, plan.get("cluster") or {}
-    if not memory.get("capacity") or not cluster.get("device"):
+    if not plan.memory.capacity or not plan.cluster.device:
         return None
-    device = _device(cluster["device"], memory["capacity"])
+    device = _device(plan.cluster.device, plan.memory.capacity)
     hosts = tuple(Host(named.host, named.slots) for named in read_manifest(run).hosts)
     try:
         return resolve_job(load_recipe(str(run.recipe)), Cluster(hosts=hosts, device=device))
@@ -167,14 +163,6 @@ def _device(name: str, capacity: int) -> Device:
     if name in DEVICES:
         return replace(DEVICES[name], memory_bytes=capacity)
     return device_reported(name, capacity)
-
-
-def _plan(run: RunDirectory) -> dict[str, Any]:
-    try:
-        plan: dict[str, Any] = json.loads(run.plan.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return plan
 
 
 def _allocator(text: str) -> dict[str, int]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import psutil
 
@@ -29,12 +29,11 @@ from dslm.launch.control import Control, RankState
 from dslm.launch.outcome import Odd, Outcome, Status
 from dslm.launch.remote_processes import RemoteProcesses
 from dslm.launch.spec import LaunchRequest
-from dslm.run import timings
+from dslm.run import events, timings
 from dslm.run.attempt import Attempt
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import RankStatus, find_document, write_document
 from dslm.run.endings import Kind, Loss
-from dslm.run.events import EventName, append_event, read_events, write_event
 from dslm.run.words import EndNow, ShowStacks, Stop
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -81,7 +80,7 @@ def supervise(
     grace: float,
     limits: watchdog.Limits,
     elsewhere: RemoteProcesses,
-    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    on_event: Callable[[events.Event], None] = lambda event: None,
 ) -> Outcome:
     """Run one attempt to its end; when this returns, no process of it is alive.
 
@@ -151,7 +150,7 @@ class _Watch:
     grace: float
     limits: watchdog.Limits
     elsewhere: RemoteProcesses
-    on_event: Callable[[dict[str, Any]], None]
+    on_event: Callable[[events.Event], None]
     began: float = field(default_factory=time.monotonic)
     events_read: int = 0  # bytes
     log_read: int = 0  # bytes of the launcher's log
@@ -191,14 +190,18 @@ class _Watch:
                 file = self.run.rank_status(self.attempt.number, rank.rank)
                 write_document(file, rank.status())
             while control.events:
-                write_event(self.run.events, control.events.pop(0))
+                self._record(control.events.pop(0))
 
     def report_events(self) -> None:
         """Pass on the events that were added to the run."""
-        events, self.events_read = read_events(self.run.events, self.events_read)
-        for event in events:
-            self.started = self.started or event["event"] == "start"
+        found = events.tail_events(self.run.events, self.events_read)
+        self.events_read = found.offset
+        for event in found.events:
+            self.started = self.started or isinstance(event, events.Start)
             self.on_event(event)
+
+    def _record(self, event: events.Event) -> None:
+        events.write_event(self.run.events, event)
 
     def _failure(self, launcher_ended: bool) -> Outcome | None:
         """What has failed, if anything; waits a moment for what else the ranks have to say."""
@@ -256,11 +259,15 @@ class _Watch:
             odd=odd,
             stacks=f"{self.run.logs(self.attempt.number)}/stacks-rank-*.txt",
         )
-        append_event(
-            self.run.events, EventName.STALL, self.attempt.number,
-            rank=outcome.failed_rank, host=outcome.host, seconds=outcome.seconds,
-            message=outcome.reason,
-        )  # fmt: skip
+        self._record(
+            events.Stall(
+                **events.stamp(self.attempt.number),
+                rank=outcome.failed_rank,
+                host=outcome.host,
+                seconds=outcome.seconds or 0.0,
+                message=outcome.reason,
+            )
+        )
         return outcome
 
     def _name_slow(self, now: float) -> None:
@@ -270,12 +277,17 @@ class _Watch:
         slow = watchdog.slowest(self.control.ranks.values(), self.clock.seconds)
         self.slow_at = now
         if slow is not None and slow.rank == self.slow_rank:
-            append_event(
-                self.run.events, EventName.SLOW, self.attempt.number,
-                rank=slow.rank, host=slow.host, seconds=round(slow.seconds, 6),
-                ratio=round(slow.ratio, 3),
-                work_seconds={r.rank: r.work_seconds for r in self.control.ranks.values()},
-            )  # fmt: skip
+            work = {str(rank): state.work_seconds for rank, state in self.control.ranks.items()}
+            self._record(
+                events.Slow(
+                    **events.stamp(self.attempt.number),
+                    rank=slow.rank,
+                    host=slow.host,
+                    seconds=round(slow.seconds, 6),
+                    ratio=round(slow.ratio, 3),
+                    work_seconds=work,
+                )
+            )
         self.slow_rank = slow.rank if slow is not None else None
 
     def _lost_host(self) -> tuple[str, int] | None:
@@ -302,7 +314,7 @@ class _Watch:
         if not self.stop_sent:
             self.stop_sent = True
             self.control.send(Stop())
-            append_event(self.run.events, EventName.STOP, self.attempt.number, grace=self.grace)
+            self._record(events.Stop(**events.stamp(self.attempt.number), grace=self.grace))
         late = time.monotonic() - self.stop.asked > self.grace
         # before training has started there is nothing to save
         return late or self.stop.insisted or not self.started

@@ -33,7 +33,7 @@ from dslm.run.attempt import Attempt, ControlAddress
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import PlanFile, find_document
 from dslm.run.endings import Kind
-from dslm.run.events import EventName, append_event, write_event
+from dslm.run.events import End, stamp, write_event
 from dslm.run.manifest import add_attempt, end_attempt
 
 
@@ -104,7 +104,7 @@ def run_attempt(run: RunDirectory, plan: AttemptPlan, listener: Listener) -> tup
         )
     _fetch_logs(run, number, plan)
     if outcome.status == Status.DONE and plan.program.script is not None:
-        append_event(run.events, EventName.END, number, status="done")
+        write_event(run.events, End(**stamp(number), status="done"))
     failed = outcome.status == Status.FAILED
     diagnosis = diagnose(run, outcome, processes) if failed else None
     again = plan.restarts_left > 0 and _worth_retrying(outcome, diagnosis)
@@ -205,7 +205,7 @@ def _close(
         if diagnosis is not None:
             write_event(run.events, diagnosis.event(number, noticed=outcome.noticed, again=again))
         elif outcome.status == Status.KILLED:
-            append_event(run.events, EventName.END, number, status="killed")
+            write_event(run.events, End(**stamp(number), status="killed"))
         cause = diagnosis.cause if diagnosis else None
         end_attempt(run, number, status=outcome.status.value, cause=cause)
     except OSError as failure:

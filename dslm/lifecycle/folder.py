@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from dslm.cluster.hosts import Host
 from dslm.codec import encode
@@ -25,7 +24,11 @@ _STAGING = ".new."  # files of a run directory on their way into it
 
 
 def make_run(
-    folder: Path, name: str, files: Mapping[str, Any], command: Sequence[str], hosts: Sequence[Host]
+    folder: Path,
+    name: str,
+    files: Mapping[str, object],
+    command: Sequence[str],
+    hosts: Sequence[Host],
 ) -> RunDirectory:
     """Make a run directory with its files, or nothing at all.
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from dslm.launch.outcome import Outcome
 from dslm.lifecycle.fleet import Fleet
 from dslm.recipe.load import LoadedRecipe
 from dslm.run.directory import RunDirectory
+from dslm.run.events import Event
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +55,7 @@ class Listener(Protocol):
     def note(self, text: str) -> None:
         """Take in a line for people: what takes a while before there is a run."""
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Take in one event of the run."""
 
 

@@ -15,9 +15,9 @@ from dslm.lifecycle.request import TrainingRequest
 from dslm.recipe.duration import total_steps
 from dslm.recipe.schema import Duration, Recipe
 from dslm.run.directory import RunDirectory
-from dslm.run.history import Status
+from dslm.run.history import Status, check_readable
 from dslm.run.manifest import read_manifest
-from dslm.run.summary import RUNS, find_runs, summarize
+from dslm.run.summary import RUNS, find_runs, found_run, summarize
 
 # Keys, and all below them, that may differ between two attempts of one run, and why.
 MAY_DIFFER = {
@@ -50,7 +50,7 @@ def run_to_resume(request: TrainingRequest) -> RunDirectory | None:
     """
     name = request.recipe.name
     if request.output is not None:
-        run = run_in(request.output)
+        run = run_in(found_run(request.output) if request.resume else request.output)
     else:
         run = _newest(name) if request.resume else None
     done = run is not None and summarize(run).status == Status.DONE
@@ -122,10 +122,16 @@ def resume_command(command: Sequence[str], run: Path) -> str:
 
 
 def run_in(folder: Path) -> RunDirectory | None:
-    """The run in a folder that has all that an attempt needs; None: there is none."""
+    """The run in a folder that has all that an attempt needs; None: there is none.
+
+    Raises:
+        OptionError: it is of a later format.
+    """
     run = RunDirectory(folder.absolute())
-    files = (run.manifest, run.recipe, run.ds_config)
-    return run if all(file.is_file() for file in files) else None
+    if not all(file.is_file() for file in (run.manifest, run.recipe, run.ds_config)):
+        return None
+    check_readable(run)
+    return run
 
 
 def _newest(name: str) -> RunDirectory | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dslm import environment
 from dslm.cluster.hosts import Cluster
@@ -19,6 +18,7 @@ from dslm.host.network import free_port
 from dslm.launch.spec import LaunchRequest
 from dslm.lifecycle.attempt import AttemptPlan, RankProgram, preview, run_attempt
 from dslm.lifecycle.folder import check_output, default_folder, make_run
+from dslm.lifecycle.owned import owned_run
 from dslm.lifecycle.rendezvous import gather
 from dslm.lifecycle.request import Ended, Listener, ScriptRequest
 from dslm.reach.preflight import Requirements
@@ -38,19 +38,23 @@ def run_script(request: ScriptRequest, listener: Listener) -> Ended:
     """
     if not request.fleet.remote:
         check_port(request.master_port)
-    folder = _folder(request)
+    with owned_run(_folder(request), listener) as run:
+        return _run_once(request, run, listener)
+
+
+def _run_once(request: ScriptRequest, run: RunDirectory, listener: Listener) -> Ended:
     port = request.master_port or free_port()
     requirements = Requirements(
-        run=folder, port=port, needs_shared=False, files=(request.script.absolute(),)
+        run=run.path, port=port, needs_shared=False, files=(request.script.absolute(),)
     )
     rendezvous = gather(request.fleet, requirements, None, all_hosts=True)
     job = _job(request, rendezvous.cluster, listener.note)
     passed = _passed(request, job)
-    files: dict[str, Any] = {}
+    files: dict[str, object] = {}
     if job is not None and passed is not None:
         files = {"recipe.yaml": dump_recipe(job.recipe), "ds_config.json": passed.config}
     hosts = rendezvous.cluster.hosts
-    run = make_run(folder, request.script.stem, files, request.command, hosts)
+    make_run(run.path, request.script.stem, files, request.command, hosts)
     listener.run_made(run.path)
     for line in _said(request, passed):
         listener.note(line)

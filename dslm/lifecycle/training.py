@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from dslm.decide.checks.base import Verb
 from dslm.decide.checks.every import Asking
@@ -20,6 +19,7 @@ from dslm.host.network import free_port
 from dslm.launch.spec import LaunchRequest
 from dslm.lifecycle.attempt import AttemptPlan, RankProgram, preview, run_attempt
 from dslm.lifecycle.folder import check_output, default_folder, make_run
+from dslm.lifecycle.owned import owned_run
 from dslm.lifecycle.rendezvous import Rendezvous, Training, gather, largest_job
 from dslm.lifecycle.request import Ended, Listener, TrainingRequest
 from dslm.lifecycle.resumable import check_resumable, resume_command, run_to_resume
@@ -27,9 +27,10 @@ from dslm.lifecycle.resume import ResumePoint, resume_point
 from dslm.reach.preflight import Requirements
 from dslm.recipe.load import dump_recipe, read_resolved
 from dslm.recipe.schema import Recipe
+from dslm.run import events
 from dslm.run.attempt import Attempt
 from dslm.run.directory import RunDirectory
-from dslm.run.events import EventName, append_event, event_record, read_events
+from dslm.run.history import read_history
 from dslm.run.manifest import read_manifest
 
 _WORKER = "dslm.worker.main"
@@ -47,18 +48,23 @@ def train(request: TrainingRequest, listener: Listener) -> Ended:
     if not request.fleet.remote:
         check_port(request.master_port)
     old = run_to_resume(request)
-    resumed = read_resolved(old.recipe) if old else None
+    folder = old.path if old else (request.output or default_folder(request.recipe.name)).absolute()
+    with owned_run(folder, listener) as run:
+        return _train(request, run, listener, resumed=read_resolved(old.recipe) if old else None)
+
+
+def _train(
+    request: TrainingRequest, run: RunDirectory, listener: Listener, *, resumed: Recipe | None
+) -> Ended:
     asking = Asking(verb=Verb.TRAIN, force=request.force)
     training = Training(recipe=request.recipe, asking=asking, report=listener.note, resumed=resumed)
-    folder = old.path if old else (request.output or default_folder(request.recipe.name)).absolute()
-    run = RunDirectory(folder)
     most, notes = request.fleet.max_restarts, []
     for restarts in range(most + 1):
         port = request.master_port or free_port()
         rendezvous, job = _resolve(request, training, run, port, first=restarts == 0)
         if restarts == 0:
             if resumed is None:
-                make_run(folder, job.name, _files(job), request.command, job.cluster.hosts)
+                make_run(run.path, job.name, _files(job), request.command, job.cluster.hosts)
             else:
                 notes = check_resumable(run, resumed, job.recipe)
             listener.run_made(run.path)
@@ -83,9 +89,11 @@ def train(request: TrainingRequest, listener: Listener) -> Ended:
             break
         training = replace(training, resumed=job.recipe)
         detail = f"{restarts + 1} of {most}: {outcome.reason}"
-        listener.event({"event": EventName.PHASE, "phase": "restarting", "detail": detail})
+        listener.event(
+            events.Phase(**events.stamp(outcome.attempt), phase="restarting", detail=detail)
+        )
         time.sleep(_PAUSE_SECONDS)
-    shown = resume_command(request.command, folder)
+    shown = resume_command(request.command, run.path)
     return Ended(run=run, outcome=outcome, resume=shown)
 
 
@@ -141,7 +149,7 @@ def _program(recipe: Recipe, *, trust: bool) -> RankProgram:
     )
 
 
-def _files(job: Job) -> dict[str, Any]:
+def _files(job: Job) -> dict[str, object]:
     return {
         "recipe.yaml": dump_recipe(job.recipe),
         "ds_config.json": job.config.values,
@@ -165,7 +173,9 @@ def _start(run: RunDirectory, job: Job, listener: Listener, *, trust: bool) -> R
     attempt = len(read_manifest(run).attempts) + 1
 
     def report(detail: str) -> None:
-        _record(run, listener, EventName.PHASE, attempt, phase="resuming", detail=detail)
+        _record(
+            run, listener, events.Phase(**events.stamp(attempt), phase="resuming", detail=detail)
+        )
 
     point = resume_point(
         run,
@@ -176,9 +186,9 @@ def _start(run: RunDirectory, job: Job, listener: Listener, *, trust: bool) -> R
         report=report,
     )
     if point is not None and point.seconds is not None:
-        append_event(
-            run.events, EventName.CONVERT, attempt, step=point.step, seconds=round(point.seconds, 3)
-        )
+        seconds = round(point.seconds, 3)
+        converted = events.Convert(**events.stamp(attempt), step=point.step, seconds=seconds)
+        events.write_event(run.events, converted)
     return point
 
 
@@ -186,31 +196,27 @@ def _record_restart(
     run: RunDirectory, rendezvous: Rendezvous, start: ResumePoint | None, listener: Listener
 ) -> None:
     """Write down why there is another attempt, what was lost, and who takes part in it."""
-    events, _ = read_events(run.events)
+    history = read_history(run)
     step = start.step if start else 0
-    reached = max((e.get("step", 0) for e in events if e["event"] == "step"), default=0)
-    kept = [e["time"] for e in events if e["event"] == "checkpoint" and e.get("step") == step]
-    began = kept[-1] if kept else events[0]["time"] if events else time.time()
-    causes = [e.get("message", "") for e in events if e["event"] == "error"]
+    reached = max((event.step for event in history.all(events.Step)), default=0)
+    saved = [e.time for e in history.all(events.CheckpointSaved) if e.step == step]
+    began = saved[-1] if saved else history.started or time.time()
+    failure = history.last(events.Error)
     cluster = rendezvous.cluster
-    _record(
-        run,
-        listener,
-        EventName.RESTART,
-        len(read_manifest(run).attempts) + 1,
-        cause=causes[-1] if causes else "",
+    restart = events.Restart(
+        **events.stamp(len(read_manifest(run).attempts) + 1),
+        cause=failure.message if failure else "",
         step=step,
         lost_steps=max(0, reached - step),
-        lost_seconds=round(time.time() - began, 3),
-        hosts=[host.name for host in cluster.hosts],
+        lost_seconds=round(max(0.0, time.time() - began), 3),
+        hosts=tuple(host.name for host in cluster.hosts),
         world_size=cluster.world_size,
-        left_out=[f"{r.host}: {r.check}: {r.detail}" for r in rendezvous.left_out],
+        left_out=tuple(f"{r.host}: {r.check}: {r.detail}" for r in rendezvous.left_out),
     )
+    _record(run, listener, restart)
 
 
-def _record(
-    run: RunDirectory, listener: Listener, event: EventName, attempt: int, /, **fields: Any
-) -> None:
+def _record(run: RunDirectory, listener: Listener, event: events.Event) -> None:
     """Append an event while no attempt is watched, and pass it on."""
-    append_event(run.events, event, attempt, **fields)
-    listener.event(event_record(event, attempt, **fields))
+    events.write_event(run.events, event)
+    listener.event(event)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 from dslm.plan.ledger import Moment, Term, at, phases
 from dslm.plan.states import FP32, REUSE, STATE_BYTES, SUB_GROUP, Held, Setting, held
@@ -240,7 +239,7 @@ def _state_bytes(recipe: Recipe, profile: Profile, stage: int) -> float:
 
 def _zero(recipe: Recipe, key: str, default: int) -> int:
     """A size of the recipe's own `deepspeed.zero_optimization`."""
-    section: Any = recipe.deepspeed.get("zero_optimization", {})
+    section: object = recipe.deepspeed.get("zero_optimization", {})
     value = section.get(key) if isinstance(section, dict) else None
     return int(value) if isinstance(value, int | float) and value > 0 else default
 

@@ -15,7 +15,6 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dslm.files import write_json
 from dslm.profile.value import FORMAT, Profile, from_document, to_document
@@ -25,13 +24,13 @@ PRESETS = "presets.json"  # in it: parameters by name
 _LIBRARIES = ("torch", "transformers")
 
 
-def key_of(request: Mapping[str, Any]) -> str:
+def key_of(request: Mapping[str, object]) -> str:
     """What a request for a profile is found by."""
     text = json.dumps([FORMAT, request], sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-def stored(request: Mapping[str, Any], *, cache: bool = True) -> Profile | None:
+def stored(request: Mapping[str, object], *, cache: bool = True) -> Profile | None:
     """The profile of a request, if it is shipped or (with `cache`) was made here before."""
     if request["device"] == "cpu":
         other = stored({**request, "device": "accelerator"}, cache=cache)
@@ -49,7 +48,7 @@ def stored(request: Mapping[str, Any], *, cache: bool = True) -> Profile | None:
         return None  # not there, or half of it: made anew
 
 
-def keep(request: Mapping[str, Any], profile: Profile) -> None:
+def keep(request: Mapping[str, object], profile: Profile) -> None:
     """Keep a profile in the user's cache; one that can't be written is made again."""
     file = _cached(key_of(request))
     try:

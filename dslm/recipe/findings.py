@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -47,7 +47,7 @@ _MOST_HINTS = 20  # what is wrong after these is counted, not read
 
 
 def findings(
-    failure: ValidationError, tree: Mapping[str, Any], where: Callable[[str], Where]
+    failure: ValidationError, tree: Mapping[str, object], where: Callable[[str], Where]
 ) -> list[Finding]:
     """One finding for each key that is wrong.
 
@@ -113,10 +113,10 @@ _SAID: dict[str, Callable[[str, ErrorDetails], str]] = {
 }
 
 
-def _key_of(loc: Sequence[int | str], tree: Mapping[str, Any]) -> str:
+def _key_of(loc: Sequence[int | str], tree: Mapping[str, object]) -> str:
     """The dotted key of a location, without the names that pydantic gives to alternatives."""
     parts: list[str] = []
-    place: Any = tree
+    place: object = tree
     for part in loc:
         if isinstance(place, dict) and (part in place or _is_field(parts, part)):
             place = place.get(part)

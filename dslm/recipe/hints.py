@@ -6,7 +6,6 @@ Names in, a sentence out; knows no files.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from dslm.errors import did_you_mean, shortened
 
@@ -183,7 +182,7 @@ def hint_for_value(key: str, value: object) -> str:
     return f"such as `{key}: {{{_MAIN_KEYS[key]}: {shortened(str(value), 40)}}}`"
 
 
-def other_tool(tree: Mapping[str, Any], unknown: Collection[str]) -> str:
+def other_tool(tree: Mapping[str, object], unknown: Collection[str]) -> str:
     """Which tool's file this looks like, as a sentence; empty if it looks like none's.
 
     Args:

@@ -7,13 +7,12 @@ read, and say which, and leave a last line alone that is not finished yet.
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, TypedDict
 
 from dslm.codec import (
     Count,
@@ -271,6 +270,14 @@ class Restart(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TakenOver(Event):
+    """The run was taken over from an owner that had died."""
+
+    name: ClassVar[str] = "taken-over"
+    owner: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Other(Event):
     """An event that this version doesn't know; `event` is its name."""
 
@@ -282,7 +289,7 @@ KINDS: Mapping[str, type[Event]] = {
     kind.name: kind
     for kind in (
         Start, Step, Eval, CheckpointSaved, End, Error, Phase, Resume, Convert, Stop, Accuracy,
-        Stall, Slow, Restart,
+        Stall, Slow, Restart, TakenOver,
     )
 }  # fmt: skip
 
@@ -304,9 +311,21 @@ class Tail:
     offset: int = 0
 
 
+class Stamp(TypedDict):
+    """What every event begins with."""
+
+    time: float
+    attempt: int
+
+
 def now() -> float:
     """Unix seconds, as events have them."""
     return round(time.time(), 3)
+
+
+def stamp(attempt: int) -> Stamp:
+    """The beginning of an event that happens now: `Step(**stamp(attempt), step=7)`."""
+    return Stamp(time=now(), attempt=attempt)
 
 
 def as_record(event: Event) -> dict[str, Json]:
@@ -320,6 +339,22 @@ def as_record(event: Event) -> dict[str, Json]:
 def write_event(path: Path, event: Event) -> None:
     """Append one event; a single write, so that several processes can append to one file."""
     append_line(path, line_of(as_record(event)))
+
+
+def end_torn_line(path: Path) -> None:
+    """End a last line that was never finished, so that the next event has one of its own."""
+    with path.open("r+b") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if size == 0:
+            return
+        stream.seek(size - 1)
+        if stream.read(1) != b"\n":
+            stream.write(b"\n")
+
+
+def write_record(path: Path, record: Mapping[str, Json]) -> None:
+    """Append an event that another process made, as it is."""
+    append_line(path, line_of(record))
 
 
 def parse_event(line: str | bytes) -> Event:
@@ -363,58 +398,3 @@ def tail_events(path: Path, offset: int = 0) -> Tail:
         except Malformed as failure:
             unreadable.append(Unreadable(line=number, why=str(failure)))
     return Tail(events=tuple(events), unreadable=tuple(unreadable), offset=offset + len(whole))
-
-
-class EventName(StrEnum):
-    """The names of events; the first six are what every run has."""
-
-    START = "start"
-    STEP = "step"
-    EVAL = "eval"
-    CHECKPOINT = "checkpoint"
-    END = "end"
-    ERROR = "error"
-    PHASE = "phase"  # what is going on while no steps are made: data, model, save …
-    RESUME = "resume"  # training goes on from a checkpoint
-    CONVERT = "convert"  # a checkpoint was converted for another number of ranks
-    STOP = "stop"  # somebody asked the run to stop
-    ACCURACY = "accuracy"  # predicted beside measured
-    STALL = "stall"  # no rank makes progress; which one differs
-    SLOW = "slow"  # a rank computes longer than the others
-    RESTART = "restart"  # another attempt follows a failed one
-
-
-def append_event(path: Path, event: EventName, attempt: int, /, **fields: Any) -> None:
-    """Append one event; a single write, so that several processes can append to one file."""
-    append_record(path, event_record(event, attempt, **fields))
-
-
-def event_record(event: EventName, attempt: int, /, **fields: Any) -> dict[str, Any]:
-    """An event that happens now."""
-    return {"time": round(time.time(), 3), "event": event.value, "attempt": attempt, **fields}
-
-
-def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Append an event that was made elsewhere."""
-    append_line(path, json.dumps(record, ensure_ascii=False, allow_nan=False, default=str))
-
-
-def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Events from a byte offset on, and the offset after the last whole line."""
-    if not path.exists():
-        return [], offset
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        data = stream.read()
-    whole = data[: data.rfind(b"\n") + 1]
-    events = [found for line in whole.splitlines() if (found := _dictionary(line))]
-    return events, offset + len(whole)
-
-
-def _dictionary(line: bytes) -> dict[str, Any] | None:
-    try:
-        parse_event(line)
-    except Malformed:
-        return None
-    found: dict[str, Any] = json.loads(line)
-    return found

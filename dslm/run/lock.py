@@ -34,7 +34,9 @@ from dslm.run.events import now
 
 BEAT_SECONDS = 2.0
 DEAD_SECONDS = 30.0  # without a beat: fifteen were missed
-_PATIENCE_SECONDS = 0.4  # somebody may only be asking whether it is held
+_PATIENCE_SECONDS = 0.1  # somebody may only be asking whether it is held
+_SETTLE_SECONDS = 0.4  # without kernel locks: for another one's name to arrive
+_WAITING_SECONDS = 0.5
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 # flock(2), and what network file systems say that have no locks
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
@@ -66,23 +68,29 @@ class Hold:
 
 
 @contextmanager
-def own(folder: Path, *, on_lost: Callable[[], None] | None = None) -> Iterator[Hold]:
+def own(
+    folder: Path,
+    *,
+    waiting: Callable[[], None] | None = None,
+    on_lost: Callable[[], None] | None = None,
+) -> Iterator[Hold]:
     """Be the one owner of a run directory, which is made if need be, until the block ends.
 
     Args:
         folder: the run directory.
+        waiting: called every half second as long as somebody else owns it; by default that is an
+            error.
         on_lost: called when another host took the lock over, since this process had stood still
             for too long; by default this process is told to end at once.
 
     Raises:
-        Owned: somebody else owns it.
-        OptionError: it can't be written.
+        OptionError: somebody else owns it, or it can't be written.
     """
     run = RunDirectory(folder.absolute())
     made = [path for path in (run.path, *run.path.parents) if not path.exists()]
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        handle, by_kernel = _locked(run)
+        handle, by_kernel = _locked(run, waiting)
     except OSError as failure:
         _remove_empty(made)
         raise OptionError(
@@ -132,13 +140,9 @@ def owner_of(folder: Path) -> Owner | None:
     return (owner or _UNKNOWN) if _lives(run, owner, held) else None
 
 
-class Owned(OptionError):
-    """A run directory belongs to another process."""
-
-
-def refuse(folder: Path, owner: Owner) -> Owned:
+def refuse(folder: Path, owner: Owner) -> OptionError:
     """The error for somebody who wants a run directory that another process owns."""
-    return Owned(
+    return OptionError(
         f"another dslm trains in this run directory: {owner}",
         where=Where(file=folder),
         hint=f"follow it with `dslm runs watch {folder}`, stop it with `dslm runs stop {folder}`, "
@@ -146,7 +150,7 @@ def refuse(folder: Path, owner: Owner) -> Owned:
     )
 
 
-def _locked(run: RunDirectory) -> tuple[int, bool]:
+def _locked(run: RunDirectory, waiting: Callable[[], None] | None) -> tuple[int, bool]:
     """An open lock file that nobody else has, and whether the kernel says so.
 
     Waits a moment for somebody who only asks who has it.
@@ -162,7 +166,10 @@ def _locked(run: RunDirectory) -> tuple[int, bool]:
                 if _is_the_file(handle, run.lock):
                     return handle, held is False
             elif time.monotonic() > deadline:
-                raise refuse(run.path, owner or _UNKNOWN)
+                if waiting is None:
+                    raise refuse(run.path, owner or _UNKNOWN)
+                waiting()
+                time.sleep(_WAITING_SECONDS)
         except BaseException:
             os.close(handle)
             raise
@@ -172,7 +179,7 @@ def _locked(run: RunDirectory) -> tuple[int, bool]:
 
 def _check_mine(run: RunDirectory, owner: Owner) -> None:
     """Where there are no kernel locks two may have found it free: the last to write has it."""
-    time.sleep(_PATIENCE_SECONDS)
+    time.sleep(_SETTLE_SECONDS)
     found = _read(run.lock)
     if found is not None and found.token != owner.token:
         raise refuse(run.path, found)

@@ -14,7 +14,7 @@ import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 STATE_CLASSES = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
@@ -91,31 +91,31 @@ class _Names(pickle.Unpickler):
         super().__init__(stream)
         self._asked = asked
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         self._asked[f"{module}.{name}"] = None
         return _Anything
 
-    def persistent_load(self, pid: Any) -> Any:
+    def persistent_load(self, pid: object) -> object:
         return _Anything()
 
 
 class _Anything:
     """Takes every argument, item and state that a pickle may give."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Anything:
+    def __new__(cls, *args: object, **kwargs: object) -> _Anything:
         return object.__new__(cls)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
 
-    def __setstate__(self, state: Any) -> None: ...
+    def __setstate__(self, state: object) -> None: ...
 
-    def __setitem__(self, key: Any, value: Any) -> None: ...
+    def __setitem__(self, key: object, value: object) -> None: ...
 
-    def __call__(self, *args: Any, **kwargs: Any) -> _Anything:
+    def __call__(self, *args: object, **kwargs: object) -> _Anything:
         return _Anything()
 
-    def append(self, value: Any) -> None: ...
+    def append(self, value: object) -> None: ...
 
-    def extend(self, values: Any) -> None: ...
+    def extend(self, values: object) -> None: ...
 
-    def add(self, value: Any) -> None: ...
+    def add(self, value: object) -> None: ...

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -22,27 +23,38 @@ from deepspeed.utils.timer import (
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dslm.recipe.schema import Recipe
-from dslm.run.events import EventName
-from dslm.run.words import Phase
+from dslm.run import events, words
+from dslm.run.events import CheckpointSaved, Event, Resume, Stamp, Start, Step
 from dslm.worker.peaks import Measure, Peaks, accuracy
 from dslm.worker.ranks import Rank
 
-_TIMERS = {
-    "forward_seconds": FORWARD_GLOBAL_TIMER,
-    "backward_seconds": BACKWARD_INNER_GLOBAL_TIMER,
-    "communication_seconds": BACKWARD_REDUCE_GLOBAL_TIMER,
-    "update_seconds": STEP_GLOBAL_TIMER,
-}
+
+class Timers(TypedDict, total=False):
+    """Seconds of a step, by part."""
+
+    forward_seconds: float
+    backward_seconds: float
+    communication_seconds: float
+    update_seconds: float
+
+
+_Part = Literal["forward_seconds", "backward_seconds", "communication_seconds", "update_seconds"]
+_TIMERS: tuple[tuple[_Part, str], ...] = (
+    ("forward_seconds", FORWARD_GLOBAL_TIMER),
+    ("backward_seconds", BACKWARD_INNER_GLOBAL_TIMER),
+    ("communication_seconds", BACKWARD_REDUCE_GLOBAL_TIMER),
+    ("update_seconds", STEP_GLOBAL_TIMER),
+)
 _OWN = ("loss", "grad_norm", "learning_rate", "epoch")  # of the Trainer's logs: fields of their own
 
 
 class Events(TrainerCallback):
-    """Writes start and step events; `facts` are the fields of the start event that others know."""
+    """Writes start and step events; `start` is the first of them, as far as it is known before."""
 
-    def __init__(self, rank: Rank, recipe: Recipe, facts: dict[str, Any], process: int) -> None:
+    def __init__(self, rank: Rank, recipe: Recipe, start: Start, process: int) -> None:
         self._rank = rank
         self._recipe = recipe
-        self._facts = facts
+        self._start = start
         self.after_step: Callable[[], None] = lambda: None
         self.engine: Callable[[], Any] = lambda: None  # the trainer's, once it has one
         self.measure = Measure(Peaks())
@@ -56,19 +68,23 @@ class Events(TrainerCallback):
         """Where this rank writes down which samples it was trained on."""
         return self._rank.run.rank_samples(self._rank.attempt.number, self._rank.rank)
 
-    def write(self, event: EventName, /, **fields: Any) -> None:
+    def stamp(self) -> Stamp:
+        """The beginning of an event that happens now."""
+        return self._rank.stamp()
+
+    def write(self, event: Event) -> None:
         """Append an event, on rank 0."""
         if self._rank.rank == 0:
-            self._rank.record(event, **fields)
+            self._rank.record(event)
 
     def phase(self, phase: str, detail: str = "") -> None:
         """Tell what is going on while no steps are made."""
-        self._rank.guard.note(phase=Phase(phase))
-        self.write(EventName.PHASE, phase=phase, detail=detail)
+        self._rank.guard.note(phase=words.Phase(phase))
+        self.write(events.Phase(**self.stamp(), phase=phase, detail=detail))
 
     def evaluated_batch(self) -> None:
         """Note that an evaluation goes on."""
-        self._rank.guard.note(phase=Phase.EVALUATING)
+        self._rank.guard.note(phase=words.Phase.EVALUATING)
 
     def pause(self, seconds: float) -> None:
         """Don't count so many seconds as training."""
@@ -85,30 +101,33 @@ class Events(TrainerCallback):
                 enable_micro_timers=False, enable_global_timers=True
             )
         self._since, self._step = time.monotonic(), state.global_step
-        self._rank.guard.note(phase=Phase.FIRST_STEP, step=state.global_step)
+        self._rank.guard.note(phase=words.Phase.FIRST_STEP, step=state.global_step)
         if state.global_step:
-            self.write(EventName.RESUME, step=state.global_step)
-        self.write(EventName.START, steps=state.max_steps, **self._facts)
+            self.write(Resume(**self.stamp(), step=state.global_step))
+        self.write(replace(self._start, **self.stamp(), steps=state.max_steps))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.write(EventName.ACCURACY, **accuracy(self._rank.run.plan, self.measure, self._process))
+        found = accuracy(self._rank.run.plan, self.measure, self._process)
+        self.write(replace(found, **self.stamp()))
 
     def on_checkpoint(self, step: int, path: Path, blocked: float, seconds: float) -> None:
         """A checkpoint is complete."""
         self.write(
-            EventName.CHECKPOINT,
-            step=step,
-            path=str(path.relative_to(self._rank.run.path)),
-            seconds=round(blocked, 3),
-            complete_seconds=round(seconds, 3),
+            CheckpointSaved(
+                **self.stamp(),
+                step=step,
+                path=str(path.relative_to(self._rank.run.path)),
+                seconds=round(blocked, 3),
+                complete_seconds=round(seconds, 3),
+            )
         )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._rank.guard.note(phase=Phase.TRAINING, step=state.global_step)
+        self._rank.guard.note(phase=words.Phase.TRAINING, step=state.global_step)
         self.after_step()
 
     def on_substep_end(
@@ -131,39 +150,37 @@ class Events(TrainerCallback):
         steps = state.global_step - self._step
         seconds = max(now - self._since - self._paused, 1e-9)
         samples = steps * self._recipe.batch.global_size
-        tokens_per_sample = self._facts["tokens_per_sample"]
+        tokens_per_sample = self._start.tokens_per_sample
         timers = self._timers(steps)
         # the forward pass alone: in the others a rank waits for its peers
         self._rank.guard.note(work=timers.get("forward_seconds"))
-        fields = {
-            "step": state.global_step,
-            "loss": _finite(logs["loss"]),
-            "learning_rate": logs.get("learning_rate"),
-            "grad_norm": _finite(logs.get("grad_norm")),
-            "step_seconds": round(seconds / steps, 6),
-            "samples_per_second": round(samples / seconds, 3),
-            "tokens_per_second": round(samples * tokens_per_sample / seconds, 3),
-            "tokens": state.global_step * self._recipe.batch.global_size * tokens_per_sample,
-            "memory_peak_bytes": self.measure.peaks.overall(),
-            "epoch": round(
-                state.global_step * self._recipe.batch.global_size / self._facts["samples"], 5
-            ),
-            **timers,
-        }
-        others = {name: _finite(value) for name, value in logs.items() if name not in _OWN}
-        if others:
-            fields["metrics"] = others
-
-        self.write(EventName.STEP, **fields)
+        seen = state.global_step * self._recipe.batch.global_size
+        self.write(
+            Step(
+                **self.stamp(),
+                step=state.global_step,
+                loss=_finite(logs["loss"]),
+                learning_rate=_finite(logs.get("learning_rate")),
+                grad_norm=_finite(logs.get("grad_norm")),
+                step_seconds=round(seconds / steps, 6),
+                samples_per_second=round(samples / seconds, 3),
+                tokens_per_second=round(samples * tokens_per_sample / seconds, 3),
+                tokens=seen * tokens_per_sample,
+                memory_peak_bytes=self.measure.peaks.overall(),
+                epoch=round(seen / (self._start.samples or 1), 5),
+                metrics={n: _finite(value) for n, value in logs.items() if n not in _OWN},
+                **timers,
+            )
+        )
         self._since, self._step, self._paused = now, state.global_step, 0.0
 
-    def _timers(self, steps: int) -> dict[str, float]:
+    def _timers(self, steps: int) -> Timers:
         """Seconds per step in each part, from DeepSpeed's own timers."""
         timers = getattr(self.engine(), "timers", None)
         if timers is None or not self._recipe.log.timers:
             return {}
-        found = {}
-        for field, name in _TIMERS.items():
+        found: Timers = {}
+        for field, name in _TIMERS:
             if name in timers.get_timers():
                 milliseconds = timers(name).elapsed(reset=True)
                 found[field] = round(milliseconds / 1000 / steps, 6)

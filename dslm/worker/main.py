@@ -6,7 +6,7 @@ import gc
 import sys
 
 from dslm.recipe.load import read_resolved
-from dslm.run.events import EventName
+from dslm.run.events import Phase
 from dslm.worker.hub import stay_offline_without_hub
 from dslm.worker.ranks import Rank, join, live
 
@@ -31,7 +31,7 @@ def main() -> None:
 def _tell(rank: Rank, detail: str) -> None:
     """Record what goes on before anything is known of the other ranks."""
     if rank.rank == 0:
-        rank.record(EventName.PHASE, phase="joining", detail=detail)
+        rank.record(Phase(**rank.stamp(), phase="joining", detail=detail))
 
 
 if __name__ == "__main__":

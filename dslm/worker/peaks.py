@@ -7,7 +7,6 @@ on a CPU the kernel does: the highest resident memory of the process since it wa
 
 from __future__ import annotations
 
-import json
 import resource
 import time
 from collections import deque
@@ -17,6 +16,9 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dslm.run.documents import PlanFile, PlannedDevice, find_document
+from dslm.run.events import Accuracy, Peak
 
 MEASURED_STEPS = 5
 # What torch and DeepSpeed load on a CPU when they first compute, beside any tensor: kernels,
@@ -118,8 +120,8 @@ def resident() -> int:
     return 0
 
 
-def accuracy(plan: Path, measure: Measure, process: int) -> dict[str, Any]:
-    """Predicted, measured, difference: the fields of the accuracy event.
+def accuracy(plan: Path, measure: Measure, process: int) -> Accuracy:
+    """Predicted, measured, difference, as an event that has no time yet.
 
     The plan's guess of what a process takes (`context`) is replaced by what it took: nothing of
     what an accelerator's allocator counts, and on a CPU what preparing the data left, with what
@@ -130,29 +132,30 @@ def accuracy(plan: Path, measure: Measure, process: int) -> dict[str, Any]:
         measure: what was measured.
         process: bytes that were resident before there was a model.
     """
-    planned = json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else {}
-    device = (planned.get("memory") or {}).get("device") or {}
-    seconds = (planned.get("time") or {}).get("step_seconds")
+    planned = find_document(PlanFile, plan) or PlanFile()
+    device = planned.memory.device or PlannedDevice()
+    seconds = planned.time.step_seconds if planned.time else None
     peak = measure.peaks.overall()
     if process:
         process += _FIRST_PASS_BYTES
-    own = process - device.get("context", 0)
-    predicted = device["total"] + own if device.get("total") else None
-    phases = {
-        name: {"predicted": bytes_ + own, "measured": measure.peaks.phases[name]}
-        for name, bytes_ in (device.get("phases") or {}).items()
-        if name in measure.peaks.phases
-    }
-    return {
-        "predicted_bytes": predicted,
-        "measured_bytes": peak,
-        "process_bytes": process,
-        "difference": _difference(predicted, peak),
-        "phases": phases,
-        "predicted_step_seconds": seconds,
-        "measured_step_seconds": measure.step_seconds,
-        "step_difference": _difference(seconds, measure.step_seconds),
-    }
+    own = process - (device.context or 0)
+    predicted = device.total + own if device.total else None
+    return Accuracy(
+        time=0.0,
+        attempt=0,
+        predicted_bytes=predicted,
+        measured_bytes=peak,
+        process_bytes=process,
+        difference=_difference(predicted, peak),
+        phases={
+            name: Peak(predicted=size + own, measured=measure.peaks.phases[name])
+            for name, size in (device.phases or {}).items()
+            if name in measure.peaks.phases
+        },
+        predicted_step_seconds=seconds,
+        measured_step_seconds=measure.step_seconds,
+        step_difference=_difference(seconds, measure.step_seconds),
+    )
 
 
 def _difference(predicted: float | None, measured: float | None) -> float | None:

@@ -6,7 +6,6 @@ Imports nothing heavy, so that even a failure to import torch ends in the rank's
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import signal
 import socket
@@ -15,14 +14,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dslm import environment
 from dslm.errors import RunFailed
 from dslm.run.attempt import Attempt, path_of_word, read_attempt
 from dslm.run.directory import RunDirectory
 from dslm.run.endings import report_of
-from dslm.run.events import EventName, append_event, event_record, parse_event
+from dslm.run.events import Event, Stamp, stamp, write_event
 from dslm.worker.guard import Guard
 from dslm.worker.operators import build_folder
 
@@ -38,13 +36,16 @@ class Rank:
     attempt: Attempt
     guard: Guard
 
-    def record(self, event: EventName, /, **fields: Any) -> None:
+    def stamp(self) -> Stamp:
+        """The beginning of an event that happens now."""
+        return stamp(self.attempt.number)
+
+    def record(self, event: Event) -> None:
         """Record an event of this rank, in the run directory wherever that is."""
         if self.attempt.host_of(self.rank) in self.attempt.hosts_without_run_dir:
-            record = event_record(event, self.attempt.number, **fields)
-            self.guard.event(parse_event(json.dumps(record, default=str)))
+            self.guard.event(event)
         else:
-            append_event(self.run.events, event, self.attempt.number, **fields)
+            write_event(self.run.events, event)
 
 
 def join(arguments: Sequence[str]) -> Rank:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dslm.run.events import EventName
+from dslm.run.events import Eval, Event, Start, Step
 from dslm.worker.ranks import Rank
 
 _EVERY_SECONDS = 1.0  # between events of steps that the Trainer logs nothing of
@@ -23,9 +23,9 @@ class Steps(TrainerCallback):
         self._rank = rank
         self._written = (0.0, 0)  # when the last step event was written, and of which step
 
-    def _write(self, event: EventName, /, **fields: Any) -> None:
+    def _write(self, event: Event) -> None:
         if self._rank.rank == 0:
-            self._rank.record(event, **fields)
+            self._rank.record(event)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -38,12 +38,14 @@ class Steps(TrainerCallback):
         self._written = (time.monotonic(), state.global_step)
         self._rank.guard.note(step=state.global_step)
         self._write(
-            EventName.START,
-            steps=state.max_steps,
-            world_size=self._rank.world_size,
-            parameters=sum(size for size, _ in sizes),
-            trained_parameters=sum(size for size, trained in sizes if trained),
-            device=str(args.device),
+            Start(
+                **self._rank.stamp(),
+                steps=state.max_steps,
+                world_size=self._rank.world_size,
+                parameters=sum(size for size, _ in sizes),
+                trained_parameters=sum(size for size, trained in sizes if trained),
+                device=str(args.device),
+            )
         )
 
     def on_step_end(
@@ -81,7 +83,15 @@ class Steps(TrainerCallback):
         loss = named.pop("loss", None)
         for name in ("epoch", "samples_per_second", "steps_per_second"):
             named.pop(name, None)
-        self._write(EventName.EVAL, step=state.global_step, loss=loss, seconds=seconds, **named)
+        self._write(
+            Eval(
+                **self._rank.stamp(),
+                step=state.global_step,
+                loss=loss,
+                seconds=seconds,
+                metrics=named,
+            )
+        )
 
     def _step(self, args: TrainingArguments, state: TrainerState, logs: dict[str, Any]) -> None:
         now, (since, before) = time.monotonic(), self._written
@@ -92,14 +102,16 @@ class Steps(TrainerCallback):
         self._written = (now, state.global_step)
         samples = steps * args.train_batch_size * args.gradient_accumulation_steps
         self._write(
-            EventName.STEP,
-            step=state.global_step,
-            loss=_finite(logs.get("loss")) if "loss" in logs else self._last_loss(state),
-            learning_rate=_finite(logs.get("learning_rate")),
-            grad_norm=_finite(logs.get("grad_norm")),
-            step_seconds=round(seconds / steps, 6),
-            samples_per_second=round(samples * self._rank.world_size / seconds, 3),
-            epoch=round(float(state.epoch), 5) if state.epoch is not None else None,
+            Step(
+                **self._rank.stamp(),
+                step=state.global_step,
+                loss=_finite(logs.get("loss")) if "loss" in logs else self._last_loss(state),
+                learning_rate=_finite(logs.get("learning_rate")),
+                grad_norm=_finite(logs.get("grad_norm")),
+                step_seconds=round(seconds / steps, 6),
+                samples_per_second=round(samples * self._rank.world_size / seconds, 3),
+                epoch=round(float(state.epoch), 5) if state.epoch is not None else None,
+            )
         )
 
     @staticmethod

@@ -29,8 +29,9 @@ from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
 from dslm.run.checkpoints import MANIFEST
 from dslm.run.directory import RunDirectory
-from dslm.run.documents import CheckpointManifest, read_document
-from dslm.run.events import EventName
+from dslm.run.documents import CheckpointManifest, PlanFile, find_document, read_document
+from dslm.run.events import End, Start
+from dslm.run.events import Phase as PhaseEvent
 from dslm.run.manifest import read_manifest, versions
 from dslm.run.words import Phase
 from dslm.worker.arguments import training_arguments
@@ -64,7 +65,7 @@ def train(rank: Rank) -> None:
     def phase(what: str, detail: str = "") -> None:
         rank.guard.note(phase=Phase(what))
         if rank.rank == 0:
-            rank.record(EventName.PHASE, phase=what, detail=detail)
+            rank.record(PhaseEvent(**rank.stamp(), phase=what, detail=detail))
 
     on_cpu = not torch.cuda.is_available()
     phase("joining", f"{rank.world_size} ranks")
@@ -114,18 +115,7 @@ def train(rank: Rank) -> None:
         start_step=start.step,
     )
     stage = config["zero_optimization"]["stage"]
-    facts = {
-        "world_size": rank.world_size,
-        "precision": recipe.precision,
-        "parameters": sum(_size(p) for p in model.parameters()),
-        "trained_parameters": sum(_size(p) for p in model.parameters() if p.requires_grad),
-        "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
-        "tokens_per_sample": recipe.data.sequence_length if recipe.task != "vision" else 0,
-        "samples": len(data.train),
-        "data": data.summary(),
-        **_planned(run.plan),
-    }
-    events = Events(rank, recipe, facts, process)
+    events = Events(rank, recipe, _start(rank, recipe, model, data), process)
     writer = CheckpointWriter(
         run,
         recipe.checkpoint,
@@ -165,10 +155,12 @@ def train(rank: Rank) -> None:
     writer.finish()
     if stop.stopped and trainer.state.global_step < steps:
         events.write(
-            EventName.END,
-            status="stopped",
-            step=trainer.state.global_step,
-            seconds=round(time.monotonic() - began, 3),
+            End(
+                **rank.stamp(),
+                status="stopped",
+                step=trainer.state.global_step,
+                seconds=round(time.monotonic() - began, 3),
+            )
         )
         dist.destroy_process_group()
         return
@@ -185,6 +177,25 @@ def _join(rank: Rank, phase: Callable[[str, str], None], *, on_cpu: bool) -> Non
     deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_JOIN_TIMEOUT)
     dist.barrier()
     release_shared_memory(rank)
+
+
+def _start(rank: Rank, recipe: Recipe, model: torch.nn.Module, data: Prepared) -> Start:
+    """The start event, as far as it is known before there is a Trainer."""
+    plan = find_document(PlanFile, rank.run.plan) or PlanFile()
+    on_cuda = torch.cuda.is_available()
+    return Start(
+        **rank.stamp(),
+        world_size=rank.world_size,
+        precision=recipe.precision,
+        parameters=sum(_size(p) for p in model.parameters()),
+        trained_parameters=sum(_size(p) for p in model.parameters() if p.requires_grad),
+        device=torch.cuda.get_device_name() if on_cuda else "cpu",
+        tokens_per_sample=recipe.data.sequence_length if recipe.task != "vision" else 0,
+        samples=len(data.train),
+        data=data.summary(),
+        flops_per_token=plan.model.flops_per_token,
+        peak_flops=plan.cluster.peak_flops,
+    )
 
 
 def wait_for_all() -> None:
@@ -240,13 +251,15 @@ def _finish(
     dist.barrier()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     events.write(
-        EventName.END,
-        status="done",
-        step=step,
-        loss=losses[-1] if losses else None,
-        seconds=round(time.monotonic() - began, 3),
-        model=rank.run.model.name,
-        sample=sample,
+        End(
+            **rank.stamp(),
+            status="done",
+            step=step,
+            loss=losses[-1] if losses else None,
+            seconds=round(time.monotonic() - began, 3),
+            model=rank.run.model.name,
+            sample=sample,
+        )
     )
 
 
@@ -317,15 +330,3 @@ def _train(trainer: Any, rank: Rank, checkpoint: str | None) -> None:
             where=Where(file=path),
             hint="`--trust-checkpoint` loads it as it is, and runs what it says",
         ) from failure
-
-
-def _planned(plan: Path) -> dict[str, Any]:
-    """What the plan knows and a model's utilisation is computed from: FLOPs, and the device's."""
-    try:
-        planned: dict[str, Any] = json.loads(plan.read_text(encoding="utf-8"))
-    except OSError:
-        return {}
-    return {
-        "flops_per_token": planned["model"]["flops_per_token"],
-        "peak_flops": planned["cluster"]["peak_flops"],
-    }

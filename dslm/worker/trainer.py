@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dslm.recipe.schema import Recipe
-from dslm.run.events import EventName
+from dslm.run.events import Eval
 from dslm.run.samples import append_samples
 from dslm.worker.callbacks import Events
 from dslm.worker.checkpoint import CheckpointWriter
@@ -126,11 +126,15 @@ class RunTrainer:
         seconds = time.monotonic() - start
         self._events.pause(seconds)
         shown = {name.removeprefix(f"{metric_key_prefix}_"): v for name, v in metrics.items()}
+        loss = shown.pop("loss", None)
         self._events.write(
-            EventName.EVAL,
-            step=self.state.global_step,
-            **{name: round(v, 6) for name, v in shown.items() if name not in (*_SPEEDS, "epoch")},
-            seconds=round(seconds, 3),
+            Eval(
+                **self._events.stamp(),
+                step=self.state.global_step,
+                loss=None if loss is None else round(loss, 6),
+                seconds=round(seconds, 3),
+                metrics={n: round(v, 6) for n, v in shown.items() if n not in (*_SPEEDS, "epoch")},
+            )
         )
         return metrics
 

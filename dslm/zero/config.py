@@ -7,11 +7,10 @@ is wrong is said once, by `dslm.zero.values`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from dslm.errors import Finding, Where
 
-Config = Mapping[str, Any]
+Config = Mapping[str, object]
 
 
 def error(rule: str, key: str, message: str, hint: str = "") -> Finding:
@@ -24,9 +23,9 @@ def warning(rule: str, key: str, message: str, hint: str = "") -> Finding:
     return Finding(message=message, where=Where(key=key), hint=hint, severity="warning", rule=rule)
 
 
-def value_at(config: Config, path: str) -> Any:
+def value_at(config: Config, path: str) -> object:
     """The value at a dotted path, or None."""
-    value: Any = config
+    value: object = config
     for name in path.split("."):
         if not isinstance(value, Mapping):
             return None

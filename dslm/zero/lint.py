@@ -13,7 +13,6 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from dslm.errors import Finding
 from dslm.zero.combinations import combinations
@@ -46,7 +45,7 @@ _MOST_HINTS = 50  # unknown keys that the nearest known one is looked for
 _MOST_KEY = 60  # letters of a key in a message
 
 
-def load_config(file: Path) -> dict[str, Any]:
+def load_config(file: Path) -> dict[str, object]:
     """Read a DeepSpeed JSON.
 
     Raises:

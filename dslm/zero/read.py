@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from json import JSONDecoder
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from dslm.errors import ConfigError, Where, shortened
 from dslm.reading import MOST_LEVELS, read_text
@@ -36,7 +36,7 @@ _WORDS = {
 class ConfigFile:
     """A parsed file and the line (from 1) of each dotted key."""
 
-    values: dict[str, Any]
+    values: dict[str, object]
     lines: dict[str, int]
 
 
@@ -69,13 +69,13 @@ class _Reader:
     lines: dict[str, int] = field(default_factory=dict)
     counted: tuple[int, int] = (0, 1)  # a place and its line, so that counting goes on from there
 
-    def whole(self) -> Any:
+    def whole(self) -> object:
         value, end = self.value(self.skip(0), "", 0)
         if self.skip(end) != len(self.text):
             self.fail("something stands after its end", self.skip(end))
         return value
 
-    def value(self, at: int, path: str, level: int) -> tuple[Any, int]:
+    def value(self, at: int, path: str, level: int) -> tuple[object, int]:
         """The value at a place, and where it ends."""
         if level > MOST_LEVELS:
             self.fail(f"it is nested deeper than {MOST_LEVELS} levels", at)
@@ -94,8 +94,8 @@ class _Reader:
             self.fail(*_why_not(self.text, at))
         return self.number(number), number.end()
 
-    def mapping(self, at: int, path: str, level: int) -> tuple[dict[str, Any], int]:
-        found: dict[str, Any] = {}
+    def mapping(self, at: int, path: str, level: int) -> tuple[dict[str, object], int]:
+        found: dict[str, object] = {}
         at = self.skip(at)
         if self.text.startswith("}", at):
             return found, at + 1
@@ -116,8 +116,8 @@ class _Reader:
             if is_last:
                 return found, at
 
-    def sequence(self, at: int, path: str, level: int) -> tuple[list[Any], int]:
-        found: list[Any] = []
+    def sequence(self, at: int, path: str, level: int) -> tuple[list[object], int]:
+        found: list[object] = []
         at = self.skip(at)
         if self.text.startswith("]", at):
             return found, at + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,14 @@ def test_no_module_is_longer_than_five_hundred_lines() -> None:
 def test_every_module_says_what_it_is() -> None:
     silent = [str(f) for f in (ROOT / "dslm").rglob("*.py") if not f.read_text().startswith('"""')]
     assert not silent
+
+
+MOST_ANY = 149  # lines: falls, and never rises; 80 is where it should end
+
+
+def test_any_is_named_on_fewer_and_fewer_lines_outside_the_worker() -> None:
+    files = [f for f in (ROOT / "dslm").rglob("*.py") if ROOT / "dslm" / "worker" not in f.parents]
+    assert len(files) > 100
+    lines = [line for f in files for line in f.read_text().splitlines()]
+    named = sum(bool(re.search(r"\bAny\b", line)) for line in lines)
+    assert named <= MOST_ANY

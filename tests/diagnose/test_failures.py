@@ -7,11 +7,12 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dslm.run.events import read_events
+from dslm.run.directory import RunDirectory
+from dslm.run.events import Error
+from dslm.run.history import read_history
 from tests.conftest import Dslm
 from tests.worker.conftest import SMALL
 
@@ -53,22 +54,22 @@ torch.distributed.all_reduce(torch.ones(1))
 """
 
 
-def failed(dslm: Dslm, folder: Path, script: str, ranks: int) -> tuple[dict[str, Any], str]:
+def failed(dslm: Dslm, folder: Path, script: str, ranks: int) -> tuple[Error, str]:
     """Launch a script that fails; its error event and what people were shown."""
     file = folder / "train.py"
     file.write_text(script)
     done = dslm("launch", str(file), "--num-gpus", str(ranks), "-o", "run")
     assert done.returncode == 1, done.stderr
-    error = read_events(folder / "run/events.jsonl")[0][-1]
-    assert error["event"] == "error"
-    assert str(Path("run", error["log"])) in done.stderr
-    assert (folder / "run" / error["log"]).is_file()
+    error = read_history(RunDirectory(folder / "run")).failure
+    assert error is not None
+    assert str(Path("run", error.log)) in done.stderr
+    assert (folder / "run" / error.log).is_file()
     return error, done.stderr
 
 
 def test_a_rank_that_is_killed_is_named_with_the_signal(dslm: Dslm, tmp_path: Path) -> None:
     error, shown = failed(dslm, tmp_path, KILLED, 2)
-    assert (error["id"], error["rank"], error["retry"]) == ("killed", 1, True)
+    assert (error.id, error.rank, error.retry) == ("killed", 1, True)
     assert "SIGKILL" in shown
     # the kernel was asked, and did not do it, or can't be asked
     assert "kernel" in shown or "cgroup" in shown
@@ -79,24 +80,24 @@ def test_a_rank_that_the_kernel_kills_for_memory_is_told_with_its_word(
 ) -> None:
     monkeypatch.setenv("GROUP", str(small_group))
     error, shown = failed(dslm, tmp_path, HOG, 2)
-    assert error["rank"] == 1
+    assert error.rank == 1
     if "can't be read" in shown:  # the host keeps its kernel's log to itself
-        assert error["id"] == "killed"
+        assert error.id == "killed"
     else:
-        assert error["id"] == "host-memory-killed"
+        assert error.id == "host-memory-killed"
         assert "Killed process" in shown
-        assert not error["retry"]
+        assert not error.retry
 
 
 def test_a_data_worker_that_crashes_is_told_and_how_to_see_more(dslm: Dslm, tmp_path: Path) -> None:
     error, shown = failed(dslm, tmp_path, DATA_WORKER, 1)
-    assert error["id"] == "data-worker"
+    assert error.id == "data-worker"
     assert "--set data.workers=0" in shown
 
 
 def test_an_unknown_failure_is_shown_as_it_is_now_and_later(dslm: Dslm, tmp_path: Path) -> None:
     error, shown = failed(dslm, tmp_path, UNKNOWN, 2)
-    assert (error["known"], error["rank"]) == (False, 1)
+    assert (error.known, error.rank) == (False, 1)
     later = dslm("runs", "show", "run").stdout
     for text in (shown, later):
         assert "unknown" in text
@@ -104,7 +105,7 @@ def test_an_unknown_failure_is_shown_as_it_is_now_and_later(dslm: Dslm, tmp_path
         assert "rank 1" in text
     document = json.loads(dslm("runs", "show", "run", "--json").stdout)
     assert document["status"] == "failed"
-    assert document["failure"]["traceback"] == error["traceback"]
+    assert document["failure"]["traceback"] == error.traceback
     assert document["failure"]["rank"] == 1
 
 

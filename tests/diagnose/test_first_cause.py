@@ -25,7 +25,7 @@ from dslm.launch.remote_processes import RemoteProcesses
 from dslm.recipe.load import dump_recipe, load_recipe
 from dslm.run.documents import HostSlots, write_document
 from dslm.run.endings import Kind, Loss, report_of
-from dslm.run.events import Error, EventName, append_event, tail_events, write_event
+from dslm.run.events import Error, Resume, Step, stamp, tail_events, write_event
 from dslm.run.manifest import new_manifest
 from tests.diagnose.left import (
     CASES,
@@ -141,9 +141,9 @@ def test_code_in_a_traceback_is_not_taken_for_a_message(left: Left) -> None:
 
 def test_the_step_is_that_of_the_attempt(left: Left) -> None:
     left.rank(0, "MemoryError", ended=1.0)
-    append_event(left.run.events, EventName.STEP, 0, step=90)
-    append_event(left.run.events, EventName.RESUME, 1, step=80)
-    append_event(left.run.events, EventName.STEP, 1, step=85)
+    write_event(left.run.events, Step(**stamp(0), step=90))
+    write_event(left.run.events, Resume(**stamp(1), step=80))
+    write_event(left.run.events, Step(**stamp(1), step=85))
     assert left.diagnose(Kind.RANK, 0).step == 85
 
 
@@ -173,7 +173,7 @@ def test_out_of_gpu_memory_shows_the_plan_beside_the_measured_and_three_ways_out
 ) -> None:
     job = planned(left, "parallel.zero_stage=2", "batch.micro_size=4")
     left.rank(0, OOM)
-    append_event(left.run.events, EventName.STEP, 1, step=3, memory_peak_bytes=15 * 2**30)
+    write_event(left.run.events, Step(**stamp(1), step=3, memory_peak_bytes=15 * 2**30))
     found = left.diagnose(Kind.RANK, 0)
     assert found.id == "gpu-memory"
     memory = job.plan.choice.memory

@@ -18,7 +18,9 @@ import pytest
 
 from dslm.run import timings
 from dslm.run.attempt import path_word
-from dslm.run.events import read_events
+from dslm.run.directory import RunDirectory
+from dslm.run.events import Step
+from dslm.run.history import read_history
 from tests.conftest import DSLM
 from tests.launch.test_control_port import STRANGE
 from tests.processes import command_line
@@ -52,8 +54,7 @@ class Running:
         self._wait(lambda: self._steps() >= min(2, settings["duration.steps"]), 240)
 
     def _steps(self) -> int:
-        events, _ = read_events(self.run / "events.jsonl")
-        return sum(event["event"] == "step" for event in events)
+        return len(read_history(RunDirectory(self.run)).all(Step))
 
     def _wait(self, condition: Callable[[], bool], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
@@ -111,8 +112,9 @@ def test_a_killed_rank_is_a_failed_run(running: Running) -> None:
     assert code == 1
     assert "rank 1" in said
     assert not running.alive()
-    ends = [e for e in read_events(running.run / "events.jsonl")[0] if e["event"] == "error"]
-    assert (ends[-1]["id"], ends[-1]["rank"]) == ("killed", 1)
+    failure = read_history(RunDirectory(running.run)).failure
+    assert failure is not None
+    assert (failure.id, failure.rank) == ("killed", 1)
 
 
 @pytest.mark.parametrize("module", ["deepspeed.launcher.launch", "deepspeed"])
@@ -187,8 +189,8 @@ def test_a_long_step_that_computes_is_no_stall(start: Callable[..., Running]) ->
     )  # fmt: skip
     code, said = training.end(300)
     assert code == 0, said
-    steps = [e for e in read_events(training.run / "events.jsonl")[0] if e["event"] == "step"]
-    assert steps[-1]["step_seconds"] > timings.SILENT_SECONDS
+    steps = read_history(RunDirectory(training.run)).steps
+    assert (steps[-1].step_seconds or 0) > timings.SILENT_SECONDS
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -197,9 +199,10 @@ def test_a_rank_that_does_nothing_is_a_stall(start: Callable[..., Running], rank
     os.kill(training.rank_pid(ranks - 1), signal.SIGSTOP)
     code, said = training.end(90)
     assert code == 1
-    error = [e for e in read_events(training.run / "events.jsonl")[0] if e["event"] == "error"][-1]
-    assert error["id"] == ("stalled-alone" if ranks == 1 else "stalled")
-    assert error["rank"] == ranks - 1
+    error = read_history(RunDirectory(training.run)).failure
+    assert error is not None
+    assert error.id == ("stalled-alone" if ranks == 1 else "stalled")
+    assert error.rank == ranks - 1
     assert "each other" not in said
     assert ("the ranks" not in said) or ranks > 1
     assert not training.alive()

@@ -12,7 +12,9 @@ import psutil
 
 from dslm.host.processes import kill
 from dslm.run.attempt import path_word
-from dslm.run.events import read_events
+from dslm.run.directory import RunDirectory
+from dslm.run.events import Step
+from dslm.run.history import E, read_history
 from tests.cluster.namespaces import Cluster
 from tests.conftest import DSLM
 
@@ -32,6 +34,11 @@ TINY = {
     "evaluation.sample": "null",
     "schedule.name": "constant",
 }
+
+
+def losses_of(run: Path) -> dict[int, float | None]:
+    """The loss of each step, as the last attempt that made it has it."""
+    return {step.step: step.loss for step in read_history(RunDirectory(run)).steps}
 
 
 class HostsRun:
@@ -54,15 +61,9 @@ class HostsRun:
             argv, cwd=folder, stdout=subprocess.DEVNULL, stderr=self._said
         )
 
-    def events(self, name: str | None = None) -> list[dict[str, Any]]:
-        """Events so far, of one name or all."""
-        return self.events_of(self.run, name)
-
-    @staticmethod
-    def events_of(run: Path, name: str | None = None) -> list[dict[str, Any]]:
-        """Events of any run directory."""
-        found, _ = read_events(run / "events.jsonl")
-        return [event for event in found if name in (None, event["event"])]
+    def events(self, kind: type[E]) -> tuple[E, ...]:
+        """Events of a kind so far."""
+        return read_history(RunDirectory(self.run)).all(kind)
 
     def wait(self, condition: Callable[[], bool], seconds: float = 240) -> float:
         """Wait until something is so; how long it took."""
@@ -76,9 +77,7 @@ class HostsRun:
     def wait_for_step(self, step: int, attempt: int | None = None) -> None:
         """Wait until a step is finished, in that attempt or a later one."""
         self.wait(
-            lambda: any(
-                e["step"] >= step and e["attempt"] >= (attempt or 1) for e in self.events("step")
-            )
+            lambda: any(e.step >= step and e.attempt >= (attempt or 1) for e in self.events(Step))
         )
 
     def end(self, seconds: float = 300) -> int:
@@ -104,9 +103,9 @@ class HostsRun:
             for line in host.command_lines(word).values()
         ]
 
-    def losses(self) -> dict[int, float]:
+    def losses(self) -> dict[int, float | None]:
         """The loss of each step, as the last attempt that made it has it."""
-        return {event["step"]: event["loss"] for event in self.events("step")}
+        return losses_of(self.run)
 
     def kill(self) -> None:
         """End everything, whatever state it is in."""

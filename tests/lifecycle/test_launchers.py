@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from dslm.run.events import read_events
+from dslm.run.directory import RunDirectory
+from dslm.run.events import Step
+from dslm.run.history import read_history
 from tests.cluster.namespaces import Cluster, MakeHosts, wait_for
 from tests.cluster.slurm import start_slurm
 from tests.conftest import DSLM
@@ -156,8 +158,7 @@ def test_a_batch_job_is_preempted_and_carries_on_by_itself(
     job = json.loads(done.stdout)["job"]
 
     def made() -> list[int]:
-        events, _ = read_events(run / "events.jsonl")
-        return [event["step"] for event in events if event["event"] == "step"]
+        return [step.step for step in read_history(RunDirectory(run)).all(Step)]
 
     def said() -> str:
         outputs = tmp_path.glob("*.out")

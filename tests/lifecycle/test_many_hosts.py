@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from dslm.run.directory import RunDirectory
+from dslm.run.events import Error, Restart, Stall, Step
 from dslm.run.samples import samples_of_steps
 from dslm.run.summary import summarize
 from tests.cluster.namespaces import Cluster, make_hosts
-from tests.lifecycle.many_hosts import TINY, HostsRun
+from tests.lifecycle.many_hosts import TINY, HostsRun, losses_of
 from tests.worker.conftest import run_dslm
 
 pytestmark = [pytest.mark.slow, pytest.mark.hosts]
@@ -71,18 +72,18 @@ def test_a_run_carries_on_through_a_killed_rank_and_a_lost_host(
     assert run.end() == 0, run.said()
     assert gone(run, 10)
 
-    restarts = run.events("restart")
-    assert [event["world_size"] for event in restarts] == [2, 1, 2]
-    assert all(0 <= event["lost_steps"] <= 60 for event in restarts)
-    errors = run.events("error")
-    assert [event["host"] for event in errors] == ["w2", "w2", "w1"]
-    assert (errors[0]["rank"], errors[2]["rank"]) == (1, 0)
-    assert "the kernel's log" in " ".join(errors[0]["facts"])  # of w2, which was asked
-    assert "from here" not in " ".join(errors[0]["facts"])
+    restarts = run.events(Restart)
+    assert [event.world_size for event in restarts] == [2, 1, 2]
+    assert all(0 <= event.lost_steps <= 60 for event in restarts)
+    errors = run.events(Error)
+    assert [event.host for event in errors] == ["w2", "w2", "w1"]
+    assert (errors[0].rank, errors[2].rank) == (1, 0)
+    assert "the kernel's log" in " ".join(errors[0].facts)  # of w2, which was asked
+    assert "from here" not in " ".join(errors[0].facts)
 
     quiet = {key.replace("__", "."): value for key, value in settings.items()}
     undisturbed = run_dslm(tmp_path / "quiet", "quickstart", {**TINY, **quiet, "parallel.ranks": 2})
-    expected = {e["step"]: e["loss"] for e in HostsRun.events_of(undisturbed, "step")}
+    expected = losses_of(undisturbed)
     assert run.losses().keys() == expected.keys()
     for step, loss in run.losses().items():
         assert loss == pytest.approx(expected[step], abs=1e-4)
@@ -127,9 +128,9 @@ def test_a_stopped_rank_is_named_and_the_stacks_of_the_others_are_kept(
     run.wait_for_step(2)
     cluster["w2"].stop_rank(1)
     assert run.end(60) == 1
-    (stall,) = run.events("stall")
-    assert (stall["rank"], stall["host"]) == (1, "w2")
-    assert "stopped" in stall["message"]
+    (stall,) = run.events(Stall)
+    assert (stall.rank, stall.host) == (1, "w2")
+    assert "stopped" in stall.message
     assert "distributed_c10d.py" in (run.run / "logs/attempt-1/stacks-rank-0.txt").read_text()
     assert gone(run, 10)
 
@@ -178,4 +179,4 @@ def test_a_slow_link_with_delay_that_loses_packets_is_no_failure(
         for host in cluster.hosts:
             host.lose(0)
         cluster["w2"].run(["tc", "qdisc", "del", "dev", "eth0", "root"], check=True)
-    assert [event["step"] for event in run.events("step")] == list(range(1, 31))
+    assert [step.step for step in run.events(Step)] == list(range(1, 31))

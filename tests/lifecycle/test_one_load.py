@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dslm.run.events import read_events
+from dslm.run.directory import RunDirectory
+from dslm.run.history import read_history
 from tests.cluster.namespaces import MakeHosts
 from tests.lifecycle.many_hosts import TINY
 
@@ -54,7 +55,7 @@ def counting(*argv: str | Path) -> list[str]:
 
 def wait_for_step(run: Path, started: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 300
-    while not any(event["event"] == "step" for event in read_events(run / "events.jsonl")[0]):
+    while not read_history(RunDirectory(run)).steps:
         assert started.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -62,8 +63,7 @@ def wait_for_step(run: Path, started: subprocess.Popen[bytes]) -> None:
 
 def check_one_load(folder: Path, started: subprocess.Popen[bytes], files: Sequence[Path]) -> None:
     assert started.wait(300) == 0
-    events, _ = read_events(folder / "run" / "events.jsonl")
-    assert [event["event"] for event in events].count("restart") == 1
+    assert len(read_history(RunDirectory(folder / "run")).restarts) == 1
     counts = Counter((folder / "opened").read_text().splitlines())
     assert {path.name: counts[str(path.resolve())] for path in files} == {
         path.name: 1 for path in files

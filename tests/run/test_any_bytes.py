@@ -101,7 +101,7 @@ def read_everything(path: Path) -> str:
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_no_change_of_bytes_breaks_a_reader(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"

@@ -193,6 +193,23 @@ def test_one_after_the_other_each_has_it(run: RunDirectory) -> None:
     assert len(owned) == 60
 
 
+def test_one_that_waits_has_it_when_the_other_is_done(
+    run: RunDirectory, holders: list[Holder]
+) -> None:
+    first = _start(holders, run)
+    first.said()
+    waited = []
+
+    def waiting() -> None:
+        waited.append(first)
+        first.kill()
+
+    with own(run.path, waiting=waiting) as hold:
+        assert waited == [first]
+        assert hold.before is not None
+        assert hold.before.pid == first.process.pid
+
+
 def test_nothing_is_left_where_nothing_was_started(run: RunDirectory, tmp_path: Path) -> None:
     with own(run.path):
         assert json.loads(run.lock.read_text())["format"] == FORMAT

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from dslm.run.events import read_events
+from dslm.run.directory import RunDirectory
+from dslm.run.events import Step
+from dslm.run.history import read_history
 from dslm.worker.data.tokenizer import train_tokenizer
 from tests.support.warm import warm_dslm
 from tests.worker.preparing import WORDS
@@ -81,5 +83,5 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Train:
 
 def losses(run: Path) -> list[float]:
     """The loss of every step."""
-    events, _ = read_events(run / "events.jsonl")
-    return [event["loss"] for event in events if event["event"] == "step"]
+    steps = read_history(RunDirectory(run)).all(Step)
+    return [step.loss for step in steps if step.loss is not None]

@@ -49,8 +49,8 @@ def test_phases_are_told_apart_in_the_first_steps_only(tmp_path: Path) -> None:
         "time": None,
     }
     file = tmp_path / "plan.json"
-    assert accuracy(file, measure, 0)["difference"] is None
+    assert accuracy(file, measure, 0).difference is None
     file.write_text(json.dumps(plan))
     found = accuracy(file, measure, 0)
-    assert found["difference"] == pytest.approx(1.0, abs=0.01)
-    assert found["predicted_step_seconds"] is None
+    assert found.difference == pytest.approx(1.0, abs=0.01)
+    assert found.predicted_step_seconds is None

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dslm.recipe.load import read_resolved
-from dslm.run.events import read_events
+from dslm.run import events
+from dslm.run.directory import RunDirectory
+from dslm.run.history import History, read_history
 from dslm.worker.data.packing import packed_sample
 from dslm.worker.data.prepare import prepare
 from dslm.worker.tasks import task_of
@@ -39,12 +41,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder / "run"
 
 
-def _events(run: Path, name: str) -> list[dict[str, Any]]:
-    return [e for e in read_events(run / "events.jsonl")[0] if e["event"] == name]
+@pytest.fixture(scope="module")
+def history(run: Path) -> History:
+    return read_history(RunDirectory(run))
 
 
-def test_the_loss_falls(run: Path) -> None:
-    losses = [event["loss"] for event in _events(run, "step")]
+def test_the_loss_falls(history: History) -> None:
+    losses = [step.loss or math.inf for step in history.steps]
     assert sum(losses[-3:]) / 3 < losses[0] - 2
 
 
@@ -61,19 +64,21 @@ def test_the_screen_says_what_was_made_and_what_is_next(run: Path) -> None:
         assert words in screen
 
 
-def test_step_events_hold_what_the_docs_promise(run: Path) -> None:
-    last = _events(run, "step")[-1]
+def test_step_events_hold_what_the_docs_promise(history: History) -> None:
+    last = history.steps[-1]
     for field in (
         "loss", "learning_rate", "grad_norm", "tokens_per_second", "samples_per_second",
         "step_seconds", "forward_seconds", "backward_seconds", "communication_seconds",
         "update_seconds", "memory_peak_bytes",
     ):  # fmt: skip
-        assert last[field] is not None, field
+        assert getattr(last, field) is not None, field
     parts = ("forward_seconds", "backward_seconds", "communication_seconds", "update_seconds")
-    assert 0 < sum(last[part] for part in parts) <= last["step_seconds"] * 1.05
-    names = {event["event"] for event in read_events(run / "events.jsonl")[0]}
+    assert 0 < sum(getattr(last, part) for part in parts) <= (last.step_seconds or 0) * 1.05
+    names = {event.name for event in history.events}
     assert {"start", "step", "eval", "checkpoint", "end"} <= names
-    sample = _events(run, "end")[-1]["sample"]
+    end = history.last(events.End)
+    assert end is not None
+    sample = str(end.sample)
     assert sample.startswith("def main(")
     assert len(sample.removeprefix("def main(").strip()) > 10  # what the model wrote
 
@@ -98,7 +103,7 @@ def test_the_run_directory_holds_what_reproduces_it(run: Path) -> None:
 
 
 def test_the_model_loads_and_gives_the_reported_loss(run: Path) -> None:
-    reported = _events(run, "eval")[-1]["loss"]
+    reported = read_history(RunDirectory(run)).evaluations[-1].loss
     recipe = read_resolved(run / "recipe.yaml")
     model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
@@ -120,18 +125,16 @@ def test_the_model_loads_and_gives_the_reported_loss(run: Path) -> None:
 
 
 def test_the_run_ends_with_what_was_planned_beside_what_was_measured(run: Path) -> None:
-    (found,) = _events(run, "accuracy")
+    (found,) = read_history(RunDirectory(run)).all(events.Accuracy)
     plan = json.loads((run / "plan.json").read_text())
     device = plan["memory"]["device"]
-    own = found["process_bytes"] - device["context"]
-    assert found["predicted_bytes"] == device["total"] + own
-    assert found["measured_bytes"] > 100 * 2**20
-    assert found["difference"] == pytest.approx(
-        found["predicted_bytes"] / found["measured_bytes"] - 1, abs=1e-3
-    )
-    assert abs(found["difference"]) < 0.25
-    assert found["measured_step_seconds"] > 0
-    assert {"init", "forward", "backward", "step"} <= set(found["phases"])
-    for phase in found["phases"].values():
-        assert 0 < phase["measured"] <= found["measured_bytes"]
+    predicted, measured = found.predicted_bytes or 0, found.measured_bytes or 0
+    assert predicted == device["total"] + (found.process_bytes or 0) - device["context"]
+    assert measured > 100 * 2**20
+    assert found.difference == pytest.approx(predicted / measured - 1, abs=1e-3)
+    assert abs(found.difference or 1) < 0.25
+    assert (found.measured_step_seconds or 0) > 0
+    assert {"init", "forward", "backward", "step"} <= set(found.phases)
+    for phase in found.phases.values():
+        assert 0 < phase.measured <= measured
     assert "planned" in (run.parent / "screen.txt").read_text()

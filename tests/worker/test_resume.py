@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from dslm.run import events
 from dslm.run.checkpoints import complete_checkpoints, newest_sound
 from dslm.run.directory import RunDirectory
-from dslm.run.events import read_events
+from dslm.run.history import E, read_history
 from dslm.run.samples import samples_of_steps
 from tests.support.warm import warm_dslm
 from tests.worker.conftest import SMALL, Train, losses
@@ -48,7 +49,7 @@ def _train_until_killed(run: Path, ranks: int, stage: int, at: int, **more: Any)
         _argv(run, ranks, stage, **more), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while at not in (event["step"] for event in _steps(run)):
+    while at not in (step.step for step in _steps(run)):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -64,13 +65,17 @@ def _newest_pid(run: Path, rank: int) -> int:
     return pid
 
 
-def _steps(run: Path) -> list[dict[str, Any]]:
-    return [e for e in read_events(run / "events.jsonl")[0] if e["event"] == "step"]
+def _all(run: Path, kind: type[E]) -> tuple[E, ...]:
+    return read_history(RunDirectory(run)).all(kind)
+
+
+def _steps(run: Path) -> tuple[events.Step, ...]:
+    return _all(run, events.Step)
 
 
 def _whole_curve(run: Path) -> list[float]:
     """The loss of every step, of the last attempt that made it."""
-    return [e["loss"] for _, e in sorted({e["step"]: e for e in _steps(run)}.items())]
+    return [step.loss or 0.0 for step in read_history(RunDirectory(run)).steps]
 
 
 def _go_on(run: Path, ranks: int, stage: int, attempts: int = 2, **more: Any) -> None:
@@ -78,9 +83,9 @@ def _go_on(run: Path, ranks: int, stage: int, attempts: int = 2, **more: Any) ->
     argv = _argv(run, ranks, stage, **more)
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert {event["attempt"] for event in _steps(run)} == set(range(1, attempts + 1))
+    assert {step.attempt for step in _steps(run)} == set(range(1, attempts + 1))
     for attempt in range(2, attempts + 1):
-        first = min(event["step"] for event in _steps(run) if event["attempt"] == attempt)
+        first = min(step.step for step in _steps(run) if step.attempt == attempt)
         assert first > 1, "it began again instead of going on"
 
 
@@ -149,9 +154,9 @@ def test_at_other_world_sizes_and_stages_the_curve_is_the_same(
     undisturbed = trained(ranks=2, **settings)
     assert _whole_curve(run) == pytest.approx(losses(undisturbed), abs=1e-4)
     assert _samples(run, _CHAIN_STEPS) == _samples(undisturbed, _CHAIN_STEPS)
-    converted = [e for e in read_events(run / "events.jsonl")[0] if e["event"] == "convert"]
+    converted = _all(run, events.Convert)
     changes = len(ways) - 1 if ways[-1][1] else 0  # without ZeRO every rank has the whole state
-    assert [e["seconds"] > 0 for e in converted] == [True] * changes
+    assert [(event.seconds or 0) > 0 for event in converted] == [True] * changes
     assert not list((run / "checkpoints").glob(".*"))
 
 
@@ -178,8 +183,8 @@ def test_a_damaged_checkpoint_is_found_and_the_older_one_taken(
     assert older.step < newest.step
     assert said in problems[0]
     _go_on(run, 2, 2)
-    phases = [e for e in read_events(run / "events.jsonl")[0] if e["event"] == "phase"]
-    assert any(f"step-{newest.step} is {said}" in phase["detail"] for phase in phases)
+    phases = _all(run, events.Phase)
+    assert any(f"step-{newest.step} is {said}" in phase.detail for phase in phases)
     assert _whole_curve(run) == losses(undisturbed)
 
 
@@ -243,14 +248,14 @@ def test_killed_while_saving_the_older_checkpoint_stays(trained: Train, tmp_path
 def test_killed_after_its_model_was_written_it_still_ends(trained: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained(ranks=2, parallel__zero_stage=2, **SETTINGS), run)
-    events = run / "events.jsonl"
-    lines = events.read_text().splitlines(keepends=True)
-    events.write_text("".join(line for line in lines if '"end"' not in line))
+    file = run / "events.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if '"end"' not in line))
     (run / ".model.partial").mkdir()
     (run / ".model.partial" / "model-00001-of-00009.safetensors").touch()
     done = subprocess.run(_argv(run, 2, 2), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert read_events(events)[0][-1]["event"] == "end"
+    assert isinstance(events.tail_events(file).events[-1], events.End)
     assert len(list((run / "model").glob("*.safetensors"))) == 1
     assert not (run / ".model.partial").exists()
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from dslm.run.events import read_events
+from dslm.run.directory import RunDirectory
+from dslm.run.events import Eval
+from dslm.run.history import read_history
 from tests.worker.conftest import losses, run_dslm
 
 pytestmark = pytest.mark.slow
@@ -60,7 +62,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def _metrics(run: Path, name: str) -> list[float]:
-    return [e[name] for e in read_events(run / "events.jsonl")[0] if e["event"] == "eval"]
+    evaluations = read_history(RunDirectory(run)).all(Eval)
+    found = [e.loss if name == "loss" else e.metrics[name] for e in evaluations]
+    return [value for value in found if value is not None]
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.panel import Panel
@@ -15,7 +15,8 @@ from dslm.cli.screens.failure import headline, panel
 from dslm.diagnose.explain import diagnose
 from dslm.errors import Interrupted, RunFailed, Where
 from dslm.launch.outcome import Status
-from dslm.run.events import read_events
+from dslm.run.events import End
+from dslm.run.history import read_history
 from dslm.run.manifest import read_manifest
 from dslm.run.summary import summarize
 from dslm.units import render_seconds
@@ -64,11 +65,9 @@ def _next(ended: Ended, folder: Path) -> str:
 
 def _show_what_was_made(run: RunDirectory) -> None:
     folder = escape(str(terminal.shown_path(run.path)))
-    end: dict[str, Any] = next(
-        (e for e in reversed(read_events(run.events)[0]) if e["event"] == "end"), {}
-    )
-    if end.get("sample"):
-        terminal.say(Panel(Text(str(end["sample"])), title="a sample of the model", expand=False))
+    end = read_history(run).last(End)
+    if end is not None and end.sample:
+        terminal.say(Panel(Text(end.sample), title="a sample of the model", expand=False))
     attempt = read_manifest(run).attempts[-1]
     took = render_seconds((attempt.ended or attempt.started) - attempt.started)
     lines = [f"[bold green]done[/] in {took}: {folder}"]

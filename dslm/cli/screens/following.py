@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from dslm.cli.screens.progress import RunScreen
 from dslm.run.directory import RunDirectory
+from dslm.run.events import Event
 
 _LOOK_SECONDS = 0.2
 
@@ -45,7 +46,7 @@ class FollowedScript:
         """Take in a line that is no event."""
         self._screen.note(text)
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Take in one event of the run."""
         self._screen.event(event)
 

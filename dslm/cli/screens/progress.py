@@ -1,6 +1,6 @@
 """What a person sees while a run goes on: a live Rich panel, or plain lines without a terminal.
 
-Events in, screen out. Knows the fields of events, nothing of processes.
+Events in, screen out. Knows the events, nothing of processes.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.columns import Columns
 from rich.console import Console, Group
@@ -17,12 +16,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from dslm.cli.screens.runs import trained_share
+from dslm.run import events
 from dslm.units import render_bytes, render_count, render_seconds
 
-# fields of an eval event that are no metric
-_NOT_METRICS = frozenset({
-    "time", "event", "attempt", "step", "seconds", "tokens", "samples", "sequences",
-})  # fmt: skip
+# of an evaluation: how much was evaluated, which is no metric
+_AMOUNTS = frozenset({"tokens", "samples", "sequences"})
 
 
 class RunScreen:
@@ -35,16 +34,28 @@ class RunScreen:
         name: str,
         live: bool | None = None,
         clock: Callable[[], float] = time.time,
+        follows: bool = True,
     ) -> None:
+        """A screen.
+
+        Args:
+            console: where it is.
+            name: of the run.
+            live: whether it changes in place; by default if the console is a terminal.
+            clock: Unix seconds.
+            follows: whether the run goes on now; if not, time is what its events say.
+        """
         self._console = console
         self._live_wanted = console.is_terminal if live is None else live
         self._clock = clock
-        self._started = clock()
+        self._follows = follows
+        self._now: float | None = clock() if follows else None  # of the last event
+        self._elapsed = 0.0  # seconds up to it, without the time between an end and a resumption
+        self._ended = False
         self._phase = "starting"
-        self._start: dict[str, Any] = {}
-        self._step: dict[str, Any] = {}
-        self._first_step_time: float | None = None
-        self._first_step = 0
+        self._start: events.Start | None = None
+        self._step: events.Step | None = None
+        self._first_step: events.Step | None = None  # of this attempt
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -82,151 +93,180 @@ class RunScreen:
         """Take in where the run is."""
         self.label("run", str(run))
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: events.Event) -> None:
         """Take one event in."""
-        kind = event["event"]
-        self._started = min(self._started, event.get("time", self._started))
-        handler = getattr(self, f"_on_{kind}", None)
-        if handler is not None:
-            handler(event)
+        if self._now is not None and not self._ended:
+            self._elapsed += max(0.0, event.time - self._now)
+        self._now, self._ended = event.time, False
+        match event:
+            case events.Phase():
+                self._on_phase(event)
+            case events.Start():
+                self._on_start(event)
+            case events.Step():
+                self._on_step(event)
+            case events.Eval():
+                self._on_eval(event)
+            case events.CheckpointSaved():
+                self._on_checkpoint(event)
+            case events.Restart():
+                self._on_restart(event)
+            case events.Accuracy():
+                self._on_accuracy(event)
+            case _:
+                self._on_word(event)
 
-    def _on_phase(self, event: dict[str, Any]) -> None:
-        detail = event.get("detail")
-        self._phase = str(event["phase"])
-        if detail:
-            self._phase += f": {detail}"
+    def _on_word(self, event: events.Event) -> None:
+        """An event that is told in a line."""
+        match event:
+            case events.Resume():
+                self.label("resumed", f"from step {event.step}")
+            case events.TakenOver():
+                self.label("taken over", f"from {event.owner}, which has died", "bold yellow")
+            case events.Error():
+                self._ended = not event.again
+                self.note(Text(f"failed: {event.message}", style="red"))
+            case events.Stall():
+                self.note(Text(f"stalled: {event.message}", style="yellow"))
+            case events.Slow():
+                self.label(
+                    "slow",
+                    f"rank {event.rank} on {event.host} computes "
+                    f"{event.ratio:.1f} times as long as the others",
+                    "yellow",
+                )
+            case events.Stop():
+                self._phase = "stopping"
+                # before training has started there is nothing to wait for, and nothing to save
+                when = "after this step; once more Ctrl-C ends it at once"
+                when = when if self._start else "at once: nothing is trained yet"
+                self.label("stopping", when, "yellow")
+            case events.End():
+                self._ended = True
+                self._phase = event.status
+
+    def _on_phase(self, event: events.Phase) -> None:
+        self._phase = f"{event.phase}: {event.detail}" if event.detail else event.phase
         if not self._live_wanted:
             self.note(f"  {self._phase}")
 
-    def _on_start(self, event: dict[str, Any]) -> None:
-        self._start = event
+    def _on_start(self, event: events.Start) -> None:
+        self._start, self._first_step = event, None
         self._phase = "first step"
-        self._progress.update(self._task, total=event.get("steps"))
-        ranks = event.get("world_size", 1)
-        parameters = event.get("parameters")
+        self._progress.update(self._task, total=event.steps)
+        ranks = event.world_size
+        count, share = "?", ""
+        if event.parameters is not None:
+            count = render_count(event.parameters)
+            share = trained_share(event.parameters, event.trained_parameters)
         self.label(
             "training",
-            f"{render_count(parameters) if parameters else '?'} parameters, "
-            f"{ranks} rank{'s' if ranks != 1 else ''}, {event.get('steps')} steps",
+            f"{count} parameters{share}, {ranks} rank{'s' if ranks != 1 else ''}, "
+            f"{event.steps} steps",
         )
 
-    def _on_resume(self, event: dict[str, Any]) -> None:
-        self.label("resumed", f"from step {event.get('step')}")
-
-    def _on_restart(self, event: dict[str, Any]) -> None:
-        self._start = {}
-        lost = f", {event['lost_steps']} steps are lost" if event.get("lost_steps") else ""
-        hosts = ", ".join(event.get("hosts", ()))
+    def _on_restart(self, event: events.Restart) -> None:
+        self._start = None
+        lost = f", {event.lost_steps} steps are lost" if event.lost_steps else ""
         self.label(
             "again",
-            f"from step {event['step']} with {event['world_size']} ranks on {hosts}{lost}",
+            f"from step {event.step} with {event.world_size} ranks on {', '.join(event.hosts)}"
+            f"{lost}",
             "bold yellow",
         )
-        for reason in event.get("left_out", ()):
+        for reason in event.left_out:
             self.note(f"  left out: {reason}")
 
-    def _on_error(self, event: dict[str, Any]) -> None:
-        self.note(Text(f"failed: {event.get('message', '')}", style="red"))
-
-    def _on_stall(self, event: dict[str, Any]) -> None:
-        self.note(Text(f"stalled: {event.get('message', '')}", style="yellow"))
-
-    def _on_slow(self, event: dict[str, Any]) -> None:
-        self.label(
-            "slow",
-            f"rank {event['rank']} on {event['host']} computes "
-            f"{event['ratio']:.1f} times as long as the others",
-            "yellow",
-        )
-
-    def _on_step(self, event: dict[str, Any]) -> None:
-        if self._first_step_time is None:
-            self._first_step_time, self._first_step = event["time"], event["step"]
+    def _on_step(self, event: events.Step) -> None:
+        self._first_step = self._first_step or event
         self._step = event
         self._phase = "training"
-        self._progress.update(self._task, completed=event["step"])
+        self._progress.update(self._task, completed=event.step)
         if not self._live_wanted:
             self.note("  " + "  ".join(f"{k} {v}" for k, v in self._cells()))
 
-    def _on_accuracy(self, event: dict[str, Any]) -> None:
-        if event.get("difference") is None:
+    def _on_accuracy(self, event: events.Accuracy) -> None:
+        if event.difference is None:
             return
         parts = [
-            f"memory {render_bytes(event['predicted_bytes'])} planned, "
-            f"{render_bytes(event['measured_bytes'])} measured ({event['difference']:+.1%})"
+            f"memory {render_bytes(event.predicted_bytes or 0)} planned, "
+            f"{render_bytes(event.measured_bytes or 0)} measured ({event.difference:+.1%})"
         ]
-        if event.get("step_difference") is not None:
+        if event.step_difference is not None:
             parts.append(
-                f"step {render_seconds(event['predicted_step_seconds'])} planned, "
-                f"{render_seconds(event['measured_step_seconds'])} measured "
-                f"({event['step_difference']:+.1%})"
+                f"step {render_seconds(event.predicted_step_seconds or 0)} planned, "
+                f"{render_seconds(event.measured_step_seconds or 0)} measured "
+                f"({event.step_difference:+.1%})"
             )
         self.label("plan", "; ".join(parts))
 
-    def _on_eval(self, event: dict[str, Any]) -> None:
+    def _on_eval(self, event: events.Eval) -> None:
+        shown = {"loss": event.loss, **event.metrics}
         parts = [
-            f"{name.replace('_', ' ')} {value:.4g}"
-            for name, value in event.items()
-            if name not in _NOT_METRICS and value is not None
+            f"{name.replace('_', ' ')} {value:.4f}"
+            for name, value in shown.items()
+            if name not in _AMOUNTS and value is not None
         ]
-        self.label("eval", f"step {event['step']}: " + ", ".join(parts))
+        self.label("eval", f"step {event.step}: " + ", ".join(parts))
 
-    def _on_checkpoint(self, event: dict[str, Any]) -> None:
-        seconds = event.get("seconds")
-        took = f" in {render_seconds(seconds)}" if seconds is not None else ""
-        self.label("checkpoint", f"step {event['step']}{took}")
+    def _on_checkpoint(self, event: events.CheckpointSaved) -> None:
+        """Training stood still for a moment; the rest was done beside it."""
+        parts = []
+        if event.seconds is not None:
+            parts.append(f"training stood still for {render_seconds(event.seconds)}")
+        if event.complete_seconds is not None:
+            parts.append(f"complete after {render_seconds(event.complete_seconds)}")
+        self.label("checkpoint", f"step {event.step}" + (f": {', '.join(parts)}" if parts else ""))
 
-    def _on_stop(self, event: dict[str, Any]) -> None:
-        self._phase = "stopping"
-        when = "after this step; once more Ctrl-C ends it at once"
-        # before training has started there is nothing to wait for, and nothing to save
-        self.label("stopping", when if self._start else "at once: nothing is trained yet", "yellow")
-
-    def _on_end(self, event: dict[str, Any]) -> None:
-        self._phase = str(event.get("status", "done"))
+    def _seconds(self) -> float:
+        """How long the run has gone on, without the time in which nobody trained."""
+        running = self._follows and not self._ended
+        since = self._clock() - self._now if running and self._now is not None else 0.0
+        return self._elapsed + max(0.0, since)
 
     def _cells(self) -> list[tuple[str, str]]:
         """Name and value of each number on the screen."""
         step, start = self._step, self._start
+        elapsed = ("elapsed", render_seconds(self._seconds()))
+        if step is None:
+            return [elapsed]
         cells: list[tuple[str, str]] = []
-        if not step:
-            return [("elapsed", render_seconds(self._clock() - self._started))]
         if not self._live_wanted:
-            cells.append(("step", f"{step['step']}/{start.get('steps', '?')}"))
-        loss = step.get("loss")
-        cells.append(("loss", "not finite" if loss is None else f"{loss:.4f}"))
-        if step.get("learning_rate") is not None:
-            cells.append(("lr", f"{step['learning_rate']:.2e}"))
-        if step.get("tokens_per_second"):
-            cells.append(("tokens/s", render_count(step["tokens_per_second"])))
-        if step.get("samples_per_second"):
-            cells.append(("samples/s", f"{step['samples_per_second']:.1f}"))
-        mfu = self._mfu()
+            steps = start.steps if start else None
+            cells.append(("step", f"{step.step}/{steps or '?'}"))
+        cells.append(("loss", "not finite" if step.loss is None else f"{step.loss:.4f}"))
+        if step.learning_rate is not None:
+            cells.append(("lr", f"{step.learning_rate:.2e}"))
+        if step.tokens_per_second:
+            cells.append(("tokens/s", render_count(step.tokens_per_second)))
+        if step.samples_per_second:
+            cells.append(("samples/s", f"{step.samples_per_second:.1f}"))
+        mfu = self._mfu(step)
         if mfu is not None:
             cells.append(("MFU", f"{mfu:.1%}"))
-        if step.get("memory_peak_bytes"):
-            cells.append(("memory", render_bytes(step["memory_peak_bytes"])))
-        cells.append(("elapsed", render_seconds(self._clock() - self._started)))
-        remaining = self._remaining()
+        if step.memory_peak_bytes:
+            cells.append(("memory", render_bytes(step.memory_peak_bytes)))
+        cells.append(elapsed)
+        remaining = self._remaining(step)
         if remaining is not None:
             cells.append(("remaining", render_seconds(remaining)))
         return cells
 
-    def _mfu(self) -> float | None:
-        flops = self._start.get("flops_per_token")
-        rate = self._step.get("tokens_per_second")
-        peak = self._start.get("peak_flops")
-        if not (flops and rate and peak):
+    def _mfu(self, step: events.Step) -> float | None:
+        start = self._start
+        if start is None or not (start.flops_per_token and start.peak_flops):
             return None
-        return float(flops * rate / (peak * self._start.get("world_size", 1)))
+        if not step.tokens_per_second:
+            return None
+        done = start.flops_per_token * step.tokens_per_second
+        return done / (start.peak_flops * max(start.world_size, 1))
 
-    def _remaining(self) -> float | None:
-        total = self._start.get("steps")
-        done = self._step["step"] - self._first_step
-        if not total or self._first_step_time is None or done <= 0:
+    def _remaining(self, step: events.Step) -> float | None:
+        first, total = self._first_step, self._start.steps if self._start else None
+        if not total or first is None or step.step <= first.step:
             return None
-        per_step = (self._step["time"] - self._first_step_time) / done
-        return float((total - self._step["step"]) * per_step)
+        per_step = (step.time - first.time) / (step.step - first.step)
+        return max(0.0, (total - step.step) * per_step)
 
     def _numbers(self) -> Columns:
         """Phase and numbers side by side, in as many rows as the terminal's width asks for."""

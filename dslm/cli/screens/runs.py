@@ -26,10 +26,13 @@ def runs_table(summaries: Sequence[RunSummary], folder: Path) -> Table:
         "run", "status", "step", "loss", "eval loss", "started", "time",
         box=None, header_style="bold",
     )  # fmt: skip
-    for summary in summaries:
-        name = Path(summary.path).name
+    paths = [Path(summary.path).name for summary in summaries]
+    names = paths if folder == RUNS else [str(folder / path) for path in paths]
+    table.columns[0].min_width = max(map(len, names), default=0)  # whole: it is typed again
+    table.columns[0].overflow = "fold"
+    for name, summary in zip(names, summaries, strict=True):
         table.add_row(*map(Text, (
-            name if folder == RUNS else str(folder / name),
+            name,
             _status(summary),
             f"{summary.step}/{summary.steps or '?'}",
             _number(summary.loss),
@@ -78,9 +81,9 @@ def _rows(history: History, summary: RunSummary) -> Iterator[tuple[str, str]]:
         yield "loss", _number(summary.loss)
     if summary.eval_loss is not None:
         yield "eval loss", _number(summary.eval_loss)
-    trained = trained_parameters(summary.parameters, summary.trained_parameters)
-    if trained:
-        yield "parameters", trained
+    if summary.parameters is not None:
+        share = trained_share(summary.parameters, summary.trained_parameters)
+        yield "parameters", render_count(summary.parameters) + share
     if summary.goodput is not None:
         yield "goodput", f"{summary.goodput:.1%}"
     if history.run.model.is_dir():
@@ -88,14 +91,11 @@ def _rows(history: History, summary: RunSummary) -> Iterator[tuple[str, str]]:
     yield "logs", str(history.run.path / "logs")
 
 
-def trained_parameters(parameters: int | None, trained: int | None) -> str:
-    """How many parameters there are, and how many of them are trained where not all are."""
-    if parameters is None:
+def trained_share(parameters: int, trained: int | None) -> str:
+    """How many of the parameters are trained, where not all are."""
+    if trained is None or trained == parameters or not parameters:
         return ""
-    if trained is None or trained == parameters:
-        return render_count(parameters)
-    share = trained / parameters if parameters else 0.0
-    return f"{render_count(trained)} of {render_count(parameters)} trained ({share:.1%})"
+    return f", of which {render_count(trained)} are trained ({trained / parameters:.1%})"
 
 
 def _restarts(summary: RunSummary) -> Table:

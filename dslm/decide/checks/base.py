@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 from dslm.cluster.hosts import Cluster
 from dslm.decide.checks.facts import ModelType
@@ -60,7 +59,7 @@ class Case:
     strategy: Strategy | None = None  # None: not planned yet
 
     @property
-    def architecture(self) -> Mapping[str, Any]:
+    def architecture(self) -> Mapping[str, object]:
         """The model's config as far as it is known."""
         return self.source.architecture
 

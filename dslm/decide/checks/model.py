@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any
 
 from dslm.decide.checks import facts
 from dslm.decide.checks.base import ALL, RECIPES, TRAINING, Case, Check, Problem
@@ -219,7 +218,7 @@ def _positions(case: Case) -> Iterator[Problem]:
             )
     entries = _number(case, "vocab_size")
     for name in _TOKENS if entries else ():
-        token: Any = case.architecture.get(name)
+        token: object = case.architecture.get(name)
         if type(token) is int and entries and token >= entries:
             yield Problem(
                 key=case.at(name),

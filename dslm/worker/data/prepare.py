@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,13 +23,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from dslm import files
+from dslm.codec import decode, line_of
 from dslm.errors import DataError, Where
 from dslm.files import write_json
 from dslm.recipe.data_paths import origins
 from dslm.recipe.schema import Recipe
-from dslm.run.lock import Owned, own
+from dslm.run.events import DataSummary
+from dslm.run.lock import own
 from dslm.worker.data.packing import best_fit, pieces_of
-from dslm.worker.data.parts import NO_KEY, TELL, Documents, Encoder, OnPhase, encode, key_of
+from dslm.worker.data.parts import NO_KEY, Documents, Encoder, OnPhase, encode, key_of
 from dslm.worker.data.records import Problems, Record, read_records
 from dslm.worker.data.store import Ragged, Samples, checksum_of, offsets_of, write_shard
 
@@ -46,14 +47,9 @@ class Prepared:
     eval: Samples | None
     statistics: dict[str, Any]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> DataSummary:
         """The statistics without their lists of files."""
-        return {
-            name: {k: v for k, v in value.items() if k != "shards"}
-            if isinstance(value, dict)
-            else value
-            for name, value in self.statistics.items()
-        }
+        return decode(DataSummary, line_of(self.statistics))
 
     @property
     def identity(self) -> str:
@@ -94,19 +90,14 @@ def prepare(
         on_phase(detail)
         progress.write_text(detail)
 
-    waiting = _Waiting(progress, on_phase)
-    while not manifest.is_file():
-        try:
-            with own(folder) as hold:
-                if hold.before is not None:
-                    tell(f"taken over from {hold.before}, which has died")
-                if not manifest.is_file():
-                    write_json(manifest, _prepare(recipe, encoder, folder, tell))
-                    shutil.rmtree(folder / "parts")
-                    progress.unlink(missing_ok=True)
-        except Owned:
-            waiting.tell()
-            time.sleep(TELL)
+    if not manifest.is_file():
+        with own(folder, waiting=_Waiting(progress, on_phase).tell) as hold:
+            if hold.before is not None:
+                tell(f"taken over from {hold.before}, which has died")
+            if not manifest.is_file():
+                write_json(manifest, _prepare(recipe, encoder, folder, tell))
+                shutil.rmtree(folder / "parts")
+                progress.unlink(missing_ok=True)
     return open_prepared(folder, recipe)
 
 
