@@ -62,6 +62,8 @@ def built(config: Any, request: Mapping[str, Any]) -> Traced:
     config.dtype = dtype
     if hasattr(config, "use_cache"):
         config.use_cache = False
+    if task == "classify" and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0  # in training the tokenizer's: classifiers look for the last token
     factory = getattr(transformers, AUTO_CLASSES[task])
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
