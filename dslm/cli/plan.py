@@ -10,7 +10,6 @@ import typer
 from dslm.cli import complete, options, terminal
 
 _SWEEP = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_BAR = 32  # characters
 
 
 def plan(
@@ -91,6 +90,7 @@ def plan(
     if longest or largest:
         options.refuse_ignored({"--explain": explain}, "with `--longest` and `--largest`")
     from dslm.cli.ledger import show_limits, show_terms
+    from dslm.cli.screens.plan import plan_page, sweep_table
     from dslm.decide.advice import check_fit
     from dslm.decide.checks.base import Verb
     from dslm.decide.checks.every import Asking
@@ -124,13 +124,14 @@ def plan(
         if json:
             terminal.write_json(rows)
         else:
-            _show_sweep(rows)
+            terminal.show(sweep_table(rows))
         return
     found = document(made.plan, made.recipe, cluster, made.profile, made.untraced)
     if json:
         terminal.write_json(found)
     else:
-        _show(found)
+        for part in plan_page(found):
+            terminal.show(part)
         if explain:
             show_terms(found["memory"])
     check_fit(made, can_force=False)
@@ -174,112 +175,3 @@ def _plan_states(params: str, zero: int, gpus: int, device: str | None, *, json:
         f"{render_bytes(items['total'])} a device"
     )
     terminal.say(found["note"])
-
-
-def _show(found: dict[str, Any]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from dslm.units import render_bytes, render_count, render_seconds
-
-    choice, memory, cluster = found["choice"], found["memory"], found["cluster"]
-    parameters = found["model"]["parameters"]
-    off = found["model"]["off"]
-    guess = f" (activations within {off:.1%})" if off and not found["model"]["exact"] else ""
-    terminal.show(
-        f"{render_count(parameters) if parameters else '?'} parameters{guess} on "
-        f"{cluster['world_size']} × {cluster['device']}, {cluster['hosts']} host"
-        f"{'s' if cluster['hosts'] > 1 else ''}"
-    )
-    picked = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in choice.items())
-    terminal.show(f"[bold]choice[/]  {picked}")
-    device = memory["device"]
-    if device is not None:
-        table = Table(box=None, show_header=False)
-        capacity = memory["capacity"]
-        for name in (
-            "parameters",
-            "gradients",
-            "optimizer",
-            "activations",
-            "logits",
-            "buffers",
-            "context",
-        ):
-            filled = min(_BAR, round(_BAR * device[name] / capacity))
-            table.add_row(name, "█" * filled + "·" * (_BAR - filled), render_bytes(device[name]))
-        verdict = "[green]fits[/]" if found["fits"] else "[bold red]does not fit[/]"
-        room = f"{render_bytes(capacity)}, {memory['margin']:.0%} kept free"
-        table.add_row(
-            "peak",
-            f"in {device['peak_phase']}, of {room}: {verdict}",
-            render_bytes(device["total"]),
-        )
-        terminal.show(table)
-        terminal.show(f"[bold]host[/]    {_host_line(memory['host'])}")
-    else:
-        terminal.show(
-            "[bold yellow]not known[/]  whether it fits: the model couldn't be traced: "
-            f"{escape(found['model']['untraced'])}"
-        )
-    time = found["time"]
-    if time is not None:
-        whole = ""
-        if time["total_seconds"]:
-            hours = f"{time['gpu_hours']:.0f} GPU-hours"
-            whole = f"; all in {render_seconds(time['total_seconds'])}, {hours}"
-        terminal.show(
-            f"[bold]time[/]    {render_seconds(time['step_seconds'])} a step, "
-            f"{render_count(time['tokens_per_second'])} tokens/s, MFU {time['mfu']:.0%}, "
-            f"bound by {time['bound_by']}{whole}"
-        )
-    for other in found["runners_up"][:3]:
-        what = f"stage {other['zero_stage']}, micro batch {other['micro_batch_size']}"
-        if other["offload"] != "none":
-            what += f", offload {other['offload']}"
-        if other["activation_checkpointing"]:
-            what += ", activation checkpointing"
-        terminal.show(f"[dim]not[/]     {what}: {other['why']}")
-    smallest = found["smallest_world_size"]
-    if smallest:
-        terminal.show(f"[dim]at least {smallest} such device{'s' if smallest > 1 else ''}[/]")
-
-
-def _host_line(host: dict[str, Any]) -> str:
-    from dslm.units import render_bytes
-
-    parts = ", ".join(
-        f"{name} {render_bytes(host[name])}"
-        for name in ("pinned", "pageable", "process", "loading", "export")
-        if host[name]
-    )
-    line = f"{render_bytes(host['total'])} on each host ({parts})"
-    if host["capacity"] is None:
-        return line
-    if host["fits"]:
-        return f"{line}, of {render_bytes(host['capacity'])}"
-    return (
-        f"{line}: [bold red]more than its {render_bytes(host['capacity'])}, "
-        "so the kernel would end a rank (exit -9)[/]"
-    )
-
-
-def _show_sweep(rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    from dslm.units import render_bytes, render_count
-
-    table = Table(
-        "gpus", "stage", "micro batch", "recompute", "memory", "fits", "tokens/s", box=None
-    )
-    for row in rows:
-        table.add_row(
-            str(row["gpus"]),
-            str(row["zero_stage"]),
-            str(row["micro_batch_size"]),
-            "yes" if row["activation_checkpointing"] else "no",
-            render_bytes(row["total"]),
-            "[green]yes[/]" if row["fits"] else "[red]no[/]",
-            render_count(row["tokens_per_second"]) if row["tokens_per_second"] else "-",
-        )
-    terminal.show(table)

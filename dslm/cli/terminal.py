@@ -7,6 +7,7 @@ NO_COLOR (Rich does that). Knows how errors look, not what they mean.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from dslm import environment
 from dslm.errors import DslmError, shortened
 from dslm.files import json_text
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _MOST_FINDINGS = 20  # of one error; nobody reads more before the first ones are mended
 _LONGEST_MESSAGE = 1000
+_WIDTH = 140  # characters, where nothing says how wide stdout is
 
 
 @cache
@@ -47,7 +50,7 @@ def styled(markup: str) -> Text:
 
 @contextmanager
 def busy() -> Iterator[Callable[[str], None]]:
-    """A spinner while something is done elsewhere; what is given is told what goes on."""
+    """Show a spinner while another process works; yields a function that updates its text."""
     from rich.text import Text
 
     with people().status("starting") as status:
@@ -73,7 +76,8 @@ def show(value: RenderableType) -> None:
     from rich.console import Console
 
     stream = _stdout()
-    Console(file=stream, highlight=False, width=None if stream.isatty() else 140).print(value)
+    known = stream.isatty() or environment.COLUMNS in os.environ
+    Console(file=stream, highlight=False, width=None if known else _WIDTH).print(value)
 
 
 def shows_unicode() -> bool:
