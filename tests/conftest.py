@@ -18,6 +18,11 @@ _SHARE_TRAININGS = ("tests/worker/test_equality.py", "tests/worker/test_export.p
 Dslm = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that writes golden files instead of comparing with them."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden/screens")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests run in one process one after another, where several share the work.
 

@@ -86,7 +86,7 @@ def show(
     if summary.failure is not None:
         from dslm.cli.screens.failure import panel, why_table
 
-        terminal.show(panel(summary.failure, history.run.path))
+        terminal.show(panel(summary.failure, terminal.shown_path(history.run.path)))
         if why:
             terminal.show(why_table(summary.failure))
 

@@ -1,4 +1,4 @@
-"""What a launch would do: recipe, DeepSpeed config, command, what every rank is told."""
+"""How a dry run looks: recipe, DeepSpeed config, what every rank reads, hosts, command."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from dslm.lifecycle.fleet import Fleet
     from dslm.run.attempt import Attempt
 
-# of an attempt: a number that it hasn't got yet, the address of a supervisor that doesn't run
+# fields of an attempt that only a launch fills: its number, its supervisor's address
 _NOT_YET = ("number", "control")
 
 
 def show_dry_run(
     fleet: Fleet, job: Job | None, request: LaunchRequest, attempt: Attempt, *, json: bool
 ) -> None:
-    """Show what a launch would do."""
+    """Show everything that a launch would use, as files that can be copied."""
     hosts = {
         "preflight": fleet.remote and fleet.preflight,
         "max_restarts": fleet.max_restarts,
@@ -49,9 +49,9 @@ def show_dry_run(
         return
     if job is not None:
         terminal.write("# recipe.yaml\n" + dump_recipe(job.recipe))
-        terminal.write("# ds_config.json\n" + json_format.dumps(job.config.values, indent=2))
+        terminal.write("\n# ds_config.json\n" + json_format.dumps(job.config.values, indent=2))
     terminal.write("\n# what every rank reads\n" + json_format.dumps(told, indent=2))
-    terminal.write("\n# how it goes on with its hosts\n" + json_format.dumps(hosts, indent=2))
+    terminal.write("\n# checks and restarts\n" + json_format.dumps(hosts, indent=2))
     for path, content in request.files.items():
         terminal.write(f"\n# {terminal.shown_path(path)}\n{content}")
     terminal.write("\n# command\n" + request.render())

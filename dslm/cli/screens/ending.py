@@ -1,4 +1,4 @@
-"""How the end of a launch looks: what was made and what to run next, or what went wrong."""
+"""How the end of a launch looks: results and the next command, or the failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dslm.launch.outcome import Status
 from dslm.run.events import End
 from dslm.run.history import read_history
 from dslm.run.manifest import read_manifest
-from dslm.run.summary import summarize
+from dslm.run.summary import RunSummary, summarize
 from dslm.units import render_seconds
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def show_end(ended: Ended, *, json: bool) -> None:
     run, outcome = ended.run, ended.outcome
     summary = summarize(run)
     if outcome.status == Status.FAILED and summary.failure is None:
-        # it is in the run's events, unless the disk is full and these could not be written any more
+        # usually it is among the run's events; on a full disk these could not be written
         error = diagnose(run, outcome).event(outcome.attempt, noticed=outcome.noticed)
         summary = replace(summary, status="failed", error=error.message, failure=error)
     if json:
@@ -54,16 +54,16 @@ def show_end(ended: Ended, *, json: bool) -> None:
         raise RunFailed(
             headline(summary.failure), where=Where(file=folder), hint=_next(ended, folder)
         )
-    _show_what_was_made(run)
+    _show_what_was_made(run, summary)
 
 
 def _next(ended: Ended, folder: Path) -> str:
-    """What to run next: exactly the command that resumes it, where one can."""
+    """The command to run next: the one that resumes the run, where it can be resumed."""
     show = f"`dslm runs show {folder}` shows this again"
     return f"resume with: {ended.resume}\n      {show}" if ended.resume else show
 
 
-def _show_what_was_made(run: RunDirectory) -> None:
+def _show_what_was_made(run: RunDirectory, summary: RunSummary) -> None:
     folder = escape(str(terminal.shown_path(run.path)))
     end = read_history(run).last(End)
     if end is not None and end.sample:
@@ -71,6 +71,10 @@ def _show_what_was_made(run: RunDirectory) -> None:
     attempt = read_manifest(run).attempts[-1]
     took = render_seconds((attempt.ended or attempt.started) - attempt.started)
     lines = [f"[bold green]done[/] in {took}: {folder}"]
+    if summary.loss is not None:
+        evaluated = summary.eval_loss
+        beside = "" if evaluated is None else f", {evaluated:.4f} on the evaluation data"
+        lines.append(f"  loss         {summary.loss:.4f} at step {summary.step}{beside}")
     if run.model.is_dir():
         lines.append(f"  model        {folder}/model   (loads with from_pretrained)")
     if run.checkpoints.is_dir():

@@ -1,6 +1,6 @@
 """How a failed attempt looks: one panel, the same at its end and in `dslm runs show`.
 
-An error event of a run in, something for Rich out. Knows the fields of the event, no causes.
+Takes the error event of a run, returns something for Rich. Knows the event's fields, no causes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dslm.run.events import Error, JudgedWitness
 
 
 def headline(failure: Error) -> str:
-    """Who failed first, where and when, in a line."""
+    """Say in a line who failed first, where and when."""
     rank, host = failure.rank, failure.host
     if rank is not None:
         who = f"rank {rank} on {host}" if host else f"rank {rank}"
@@ -27,7 +27,7 @@ def headline(failure: Error) -> str:
 
 
 def panel(failure: Error, run: Path) -> Panel:
-    """Cause, fix and log of a failure; of an unknown one the traceback, too.
+    """Lay out cause, fix and log of a failure; of an unknown one the traceback, too.
 
     Args:
         failure: the error event.
@@ -48,27 +48,28 @@ def panel(failure: Error, run: Path) -> Panel:
 
 
 def _rows(failure: Error, run: Path) -> list[tuple[str, list[str]]]:
-    """The lines of the panel by name; those that there is nothing for are left out."""
+    """The lines of the panel by name; rows without content are left out."""
     ways = list(failure.ways)
     if len(ways) > 1:
         ways = [f"{number}. {way}" for number, way in enumerate(ways, 1)]
     followers = ", ".join(str(rank) for rank in failure.followers)
+    plural = "s" if len(failure.followers) > 1 else ""
     return [
         (name, lines)
         for name, lines in (
             ("cause", [failure.cause or failure.message]),
-            ("it said", [failure.said] if failure.said else []),
-            ("seen", list(failure.facts)),
+            ("message", [failure.said] if failure.said else []),
+            ("observed", list(failure.facts)),
             ("fix", [way for way in ways if way]),
             ("log", [str(run / failure.log)] if failure.log else []),
-            ("after it", [f"rank {followers}"] if followers else []),
+            ("then failed", [f"rank{plural} {followers}"] if followers else []),
         )
         if lines
     ]
 
 
 def why_table(failure: Error) -> Table:
-    """Every rule of blame in its order, and whom it fitted; the first of them is to blame."""
+    """Lay out the rules of blame in their order, and the witnesses that each fitted."""
     from dslm.diagnose.blame import RULES
     from dslm.diagnose.witness import SOURCES
 

@@ -1,4 +1,4 @@
-"""Hosts and checks: a table of marks, and below it each mark that isn't green, with its fix."""
+"""How checked hosts look: a line each, and below it every check that isn't green, with its fix."""
 
 from __future__ import annotations
 
@@ -6,37 +6,57 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 from dslm.cli import terminal
-from dslm.reach.checks import CHECKS, State
+from dslm.reach.checks import CHECKS, CheckResult, State
 
 if TYPE_CHECKING:
     from dslm.cluster.hosts import Host
     from dslm.reach.preflight import Preflight
 
-_MARKS = {"ok": "[green]✓[/]", "note": "[yellow]![/]", "wrong": "[red]✗[/]"}
+_MARKS = {
+    State.OK: ("✓ ", "green"), State.NOTE: ("! ", "yellow"), State.WRONG: ("✗ ", "red"),
+}  # fmt: skip
 
 
 def show_preflight(hosts: Sequence[Host], preflight: Preflight) -> None:
-    """Show what came out of a preflight."""
-    cells = {(result.host, result.check): result.state for result in preflight.results}
-    table = Table("host", box=None, header_style="bold")
-    for name in CHECKS:
-        table.add_column(name, justify="center")
+    """Show the results of a preflight."""
+    table = Table("host", "checks", box=None, header_style="bold")
     for host in hosts:
-        marks = [_MARKS[cells[host.name, n]] if (host.name, n) in cells else "" for n in CHECKS]
-        table.add_row(host.name, *marks)
+        own = [result for result in preflight.results if result.host == host.name]
+        table.add_row(Text(host.name), _line(own))
     terminal.show(table)
-    told = [result for result in preflight.results if result.state != State.OK]
-    if told:
-        details = Table("", "host", "check", "found", "what to do", box=None, header_style="bold")
-        for result in told:
-            mark = _MARKS[result.state]
-            details.add_row(mark, result.host, result.check, result.detail, result.fix)
-        terminal.show(details)
+    odd = [result for result in preflight.results if result.state != State.OK]
+    if odd:
+        terminal.show(_details(odd))
     if preflight.master_address:
         over = sorted(set(preflight.interfaces.values()))
         if len(over) > 1:
-            over = [f"{host} {name}" for host, name in preflight.interfaces.items()]
+            over = [f"{name} ({host})" for host, name in preflight.interfaces.items()]
         terminal.say(f"the ranks meet at {preflight.master_address}, over {', '.join(over)}")
-    terminal.say(f"{len(hosts)} hosts in {preflight.seconds:.1f} s")
+    count = f"{len(hosts)} host{'' if len(hosts) == 1 else 's'}"
+    terminal.say(f"checked {count} in {preflight.seconds:.1f} s")
+
+
+def _line(results: Sequence[CheckResult]) -> Text:
+    """The number of checks that are green, and the names of those that aren't."""
+    green = sum(result.state == State.OK for result in results)
+    count = f"{green} of {len(CHECKS)} ok"
+    parts = [Text.assemble(_MARKS[State.OK], count)] if green else []
+    for state in (State.WRONG, State.NOTE):
+        names = [result.check for result in results if result.state == state]
+        if names:
+            parts.append(Text.assemble(_MARKS[state], ", ".join(names)))
+    return Text("   ").join(parts)
+
+
+def _details(results: Sequence[CheckResult]) -> Table:
+    table = Table("", "host", "check", "found", "what to do", box=None, header_style="bold")
+    for column in table.columns[:3]:
+        column.no_wrap = True
+    for result in results:
+        mark, style = _MARKS[result.state]
+        cells = (result.host, result.check, result.detail, result.fix)
+        table.add_row(Text(mark.strip(), style), *map(Text, cells))
+    return table

@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dslm.cli import terminal
 from dslm.cli.screens.curve import curve
 from dslm.run.history import History
 from dslm.run.summary import RUNS, RunSummary
@@ -21,7 +22,7 @@ from dslm.units import render_count, render_seconds
 
 
 def runs_table(summaries: Sequence[RunSummary], folder: Path) -> Table:
-    """A line a run; the names are as every verb takes them."""
+    """Lay out runs, a line each; every verb takes the names as they are shown."""
     table = Table(
         "run", "status", "step", "loss", "eval loss", "started", "time",
         box=None, header_style="bold",
@@ -44,11 +45,11 @@ def runs_table(summaries: Sequence[RunSummary], folder: Path) -> Table:
 
 
 def run_page(history: History, summary: RunSummary, *, plain: bool) -> Iterator[RenderableType]:
-    """What a run did: numbers, curve, restarts, and what could not be read.
+    """Lay out what a run did: numbers, curve, restarts, and files that could not be read.
 
     Args:
-        history: what happened.
-        summary: in a few numbers.
+        history: the events of the run.
+        summary: the same in a few numbers.
         plain: ASCII only.
     """
     table = Table(box=None, show_header=False)
@@ -68,7 +69,8 @@ def run_page(history: History, summary: RunSummary, *, plain: bool) -> Iterator[
 
 
 def _rows(history: History, summary: RunSummary) -> Iterator[tuple[str, str]]:
-    yield "path", summary.path
+    folder = terminal.shown_path(history.run.path)
+    yield "run directory", str(folder)
     yield "status", _status(summary)
     if summary.owner is not None:
         yield "trained by", summary.owner
@@ -85,14 +87,14 @@ def _rows(history: History, summary: RunSummary) -> Iterator[tuple[str, str]]:
         share = trained_share(summary.parameters, summary.trained_parameters)
         yield "parameters", render_count(summary.parameters) + share
     if summary.goodput is not None:
-        yield "goodput", f"{summary.goodput:.1%}"
+        yield "goodput", f"{summary.goodput:.1%} of the time went into steps that count"
     if history.run.model.is_dir():
-        yield "model", str(history.run.model)
-    yield "logs", str(history.run.path / "logs")
+        yield "model", str(folder / "model")
+    yield "logs", str(folder / "logs")
 
 
 def trained_share(parameters: int, trained: int | None) -> str:
-    """How many of the parameters are trained, where not all are."""
+    """Render how many of the parameters are trained, where not all are."""
     if trained is None or trained == parameters or not parameters:
         return ""
     return f", of which {render_count(trained)} are trained ({trained / parameters:.1%})"
