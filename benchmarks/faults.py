@@ -3,7 +3,7 @@
     python -m benchmarks.faults
 
 The hosts are namespaces (tests/cluster/namespaces.py), the training a real one under
-pdsh with a checkpoint every ten steps. For each fault: what the run said, after how many seconds,
+pdsh with a checkpoint every ten steps. For each fault: the cause that the run reported, after how many seconds,
 when the last process of the attempt was gone on every host, and how many steps were lost when the
 run went on. Writes its section of docs/reliability.md.
 """
@@ -129,7 +129,7 @@ def report() -> str:
         "Two hosts under pdsh, one rank each, a checkpoint every ten steps; seconds from the fault "
         "until dslm had noticed, and until the last rank of the attempt was gone on every host; "
         "steps that were made again. All of it shares two cores.\n\n"
-        "| fault | what the run said | noticed, s | nothing left, s | steps lost |\n"
+        "| fault | reported cause | noticed, s | all processes gone after, s | steps lost |\n"
         "|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 

@@ -64,7 +64,7 @@ def shortened(text: str, most: int = 80) -> str:
     if len(text) <= most:
         return text
     half = (most - 20) // 2
-    return f"{text[:half]} … {text[-half:]} ({len(text):,} letters)"
+    return f"{text[:half]} … {text[-half:]} ({len(text):,} characters)"
 
 
 class DslmError(Exception):

@@ -84,7 +84,7 @@ def parse_json(
         found: dict[str, object] = {}
         for key, value in pairs:
             if key in found:
-                twice = f"the key `{shortened(key)}` stands there twice"
+                twice = f"the key `{shortened(key)}` is given twice"
                 raise error(twice, where=Where(file=file))
             if wrong := wrong_text(key):
                 raise error(f"a key {wrong}", where=Where(file=file))

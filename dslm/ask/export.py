@@ -84,7 +84,7 @@ def export_request(
     target = (output or run.path / "export" / f"step-{checkpoint.step}").absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OptionError(
-            "is there already", where=Where(file=target), hint="choose another with `-o DIR`"
+            "already exists", where=Where(file=target), hint="choose another with `-o DIR`"
         )
     return ExportRequest(
         run=run,

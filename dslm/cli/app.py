@@ -120,13 +120,13 @@ def _as_error(exception: Exception) -> DslmError:
         Path.cwd()
     except OSError:
         return OptionError(
-            "the current folder was removed", hint="`cd` into one that is there, and try again"
+            "the current folder was removed", hint="`cd` into one that exists, and try again"
         )
     if isinstance(exception, OSError) and exception.errno in _BAD_NAMES:
         # of a file that was named; dslm itself makes no such names
         return OptionError(f"{exception.strerror}: {shortened(str(exception.filename))}")
     if isinstance(exception, OSError) and exception.filename is None and exception.errno in _FULL:
-        return DslmError(f"what was to be shown can't be written: {exception.strerror}")
+        return DslmError(f"the output can't be written: {exception.strerror}")
     if isinstance(exception, OSError) and exception.errno in _REFUSED:
         return OptionError(f"{exception.strerror}: {shortened(str(exception.filename))}")
     return unforeseen(exception)

@@ -31,7 +31,7 @@ def config(
     ] = False,
     check: Annotated[
         Path | None,
-        typer.Option("--check", metavar="FILE", help="Look for mistakes in any DeepSpeed JSON."),
+        typer.Option("--check", metavar="FILE", help="Check any DeepSpeed JSON for mistakes."),
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -80,10 +80,10 @@ def config(
     asking = Asking(verb=Verb.CONFIG, here=device is None)
     with terminal.busy_when_told() as told:
         config = ready_job(loaded, cluster, asking, on_phase=told).config
-    how = "`--device NAME` makes it for another, such as h100-80gb"
+    how = "`--device NAME` generates it for another, such as h100-80gb"
     terminal.say(
         f"made for {cluster.world_size} × {cluster.device.name}"
-        + (f", what there is here; {how}" if device is None else "")
+        + (f", the devices of this machine; {how}" if device is None else "")
     )
     if not explain:
         terminal.write_json(config.values)

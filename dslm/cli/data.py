@@ -58,7 +58,7 @@ def prepare(
         raise DataError(
             f"prepared files are damaged: {', '.join(found['damaged'])}",
             where=Where(file=found["folder"]),
-            hint="delete the folder: it is made again",
+            hint="delete the folder: it is prepared again",
         )
     if json:
         terminal.write_json({name: value for name, value in found.items() if name != "shown"})

@@ -37,7 +37,7 @@ def doctor(measure: Measure = False, json: options.Json = False) -> None:
         _show(checks, measured)
     if wrong:
         raise PreflightError(
-            f"wrong on this machine: {', '.join(check.name for check in wrong)}",
+            f"checks failed on this machine: {', '.join(check.name for check in wrong)}",
             hint=wrong[0].fix,
         )
 

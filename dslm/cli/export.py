@@ -35,7 +35,7 @@ SkipVerify = Annotated[
     ),
 ]
 Push = Annotated[
-    str | None, typer.Option("--push-to-hub", metavar="REPO", help="Upload it to the Hub, too.")
+    str | None, typer.Option("--push-to-hub", metavar="REPO", help="Also upload it to the Hub.")
 ]
 Trust = Annotated[
     bool,

@@ -20,7 +20,7 @@ Hostfile = Annotated[
     str | None,
     typer.Argument(
         metavar="HOSTFILE",
-        help="Lines of `HOST slots=N`, or `w1:4,w2:4`; left out: the allocation of the batch job.",
+        help="Lines of `HOST slots=N`, or `w1:4,w2:4`; default: the allocation of the batch job.",
     ),
 ]
 
@@ -119,7 +119,7 @@ def _hosts(hostfile: str | None, include: str | None, exclude: str | None) -> li
     given = allocation(os.environ)
     if given is None:
         raise HostfileError(
-            "no hostfile is named, and this is not inside a batch job",
+            "no hostfile is given, and this is not inside a batch job",
             where=Where(key="HOSTFILE"),
             hint="`dslm hosts show FILE`, or `w1:4,w2:4`",
         )

@@ -38,7 +38,7 @@ def launch(
 ) -> None:
     """Run your own training script on every rank, launched and supervised by dslm.
 
-    What stands after `--` goes to the script.
+    Arguments after `--` go to the script.
 
     [dim]Examples:[/dim]
 

@@ -15,7 +15,7 @@ from dslm.lifecycle.placement import Placement
 
 
 def refuse_ignored(given: Mapping[str, object], because: str, hint: str = "") -> None:
-    """Refuse options that would do nothing.
+    """Refuse options that would have no effect.
 
     Args:
         given: options by name, with what was given for each; None, False or empty: not given.
@@ -75,7 +75,7 @@ Device = Annotated[
     typer.Option(
         "--device",
         metavar="NAME",
-        help="Kind of device that it is for, such as h100-80gb or cpu; default: what is here.",
+        help="Kind of device, such as h100-80gb or cpu; default: this machine's.",
         autocompletion=complete.devices,
     ),
 ]
@@ -93,7 +93,7 @@ Hostfile = Annotated[
         "--hostfile",
         "-H",
         metavar="FILE",
-        help="Hosts to run on: lines of `HOST slots=N`, or `w1:4,w2:4`; default: this one.",
+        help="Hosts to run on: lines of `HOST slots=N`, or `w1:4,w2:4`; default: this machine.",
     ),
 ]
 NumNodes = Annotated[
@@ -113,7 +113,7 @@ Queue = Annotated[
     bool,
     typer.Option(
         f"--{QUEUE}",
-        help="Submit a batch job to Slurm that does it; it carries on when interrupted.",
+        help="Submit it to Slurm as a batch job, which resumes when interrupted.",
     ),
 ]
 NoPreflight = Annotated[
@@ -148,17 +148,17 @@ Output = Annotated[
     typer.Option("--output", "-o", metavar="DIR", help="Run directory; default: runs/RECIPE-TIME."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show what would be run; write and start nothing.")
+    bool, typer.Option("--dry-run", help="Show what would run; write and start nothing.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Force = Annotated[
-    bool, typer.Option("--force", help="Go on although the plan says that it does not fit.")
+    bool, typer.Option("--force", help="Continue even if the plan says that it does not fit.")
 ]
 Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Resume the run in `-o`, or the newest unfinished one of the recipe; fail without.",
+        help="Resume the run in `-o`, or the newest unfinished one of the recipe; fail if there is none.",
     ),
 ]
 

@@ -26,7 +26,9 @@ def plan(
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Devices in total.")] = None,
     hosts: Annotated[
         int | None,
-        typer.Option("--hosts", min=1, help="Hosts they are spread over; default: 8 a host."),
+        typer.Option(
+            "--hosts", min=1, help="Hosts to spread them over; default: 8 devices a host."
+        ),
     ] = None,
     device: options.Device = None,
     hostfile: Annotated[
@@ -46,16 +48,16 @@ def plan(
         typer.Option("--zero", min=0, max=3, help="ZeRO stage, with --params; default: 0."),
     ] = None,
     sweep: Annotated[
-        bool, typer.Option("--sweep", help="A table over stages and cluster sizes.")
+        bool, typer.Option("--sweep", help="Show a table over stages and cluster sizes.")
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Every term of memory: bytes, life, source.")
+        bool, typer.Option("--explain", help="Show every term of memory: bytes, life, source.")
     ] = False,
     longest: Annotated[
-        bool, typer.Option("--longest", help="The longest sequence that fits.")
+        bool, typer.Option("--longest", help="Find the longest sequence that fits.")
     ] = False,
     largest: Annotated[
-        bool, typer.Option("--largest", help="The largest micro batch that fits.")
+        bool, typer.Option("--largest", help="Find the largest micro batch that fits.")
     ] = False,
     json: options.Json = False,
 ) -> None:

@@ -56,7 +56,8 @@ def list_(
 def show(
     run: RunArgument,
     why: Annotated[
-        bool, typer.Option("--why", help="Show which rule of blame fitted whom after a failure.")
+        bool,
+        typer.Option("--why", help="After a failure, show which rule of blame fitted which rank."),
     ] = False,
     json: options.Json = False,
 ) -> None:
@@ -71,12 +72,12 @@ def show(
     summary = summary_of(history)
     if why and summary.failure is None:
         raise OptionError(
-            f"{history.run.path.name} has not failed, so there is nobody to blame",
+            f"{history.run.path.name} has not failed: no rule of blame applies",
             where=Where(key="--why"),
         )
     if json:
         if why:
-            raise OptionError("`--json` has it in any case", where=Where(key="--why"))
+            raise OptionError("`--json` includes it anyway", where=Where(key="--why"))
         terminal.write_json(summary.document())
         return
     from dslm.cli.screens.runs import run_page
@@ -138,16 +139,16 @@ def stop(run: RunArgument) -> None:
     directory = open_run(run)
     name, status = directory.path.name, summarize(directory).status
     if status != "unfinished":
-        terminal.say(f"{name} is {status} already")
+        terminal.say(f"{name} is already {status}")
         return
     if owner_of(directory.path) is None:
-        terminal.say(f"nobody trains in {name}: it ended before it was done, at the last event")
+        terminal.say(f"no process trains in {name}: it ended unfinished, after its last event")
         return
     try:
         directory.stop_request.touch()
     except OSError as failure:
         raise OptionError(
-            f"the wish to stop can't be written: {failure.strerror}",
+            f"the stop request can't be written: {failure.strerror}",
             where=Where(file=directory.stop_request),
         ) from None
     terminal.say(f"asked {name} to stop; `dslm runs watch {run}` follows it")

@@ -80,7 +80,7 @@ def local_cluster(
     if asked is not None and asked > len(chosen):
         what = "accelerators" if machine.accelerators else f"for {machine.cores} CPU cores"
         raise OptionError(
-            f"{asked} ranks are asked for, but there are only {len(chosen)} slots here ({what})",
+            f"{asked} ranks were requested, but there are only {len(chosen)} slots here ({what})",
             where=Where(key="--num-gpus" if num_gpus is not None else "parallel.ranks"),
             hint=f"`--num-gpus {len(chosen)}` or fewer",
         )

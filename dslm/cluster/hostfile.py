@@ -68,7 +68,7 @@ def parse_hostfile(text: str, path: Path | str = "hostfile") -> tuple[Host, ...]
             host = parse_line(content)
             machine = host.address.lower()
             if machine in first_line:
-                raise ValueError(f"host `{host.address}` stands in line {first_line[machine]} too")
+                raise ValueError(f"host `{host.address}` is already on line {first_line[machine]}")
         except ValueError as failure:
             findings.append(Finding(message=str(failure), where=Where(file=path, line=number)))
             continue
@@ -100,7 +100,7 @@ def parse_line(content: str) -> Host:
     """
     odd = next((c for c in content if not c.isascii() or (not c.isprintable() and c != "\t")), None)
     if odd is not None:
-        raise ValueError(f"the character {odd!r} (U+{ord(odd):04X}) can't stand in a hostfile")
+        raise ValueError(f"the character {odd!r} (U+{ord(odd):04X}) is not allowed in a hostfile")
     name, *rest = content.split()
     check_host_name(name)
     if not rest:
@@ -109,7 +109,7 @@ def parse_line(content: str) -> Host:
     if not match:
         raise ValueError(f"`{shortened(rest[0])}` is not `slots=N`")
     if len(rest) > 1:
-        raise ValueError(f"`{shortened(' '.join(rest[1:]))}` after the slots is not known")
+        raise ValueError(f"`{shortened(' '.join(rest[1:]))}` after the slots is not understood")
     slots = int(match[1]) if len(match[1]) <= _MOST_DIGITS else _MOST_SLOTS + 1
     if not 0 < slots <= _MOST_SLOTS:
         raise ValueError(f"slots must be from 1 to {_MOST_SLOTS}, not {shortened(match[1])}")
@@ -137,7 +137,7 @@ def check_host_name(text: str) -> None:
     """
     user, at, name = text.rpartition("@")
     if at and not _USER.fullmatch(user):
-        raise ValueError(f"`{shortened(user)}` is not a user's name")
+        raise ValueError(f"`{shortened(user)}` is not a user name")
     if is_ipv6(name):
         return
     try:
@@ -146,7 +146,7 @@ def check_host_name(text: str) -> None:
         # a last label of digits alone makes it an address (RFC 1123, 2.1), and that is a wrong one
         is_address = name.rpartition(".")[2].isdigit() and "." in name
         if is_address or not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
-            raise ValueError(f"`{shortened(text)}` is not the name of a host") from None
+            raise ValueError(f"`{shortened(text)}` is not a host name") from None
 
 
 def is_ipv6(name: str) -> bool:

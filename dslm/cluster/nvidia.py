@@ -102,7 +102,10 @@ def _index(entry: str, uuids: Sequence[str]) -> int | None:
         return None
     matching = [i for i, uuid in enumerate(uuids) if uuid.upper().startswith(entry.upper())]
     if len(matching) > 1:
-        raise _wrong(f"says `{entry}`, and {len(matching)} devices begin so", "write more of it")
+        raise _wrong(
+            f"is ambiguous: `{entry}` matches {len(matching)} devices",
+            "give more of its characters",
+        )
     return matching[0] if matching else None
 
 

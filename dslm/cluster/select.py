@@ -34,7 +34,7 @@ def select(
     if num_nodes is not None:
         if num_nodes > len(chosen):
             raise HostfileError(
-                f"{num_nodes} hosts are asked for, but there are {len(chosen)}",
+                f"{num_nodes} hosts were requested, but there are {len(chosen)}",
                 where=Where(key="--num-nodes"),
             )
         chosen = chosen[:num_nodes]
@@ -42,7 +42,7 @@ def select(
         for host in chosen:
             if num_gpus > host.slots:
                 raise HostfileError(
-                    f"{num_gpus} ranks a host are asked for, but {host.name} has {host.slots} "
+                    f"{num_gpus} ranks a host were requested, but {host.name} has {host.slots} "
                     f"slot{'s' if host.slots > 1 else ''}",
                     where=Where(key="--num-gpus"),
                     hint=f"`--num-gpus {min(h.slots for h in chosen)}` or fewer",
@@ -102,7 +102,7 @@ def _parse(text: str, hosts: Sequence[Host], option: str) -> dict[str, list[int]
                 hint=did_you_mean(name, known) or f"known: {', '.join(list(known)[:8])}",
             )
         if name in found:
-            raise HostfileError(f"host `{name}` stands there twice", where=where)
+            raise HostfileError(f"host `{name}` is listed twice", where=where)
         indices = []
         for slot in slots.split(",") if colon else []:
             if not (slot.isascii() and slot.isdigit()):

@@ -29,17 +29,17 @@ def check_fit(job: Job, *, can_force: bool = True) -> None:
     if job.plan.fits or memory is None:
         return
     choice = job.plan.choice
-    ways = [*ways_out(job), *(["or go on anyway with `--force`"] if can_force else [])]
+    ways = [*ways_out(job), *(["or continue anyway with `--force`"] if can_force else [])]
     hint = "; ".join(ways)
     if not choice.fits_device:
         raise DoesNotFit(
             f"this needs {render_bytes(memory.total)} on each of {job.cluster.world_size} ranks "
-            f"(in {memory.peak_phase}), and there are {render_bytes(choice.capacity)}",
+            f"(in {memory.peak_phase}), but there are {render_bytes(choice.capacity)}",
             hint=hint,
         )
     raise DoesNotFit(
         f"this needs {render_bytes(memory.host)} of each host's memory, and there are "
-        f"{render_bytes(choice.host_capacity or 0)}: the kernel would end a rank (exit -9)",
+        f"{render_bytes(choice.host_capacity or 0)}: the kernel would kill a rank (exit -9)",
         hint=hint,
     )
 

@@ -139,7 +139,7 @@ def _check_config(config: ResolvedConfig, loaded: LoadedRecipe) -> None:
         raise RecipeError(wrong[0].message, where=wrong[0].where, hint=wrong[0].hint)
     if wrong:
         raise RecipeError(
-            "the recipe's `deepspeed` section makes a config that is wrong",
+            "the recipe's `deepspeed` section makes an invalid config",
             where=Where(key="deepspeed"),
             findings=wrong,
         )

@@ -28,17 +28,17 @@ RULES = (
     ),
     Rule(
         id="signal-seen",
-        text="the supervisor saw it end without a word, and its launcher names a signal",
+        text="it exited without a report, and its launcher names a signal",
         fits=lambda w: w.silent and w.by_signal and w.named and not w.follows,
     ),
     Rule(
         id="own-words",
-        text="it said how it failed, and that is not the loss of another",
+        text="it reported a failure of its own, not the loss of another rank",
         fits=lambda w: w.rank is not None and not w.silent and not w.follows,
     ),
     Rule(
         id="silent-seen",
-        text="the supervisor saw it end without a word",
+        text="the supervisor saw it exit without a report",
         fits=lambda w: w.silent and w.named and not w.follows,
     ),
     Rule(
@@ -48,12 +48,12 @@ RULES = (
     ),
     Rule(
         id="follower",
-        text="it only noticed the end of another",
+        text="it only noticed that another rank ended",
         fits=lambda w: w.rank is not None,
     ),
     Rule(
         id="launcher",
-        text="nothing else is known than what the launcher printed",
+        text="only the launcher's output is known",
         fits=lambda w: True,
     ),
 )

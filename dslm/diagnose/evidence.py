@@ -65,7 +65,7 @@ def device_memory(run: RunDirectory, text: str, peak: int | None) -> Evidence:
                 for name, words in (
                     ("allocated", "{} allocated by PyTorch"),
                     ("unused", "{} reserved and unused"),
-                    ("tried", "{} more asked for"),
+                    ("tried", "{} more requested"),
                     ("free", "{} free"),
                     ("capacity", "{} on the device"),
                 )

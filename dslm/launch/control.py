@@ -276,7 +276,7 @@ class Control:
         if not isinstance(word, Hello) or word.rank >= len(self._hosts):
             raise Malformed("no rank of this attempt")
         if word.rank in self.ranks:
-            raise Malformed(f"rank {word.rank} has come already")
+            raise Malformed(f"rank {word.rank} has already joined")
         now = time.monotonic()
         rank = RankState(
             rank=word.rank,

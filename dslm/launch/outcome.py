@@ -89,7 +89,7 @@ class Outcome:
 def odd_words(odd: Odd) -> str:
     """Say which rank differs, and in what."""
     how = {
-        Difference.SILENT: f"it has said nothing for {odd.seconds:.0f} s",
+        Difference.SILENT: f"it has reported nothing for {odd.seconds:.0f} s",
         Difference.PLACE: f"it is in {odd.place}",
         Difference.BEHIND: f"it stopped first, at step {odd.step} ({odd.phase})",
     }[odd.difference]
@@ -117,8 +117,8 @@ def _launcher(seen: Outcome) -> str:
 _SENTENCES: Mapping[Kind, Callable[[Outcome], str]] = {
     Kind.RANK: lambda seen: seen.detail or f"it exited with code {seen.code}",
     Kind.PROCESS: lambda seen: "its process was killed from outside",
-    Kind.HOST: lambda seen: f"its host {seen.host} does not answer any more",
-    Kind.WORD: lambda seen: f"it said what no rank of dslm says: {seen.detail}",
+    Kind.HOST: lambda seen: f"its host {seen.host} no longer answers",
+    Kind.WORD: lambda seen: f"it sent a malformed message: {seen.detail}",
     Kind.CONNECTION: lambda seen: (
         f"the connection to {seen.host} ended: ssh exited with {seen.code}"
     ),

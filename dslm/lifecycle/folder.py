@@ -93,7 +93,7 @@ def check_output(path: Path) -> None:
         raise OptionError(
             "holds another run",
             where=Where(file=path),
-            hint="it is done, or was not made by `dslm train`: choose another with `-o DIR`",
+            hint="it is finished, or was not made by `dslm train`: choose another with `-o DIR`",
         )
     rest = (p.name for p in path.iterdir() if p.name != RunDirectory(path).lock.name)
     if any(not name.startswith(_STAGING) for name in rest):

@@ -114,7 +114,7 @@ def gather(
                 f"{len(left_out)} check{'s' if len(left_out) > 1 else ''} failed on "
                 f"{', '.join(dict.fromkeys(result.host for result in left_out))}",
                 findings=[_finding(result) for result in left_out],
-                hint="`dslm hosts check` shows all of them; `--no-preflight` goes on without",
+                hint="`dslm hosts check` shows all of them; `--no-preflight` skips them",
             )
         hosts = fit  # the others again: the master may be another one now
     raise PreflightError("no host is left")

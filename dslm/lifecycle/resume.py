@@ -62,7 +62,7 @@ def resume_point(
     for problem in problems:
         report(problem)
     if checkpoint is None:
-        report("there is no checkpoint to go on from: the run begins again")
+        report("there is no checkpoint to resume from: the run starts over")
         return None
     if not trust:
         check_harmless(checkpoint)
@@ -103,14 +103,14 @@ def check_harmless(checkpoint: Checkpoint) -> None:
             f"holds more than tensors: loading it would run `{'`, `'.join(names[:3])}`",
             where=Where(file=file),
             hint="leave it alone unless you know who wrote it; "
-            f"`{TRUST}` loads it as it is, and runs what it says",
+            f"`{TRUST}` loads it as it is, and runs its code",
         )
     try:
         folder = state_folder(checkpoint.path)
     except (OSError, ValueError) as failure:
         raise OptionError(str(failure), where=Where(file=checkpoint.path)) from failure
     if not any(name.startswith(f"{folder.name}/") for name in checkpoint.files):
-        raise OptionError("holds no states of DeepSpeed's", where=Where(file=checkpoint.path))
+        raise OptionError("holds no DeepSpeed states", where=Where(file=checkpoint.path))
 
 
 def convert(checkpoint: Checkpoint, folder: Path, log: Path, *, trust: bool = False) -> None:
@@ -155,6 +155,6 @@ def _check_stages(run: RunDirectory, old: int, new: int) -> None:
         f"the checkpoint was written under ZeRO stage {old}, and its optimizer state can't be "
         f"carried to stage {new}",
         where=Where(file=run.path),
-        hint=f"go on with `--set parallel.zero_stage={old}`; or start anew from the weights alone: "
+        hint=f"resume with `--set parallel.zero_stage={old}`; or start a new run from the weights: "
         "`dslm export`, then `--set model.name=FOLDER --set model.init=pretrained`",
     )

@@ -143,7 +143,7 @@ def why_lost(other: Candidate, choice: Candidate) -> str:
     if not other.fits_device and other.memory is not None:
         return f"does not fit: {other.memory.total / 2**30:.1f} GiB"
     if not other.fits_host and other.memory is not None:
-        return f"the host has no room: {other.memory.host / 2**30:.1f} GiB"
+        return f"the host's memory is too small: {other.memory.host / 2**30:.1f} GiB"
     if other.time and choice.time and other.time.step_seconds > 1.005 * choice.time.step_seconds:
         return f"slower: {other.time.step_seconds / choice.time.step_seconds:.2f}×"
     return "as fast, less simple"

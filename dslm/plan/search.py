@@ -92,7 +92,7 @@ def choose(recipe: Recipe, cluster: Cluster, profile: Profile | None) -> Plan:
     ]
     if not candidates:
         raise RecipeError(
-            f"`parallel.offload: {recipe.parallel.offload}` doesn't go with ZeRO stage "
+            f"`parallel.offload: {recipe.parallel.offload}` doesn't work with ZeRO stage "
             f"{recipe.parallel.zero_stage}",
             where=Where(key="parallel"),
             hint="`optimizer` needs stage 1, 2 or 3; `all` and `nvme` need stage 3",
@@ -182,7 +182,7 @@ def data_parallel_size(
         raise RecipeError(
             f"a global batch of {batch} can't be split over {ranks}{of}",
             where=Where(key="batch.global_size"),
-            hint=f"{sizes} would do" + (", or `batch.micro_size: auto`" if of else ""),
+            hint=f"{sizes} would work" + (", or `batch.micro_size: auto`" if of else ""),
         )
     return size
 
@@ -242,7 +242,7 @@ def _strategies(
         # one rank has nothing to partition; of an unknown model, stage 2 is what mostly works
         stages = (0, 3) if known else (2,)
     if tensor > 1:
-        # AutoTP shares layers itself: it does not go with stage 3 (DeepSpeed's autotp docs)
+        # AutoTP shares layers itself: it does not work with stage 3 (DeepSpeed's autotp docs)
         stages = tuple(stage for stage in stages if stage < 3) or (1,)
     if parallel.zeropp:
         stages = (3,)

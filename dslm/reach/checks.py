@@ -115,7 +115,7 @@ def _versions(report: HostReport) -> Verdict:
     detail = ", ".join(f"{name} {theirs or 'missing'}, here {ours}" for name, ours, theirs in other)
     name, ours, _ = other[0]
     fix = (
-        f"install the same there: pip install {name}=={ours}"
+        f"install the same version there: pip install {name}=={ours}"
         if name in _PACKAGES
         else f"use the same environment on every host: {name} {ours}"
     )
@@ -130,7 +130,11 @@ def _code(report: HostReport) -> Verdict:
         if digest is None:
             return State.WRONG, f"{path} is not there", "copy it there, or use a shared folder"
         if digest != ours:
-            return State.WRONG, f"{path} differs", "copy this host's there, or use a shared folder"
+            return (
+                State.WRONG,
+                f"{path} differs",
+                "copy this host's file there, or use a shared folder",
+            )
     return State.OK, "the same", ""
 
 
@@ -167,9 +171,13 @@ def _memory(report: HostReport) -> Verdict:
         text = f"{render_bytes(free)} free of {render_bytes(total)} on device {index}"
         if report.memory_bytes is not None and free < report.memory_bytes:
             needed = render_bytes(report.memory_bytes)
-            return State.WRONG, text, f"the plan needs {needed}: end what uses it (nvidia-smi)"
+            return (
+                State.WRONG,
+                text,
+                f"the plan needs {needed}: end the processes that use it (nvidia-smi)",
+            )
         if report.memory_bytes is None and free < total * _FREE_SHARE:
-            return State.NOTE, text, "something else uses it: nvidia-smi"
+            return State.NOTE, text, "other processes use it: nvidia-smi"
         return State.OK, text, ""
     free = report.facts["memory_free"]
     text = f"{render_bytes(free)} free"
@@ -192,7 +200,7 @@ def _run_directory(report: HostReport) -> Verdict:
         )
     return (
         State.WRONG,
-        f"{report.run} of this machine is not seen there",
+        f"{report.run} is not visible there",
         "put the run on a folder that all hosts share: `-o DIR`; without one, train with "
         "`--set checkpoint.every=null`",
     )
@@ -203,7 +211,7 @@ def _disk(report: HostReport) -> Verdict:
     if free is None:
         return State.NOTE, "not known", ""
     if free < _FREE_DISK:
-        fix = f"less than {render_bytes(_FREE_DISK)}: free some, or another folder with `-o DIR`"
+        fix = f"less than {render_bytes(_FREE_DISK)}: free some space, or choose another folder with `-o DIR`"
         return State.WRONG, f"{render_bytes(free)} free", fix
     return State.OK, f"{render_bytes(free)} free", ""
 
@@ -222,7 +230,7 @@ def _port(report: HostReport) -> Verdict:
     if report.host.name != report.master:
         return State.OK, "", ""
     if report.port_problem is not None:
-        fix = "another with `--master-port`, or leave it out"
+        fix = "choose another with `--master-port`, or leave it out"
         return State.WRONG, f"{report.port}: {report.port_problem}", fix
     return State.OK, f"{report.port} is free", ""
 
@@ -243,7 +251,7 @@ def _master(report: HostReport) -> Verdict:
         reach = report.facts["reach"] or {"error": "not tried", "address": None}
         where = f"{report.master_address} port {report.port}"
         if reach["error"] is not None:
-            fix = f"open {where} for it: firewall, network of the hosts"
+            fix = f"open {where} to it: check the firewall and the hosts' network"
             # nothing listens there when the port is taken: that is told on the master
             state = State.NOTE if report.port_problem is not None else State.WRONG
             return state, f"{where}: {reach['error']}", fix

@@ -262,12 +262,12 @@ def _why(host: Host, answer: Answer, transport: Transport) -> tuple[str, str, st
         fix = f"install the same there: {sys.executable} -m dslm.reach.probe must run"
         return "versions", said, fix
     fixes = {
-        "Permission denied": f"let it in without a password: `ssh-copy-id {host.name}`",
+        "Permission denied": f"allow ssh without a password: `ssh-copy-id {host.name}`",
         "Host key verification failed": f"accept its key once: `ssh {host.name} true`",
-        "Could not resolve": "the name is not known: hostfile, /etc/hosts or DNS",
-        "refused": "sshd doesn't run there: `systemctl start ssh`",
-        "timed out": "it is off, or a firewall is between",
-        "No route": "it is off, or its network is",
+        "Could not resolve": "the name is unknown: check hostfile, /etc/hosts and DNS",
+        "refused": "sshd isn't running there: `systemctl start ssh`",
+        "timed out": "the host is down, or a firewall blocks it",
+        "No route": "the host or its network is down",
     }
     fix = next((fix for sign, fix in fixes.items() if sign in answer.stderr), "")
     return "ssh", said, fix or f"`ssh {host.name} true` must work without a question"

@@ -30,7 +30,7 @@ _EXPECTED = {
     "bool_parsing": "true or false",
     "string_type": "text",
     "string_pattern_mismatch": "text that says something",
-    "string_too_long": "at most {max_length:,} letters",
+    "string_too_long": "at most {max_length:,} characters",
     "literal_error": "{expected}",
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",

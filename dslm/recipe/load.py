@@ -114,7 +114,7 @@ def _validated(tree: Tree, source: Path) -> Recipe:
         hint = "; ".join(filter(None, (found[0].hint, tool)))
         raise RecipeError(found[0].message, where=found[0].where, hint=hint)
     raise RecipeError(
-        f"{len(found):,} things are wrong with this recipe",
+        f"{len(found):,} problems were found in this recipe",
         where=Where(file=shown(source)),
         findings=found,
         hint=tool,

@@ -145,7 +145,7 @@ def override(tree: Tree, setting: str) -> Tree:
         )
     if len(parts) > MOST_LEVELS or max(map(len, parts)) > LONGEST_KEY:
         raise OptionError(
-            f"a key has at most {MOST_LEVELS} parts of {LONGEST_KEY} letters",
+            f"a key has at most {MOST_LEVELS} parts of {LONGEST_KEY} characters",
             where=Where(key=OPTION),
         )
     if key == EXTENDS:

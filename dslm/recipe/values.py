@@ -32,7 +32,7 @@ def _whole(value: object) -> object:
 
 def _no_flag(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("true and false are no numbers")  # though Python takes them for 1 and 0
+        raise ValueError("true and false are not numbers")  # though Python takes them for 1 and 0
     return _whole(value)
 
 

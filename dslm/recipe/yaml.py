@@ -146,7 +146,7 @@ class _Builder:
             return self._alias(event, key)
         anchor, tag = event.anchor, str(event.tag or "").removeprefix(_CORE)
         if tag not in _TAGS:
-            raise self.wrong(f"the tag `{shortened(tag)}` means nothing here", key, event)
+            raise self.wrong(f"the tag `{shortened(tag)}` is not supported here", key, event)
         if anchor:
             self.open.add(anchor)
         value: Any
@@ -171,15 +171,15 @@ class _Builder:
             name = str(event.value)
             path = f"{key}.{name}" if key else name
             if not name or len(name) > LONGEST_KEY:
-                how = "without a name" if not name else f"of more than {LONGEST_KEY} letters"
+                how = "without a name" if not name else f"of more than {LONGEST_KEY} characters"
                 raise self.wrong(f"here is a key {how}", key, event)
             if wrong := wrong_text(name):
                 raise self.wrong(f"a key {wrong}", key, event)
             place = Where(file=self.file, line=self._line(event), key=path)
             if name in result:
                 line = self.places[path].line
-                first = "" if line is None else f"; the first is in line {line}"
-                raise RecipeError(f"`{path}` stands here twice{first}", where=place)
+                first = "" if line is None else f"; first on line {line}"
+                raise RecipeError(f"`{path}` is given twice{first}", where=place)
             self.places[path] = place
             result[name] = self.value(self.loader.get_event(), path, level + 1)
         return result
@@ -199,7 +199,7 @@ class _Builder:
 
     def _alias(self, event: Any, key: str) -> Any:
         if event.anchor in self.open:
-            raise self.wrong(f"`*{event.anchor}` stands inside of itself", key, event)
+            raise self.wrong(f"`*{event.anchor}` refers to itself", key, event)
         if event.anchor not in self.anchors:
             raise self.wrong(f"there is no `&{event.anchor}` before `*{event.anchor}`", key, event)
         value, size = self.anchors[event.anchor]

@@ -222,7 +222,7 @@ def read_document(kind: type[D], path: Path) -> D:
         raise OptionError(
             f"{kind.what} is damaged: {failure}",
             where=Where(file=path),
-            hint="restore the file from a copy; events, logs and checkpoints beside it are whole",
+            hint="restore the file from a copy; events, logs and checkpoints beside it are intact",
         ) from None
 
 
@@ -248,7 +248,7 @@ def check_format(found: Mapping[str, Json], path: Path, what: str) -> None:
     """
     number = found.get("format", 0)
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        raise Malformed("`format` is no number")
+        raise Malformed("`format` is not a number")
     if number > FORMAT:
         versions = found.get("versions")
         made_by = versions.get("dslm") if isinstance(versions, Mapping) else None

@@ -25,7 +25,7 @@ class Loss(StrEnum):
     """Why a rank is lost that has not said how it ended."""
 
     PROCESS = "process"  # its connection ended
-    HOST = "host"  # the kernel of its host does not answer any more
+    HOST = "host"  # the kernel of its host no longer answers
     WORD = "word"  # what it said is no word of the control channel
 
 

@@ -33,7 +33,7 @@ def stay_offline_without_hub(recipe: Recipe, tell: Callable[[str], None]) -> Non
     if os.environ.get(environment.HUB_OFFLINE) or not _of_the_hub(recipe):
         return
     if not in_reach(tell):
-        tell("the Hub can't be reached: only what was downloaded before can be had")
+        tell("the Hub can't be reached: only earlier downloads can be used")
         os.environ[environment.HUB_OFFLINE] = "1"
 
 
@@ -48,7 +48,7 @@ def in_reach(tell: Callable[[str], None]) -> bool:
     for number in range(1, _TRIES + 1):
         if _connects(host, port):
             return True
-        tell(f"{host} takes no connection (try {number} of {_TRIES})")
+        tell(f"{host} refuses connections (try {number} of {_TRIES})")
     return False
 
 

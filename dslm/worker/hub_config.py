@@ -32,7 +32,7 @@ def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
         ) from failure
     except (HfHubHTTPError, HFValidationError, OSError) as failure:
         raise RecipeError(
-            f"the config of `{name}` can't be had: {str(failure).strip().splitlines()[0]}",
+            f"the config of `{name}` can't be loaded: {str(failure).strip().splitlines()[0]}",
             where=where,
             hint="is the name right, and is `hf auth login` needed?",
         ) from failure

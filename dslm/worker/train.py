@@ -173,7 +173,7 @@ def _join(rank: Rank, phase: Callable[[str, str], None], *, on_cpu: bool) -> Non
     operators = build_folder(os.environ)
     remove_dead_marks(operators, alone=len(rank.attempt.hosts) == 1)
     if on_cpu and not is_built(_CPU_COMMUNICATION, operators):
-        phase("joining", "building an operator of DeepSpeed: once, about a minute")
+        phase("joining", "building a DeepSpeed operator: once, about a minute")
     deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_JOIN_TIMEOUT)
     dist.barrier()
     release_shared_memory(rank)
@@ -328,5 +328,5 @@ def _train(trainer: Any, rank: Rank, checkpoint: str | None) -> None:
             "holds more than tensors, and loading that could run code: "
             + str(failure).strip().partition("\n")[0],
             where=Where(file=path),
-            hint="`--trust-checkpoint` loads it as it is, and runs what it says",
+            hint="`--trust-checkpoint` loads it as it is, and runs its code",
         ) from failure

@@ -145,5 +145,5 @@ def _load(file: Path) -> dict[str, Any]:
             hint="nothing else is read of a checkpoint, since that could run code",
         ) from failure
     if not isinstance(loaded, dict):
-        raise InputError("holds no state of DeepSpeed's", where=Where(file=file))
+        raise InputError("holds no DeepSpeed state", where=Where(file=file))
     return loaded

@@ -113,15 +113,15 @@ _PAIRS = (
     ),
     _Pair(
         _sums, lambda c: stage_of(c) == 3, "gradient_allreduce_op",
-        "`sum` does not go with stage 3", "use `mean`", "runtime/config.py",
+        "`sum` does not work with stage 3", "use `mean`", "runtime/config.py",
     ),
     _Pair(
         _sums, lambda c: _stands_there(c, f"{_ZERO}.zenflow"), "gradient_allreduce_op",
-        "`sum` does not go with ZenFlow", "use `mean`", "runtime/config.py",
+        "`sum` does not work with ZenFlow", "use `mean`", "runtime/config.py",
     ),
     _Pair(
         _sums, lambda c: is_on(c, "compile.deepcompile"), "gradient_allreduce_op",
-        "`sum` does not go with DeepCompile", "use `mean`", "runtime/config.py",
+        "`sum` does not work with DeepCompile", "use `mean`", "runtime/config.py",
     ),
     _Pair(
         lambda c: is_on(c, "bf16.bf16_optimizer_states"),
@@ -132,13 +132,13 @@ _PAIRS = (
     _Pair(
         lambda c: value_at(c, f"{_ZERO}.cpu_offload") is not None,
         lambda c: "offload_optimizer" in section_at(c, _ZERO), f"{_ZERO}.cpu_offload",
-        "stands beside `offload_optimizer`, which replaces it", "remove `cpu_offload`",
+        "is given beside `offload_optimizer`, which replaces it", "remove `cpu_offload`",
         "runtime/config_utils.py",
     ),
     _Pair(
         lambda c: value_at(c, f"{_ZERO}.cpu_offload_param") is not None,
         lambda c: "offload_param" in section_at(c, _ZERO), f"{_ZERO}.cpu_offload_param",
-        "stands beside `offload_param`, which replaces it", "remove `cpu_offload_param`",
+        "is given beside `offload_param`, which replaces it", "remove `cpu_offload_param`",
         "runtime/config_utils.py",
     ),
     _Pair(
@@ -148,23 +148,23 @@ _PAIRS = (
             for prefix in ("", "stage3_")
         ),
         f"{_ZERO}.stage3_gather_fp16_weights_on_model_save",
-        "stands beside `stage3_gather_16bit_weights_on_model_save`, which replaces it",
+        "is given beside `stage3_gather_16bit_weights_on_model_save`, which replaces it",
         "remove it", "runtime/config_utils.py",
     ),
     _Pair(
         lambda c: is_on(c, "prescale_gradients"), _scatters, "prescale_gradients",
-        "does not go with stage 2 or 3 that reduces by scattering",
+        "does not work with stage 2 or 3 that reduces by scattering",
         f"set `{_ZERO}.reduce_scatter: false`", "runtime/zero/stage_1_and_2.py, stage3.py",
     ),
     _Pair(
         lambda c: number_at(c, "gradient_predivide_factor") not in (None, 1), _scatters,
-        "gradient_predivide_factor", "does not go with stage 2 or 3 that reduces by scattering",
+        "gradient_predivide_factor", "does not work with stage 2 or 3 that reduces by scattering",
         f"set `{_ZERO}.reduce_scatter: false`", "runtime/zero/stage_1_and_2.py, stage3.py",
     ),
     _Pair(
         lambda c: _name_of_optimizer(c) == "muon",
         lambda c: stage_of(c) == 3 and _scatters(c), "optimizer.type",
-        "Muon does not go with stage 3 that reduces by scattering",
+        "Muon does not work with stage 3 that reduces by scattering",
         f"set `{_ZERO}.reduce_scatter: false`", "runtime/zero/stage3.py",
     ),
     _Pair(
@@ -176,7 +176,7 @@ _PAIRS = (
     _Pair(
         lambda c: (number_at(c, "tensor_parallel.autotp_size") or 0) > 1,
         lambda c: stage_of(c) == 3, "tensor_parallel.autotp_size",
-        "does not go with stage 3", "use stage 1 or 2", "runtime/engine.py",
+        "does not work with stage 3", "use stage 1 or 2", "runtime/engine.py",
     ),
 )  # fmt: skip
 
@@ -212,9 +212,9 @@ def _batch(config: Config) -> Iterator[Finding]:
         yield error(
             "batch",
             names[0],
-            f"{shown(total)} is no multiple of {what} = {shown(unit)}: it must be that "
+            f"{shown(total)} is not a multiple of {what} = {shown(unit)}: it must be that "
             "times the number of data-parallel ranks",
-            f"{shown(below)} or {shown(below + unit)} would do",
+            f"{shown(below)} or {shown(below + unit)} would work",
         )
 
 
@@ -283,7 +283,7 @@ def _zenflow(config: Config) -> Iterator[Finding]:
     update = number_at(config, f"{at}.update_interval")
     if strategy == "auto" and select is not None:
         hint = "leave it out, or give `select_strategy`"
-        text = "does not go with `select_strategy: auto`"
+        text = "does not work with `select_strategy: auto`"
         yield error("combination", f"{at}.select_interval", text, hint)
     elif strategy in ("step", "epoch") and select is None:
         text = f"must be a number with `select_strategy: {strategy}`"

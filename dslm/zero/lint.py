@@ -122,7 +122,7 @@ def _keys_below(config: Config, node: Key, above: str, unknown: Iterator[int]) -
             yield error(
                 "spelling",
                 f"{above}{first}",
-                f"`{first}` and `{second}` are two spellings of one key, and both stand there",
+                f"`{first}` and `{second}` are two spellings of one key, and both are given",
                 f"keep `{second}`",
             )
 
@@ -137,7 +137,7 @@ def _unknown(
     if not above and (is_remark or key in READ_BY_OTHERS):
         return None
     if is_remark:
-        text = f"a remark `{shown_key}` is refused here: DeepSpeed takes it for a key"
+        text = f"a comment `{shown_key}` is refused here: DeepSpeed takes it for a key"
         return error("unknown key", path, text, "move it to the top level")
     with_hints = next(unknown) <= _MOST_HINTS
     home = home_of(key, above.rstrip(".")) if with_hints else ""
@@ -146,7 +146,7 @@ def _unknown(
     text = f"there is no key `{shown_key}`"
     if above:
         return error("unknown key", path, text, hint)
-    text += " (DeepSpeed ignores it without a word)"
+    text += " (DeepSpeed silently ignores it)"
     if home or not with_hints or (near and _is_typo(key, names)):
         return error("unknown key", path, text, hint)
     return warning("unknown key", path, text, hint)

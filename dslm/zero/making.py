@@ -31,7 +31,7 @@ def optimizer(config: Config) -> Iterator[Finding]:
         yield error(
             "misplaced",
             f"{at}.params.max_grad_norm",
-            "is no optimizer parameter",
+            "is not an optimizer parameter",
             "use the top-level key `gradient_clipping`",
         )
     maker = table().optimizer(name)
@@ -52,7 +52,7 @@ def optimizer(config: Config) -> Iterator[Finding]:
 def _unknown(name: str) -> Finding:
     makers = table().optimizers
     if name.lower().replace("_", "") in _REMOVED:
-        text = f"`{name}` is no optimizer of DeepSpeed {table().version}: it was removed"
+        text = f"`{name}` is not an optimizer of DeepSpeed {table().version}: it was removed"
         return error("optimizer", "optimizer.type", text, "use `AdamW`")
     exact = [known for known in makers if known.lower() == name.lower()]
     hint = f"did you mean `{exact[0]}`?" if exact else nearest(name.lower(), makers)

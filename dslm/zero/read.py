@@ -72,7 +72,7 @@ class _Reader:
     def whole(self) -> object:
         value, end = self.value(self.skip(0), "", 0)
         if self.skip(end) != len(self.text):
-            self.fail("something stands after its end", self.skip(end))
+            self.fail("there is something after its end", self.skip(end))
         return value
 
     def value(self, at: int, path: str, level: int) -> tuple[object, int]:
@@ -105,7 +105,7 @@ class _Reader:
             start = at
             key, at = self.string(at)
             if key in found:
-                self.fail(f"the key `{shortened(key)}` stands there twice", start)
+                self.fail(f"the key `{shortened(key)}` is given twice", start)
             below = f"{path}.{key}" if path else key
             self.lines[below] = self.line(start)
             at = self.skip(at)
@@ -176,13 +176,13 @@ def _why_not(text: str, at: int, otherwise: str = "a value is expected") -> tupl
     rest = text[at : at + 2]
     if rest[:1] == "#" or rest in ("//", "/*"):
         hint = "DeepSpeed's own reader takes comments, the Trainer's doesn't: use a `_comment` key"
-        return "a comment stands there", at, hint
+        return "there is a comment", at, hint
     if rest[:1] in ("}", "]") and text[:at].rstrip().endswith(","):
-        return "a comma stands before the end", at, "remove the last comma"
+        return "there is a comma before the end", at, "remove the last comma"
     if rest[:1] == "'":
-        return "single quotes stand there", at, "JSON has double quotes"
+        return "there are single quotes", at, "JSON uses double quotes"
     if text.startswith(("True", "False", "None"), at):
-        return "a Python word stands there", at, "JSON has true, false and null"
+        return "there is a Python word", at, "JSON has true, false and null"
     if at >= len(text):
         return "it ends too early", at, ""
     return otherwise, at, ""

@@ -58,7 +58,7 @@ HOSTS = (Host("w1", 8), Host("w2", 8), Host("worker-3.example.org", 8))
 _FOUND = {
     ("w2", "versions"): (
         State.WRONG, "torch 2.12.1, here 2.13.0",
-        "install the same there: pip install torch==2.13.0",
+        "install the same version there: pip install torch==2.13.0",
     ),
     ("w2", "clock"): (State.NOTE, "3.2 s behind", "synchronise it, with chrony for example"),
     ("w2", "disk"): (State.WRONG, "1.2 GiB free", "make room: 5.0 GiB are needed"),

@@ -82,7 +82,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ),
     ("secret in a recipe file", ["recipes", "show", "secret.yaml"], ["secret.yaml:3", "GitHub"]),
     ("adapters on nothing", [*TRAIN, "-s", "lora={}"], ["lora", "scratch", "model.init"]),
-    ("batch that is no multiple", [*TRAIN, "-s", "batch.micro_size=5"], ["batch", "10", "20"]),
+    ("batch that is not a multiple", [*TRAIN, "-s", "batch.micro_size=5"], ["batch", "10", "20"]),
     ("optimizer parameter", [*TRAIN, "-s", "optimizer.learning_rate=1"], ["learning_rate", "lr"]),
     (
         "layers shared by ranks",

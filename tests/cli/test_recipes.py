@@ -28,7 +28,7 @@ def test_a_new_recipe_extends_its_preset_and_loads(dslm: Dslm, tmp_path: Path) -
     assert recipe["model"]["name"].endswith("SmolLM2-135M")
     again = dslm("recipes", "new", "mine.yaml")
     assert again.returncode == 2
-    assert "there already" in again.stderr
+    assert "already exists" in again.stderr
 
 
 def test_the_schema_is_json_schema(dslm: Dslm) -> None:

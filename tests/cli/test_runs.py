@@ -139,5 +139,5 @@ def test_nobody_is_asked_to_stop_where_nobody_trains(dslm: Dslm, runs: Path) -> 
     events.write_text("".join(line for line in lines if '"end"' not in line))
     done = dslm("runs", "stop", "stopped")
     assert done.returncode == 0
-    assert "nobody trains in stopped" in done.stderr
+    assert "no process trains in stopped" in done.stderr
     assert not (runs / "stopped" / "stop-requested").exists()

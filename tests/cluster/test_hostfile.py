@@ -44,7 +44,7 @@ BAD = [
     ("no address", "10.0.0.300 slots=8\n", "10.0.0.300"),
     ("very many slots", f"w1 slots={'9' * 5000}\n", "1024"),
     ("two names", "w1 w2 slots=8\n", "`w2`"),
-    ("too long a name", f"{'a.' * 150}b slots=1\n", "not the name of a host"),
+    ("too long a name", f"{'a.' * 150}b slots=1\n", "not a host name"),
 ]
 
 

@@ -228,8 +228,8 @@ def launcher_killed(left: Left) -> Diagnosis:
 
 
 def own_error(left: Left) -> Diagnosis:
-    own = OwnError(message="there is not one sample", where="data.train", hint="add documents")
-    left.rank(0, "dslm.errors.DataError: there is not one sample", own=own)
+    own = OwnError(message="there are no samples", where="data.train", hint="add documents")
+    left.rank(0, "dslm.errors.DataError: there are no samples", own=own)
     return left.diagnose(Kind.RANK, 0)
 
 

@@ -105,11 +105,11 @@ def test_a_warning_is_not_taken_for_the_cause(left: Left) -> None:
 
 def test_dslms_own_error_is_told_in_its_own_words(left: Left) -> None:
     failure = DataError(
-        "there is not one sample", where=Where(key="data.train"), hint="add longer documents"
+        "there are no samples", where=Where(key="data.train"), hint="add longer documents"
     )
     left.rank(0, exit_code=1, ended=1.0, report=report_of(failure))
     found = left.diagnose(Kind.RANK, 0)
-    assert found.cause == "there is not one sample"
+    assert found.cause == "there are no samples"
     assert found.said == "data.train"
     assert found.remedy == "add longer documents"
 
@@ -182,7 +182,7 @@ def test_out_of_gpu_memory_shows_the_plan_beside_the_measured_and_three_ways_out
     assert f"planned: {memory.total / 2**30:.1f} GiB of 24.0 GiB a device" in text
     assert f"forward {memory.phases['forward'] / 2**30:.1f} GiB" in text
     assert "17.0 GiB allocated by PyTorch" in text
-    assert "3.0 GiB more asked for" in text
+    assert "3.0 GiB more requested" in text
     assert "up to 15.0 GiB in the steps before" in text
     assert "other processes hold 4.0 GiB" in text
     assert len(found.ways) == 3

@@ -15,7 +15,7 @@ ECHO = [sys.executable, "-c", "import sys, json; print(json.dumps(sys.argv[1:]))
 
 def test_a_name_that_is_none_reaches_no_shell() -> None:
     for name in ("-oProxyCommand=reboot", "w1;reboot", "$(reboot)", "w1 w2", ""):
-        with pytest.raises(ValueError, match="not the name of a host"):
+        with pytest.raises(ValueError, match="not a host name"):
             remote_argv(name, ["true"])
 
 

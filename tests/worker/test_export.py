@@ -95,7 +95,7 @@ def test_what_can_not_be_exported_says_why(dslm: Dslm, trained: Train, tmp_path:
         (["--checkpoint", "7"], "no complete checkpoint of step 7"),
         (["--dtype", "b16"], "no number format `b16`"),
         (["--merge"], "no adapters to merge"),
-        (["-o", str(tmp_path / "full")], "is there already"),
+        (["-o", str(tmp_path / "full")], "already exists"),
     ):
         done = dslm("export", str(run), *options)
         assert done.returncode == 2

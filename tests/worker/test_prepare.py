@@ -39,7 +39,7 @@ BAD = [
     ("pretrain", '{"text": "alpha', "is not JSON"),
     ("pretrain", '["alpha"]', "is not a JSON object"),
     ("pretrain", '{"txt": "alpha"}', "has no field `text` (data.text_field), only `txt`"),
-    ("pretrain", '{"text": 7}', "its `text` is no text but int"),
+    ("pretrain", '{"text": 7}', "its `text` is not text but int"),
     ("pretrain", '{"text": "  "}', "its `text` is empty"),
     ("sft", '{"prompt": "alpha"}', "has no field `completion`"),
     ("sft", '{"prompt": "alpha", "completion": ""}', "its `completion` is empty"),
@@ -59,13 +59,13 @@ BAD = [
     ("sft", '{"messages": [{"role": "user", "content": "a"}]}', "has no answer to learn"),
     ("dpo", '{"prompt": [], "chosen": [], "rejected": []}', "the chat template refuses it"),
     ("dpo", '{"chosen": [{"role": "user", "content": "a"}]}', "holds no answer of the assistant"),
-    ("classify", '{"text": "a", "text_pair": 3, "label": 1}', "its `text_pair` is no text but int"),
+    ("classify", '{"text": "a", "text_pair": 3, "label": 1}', "its `text_pair` is not text but int"),
     ("pretrain", b'{"text": "alpha \xed\xa0\x80"}', "is not UTF-8"),
     ("pretrain", b'{"text": "\xff"}', "is not UTF-8"),
     ("pretrain", '{"text": "a", "n": ' + "[" * 5000 + "]" * 5000 + "}", "is not JSON"),
     ("pretrain", '{"text": ' + "9" * 5000 + "}", "is not JSON"),
-    ("pretrain", '{"text": {"text": "alpha"}}', "is no text but dict"),
-    ("dpo", '{"prompt": "a", "chosen": "b", "rejected": 7}', "its `rejected` is no text but int"),
+    ("pretrain", '{"text": {"text": "alpha"}}', "is not text but dict"),
+    ("dpo", '{"prompt": "a", "chosen": "b", "rejected": 7}', "its `rejected` is not text but int"),
     ("dpo", '{"prompt": [], "chosen": [{"role": "assistant", "content": "a"}], "rejected": 7}',
      "its `rejected` is none"),
     ("dpo", '{"prompt": 3, "chosen": [], "rejected": []}', "its `prompt` is none"),
@@ -145,7 +145,7 @@ def test_a_file_that_can_not_be_read_is_named_and_the_others_are_read(
 def test_nothing_good_is_an_error(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text("{}\n")
-    with pytest.raises(DataError, match="not one document"):
+    with pytest.raises(DataError, match="no documents"):
         prepared(recipe_of("pretrain", str(file)), tokenizer)
 
 

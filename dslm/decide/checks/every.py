@@ -51,7 +51,7 @@ def refuse(case: Case, asking: Asking, loaded: LoadedRecipe) -> None:
         only = found[0]
         raise only.error(only.message, where=loaded.where(only.key), hint=only.hint)
     raise RecipeError(
-        f"{len(found)} things are wrong with this recipe",
+        f"{len(found)} problems were found in this recipe",
         findings=[
             Finding(message=each.message, where=loaded.where(each.key), hint=each.hint)
             for each in found

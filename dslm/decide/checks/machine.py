@@ -64,7 +64,7 @@ def _attention(case: Case) -> Iterator[Problem]:
     if wanted != "flash_attention_2":
         return
     if case.on_cpu:
-        text = "flash attention needs CUDA, and this is a CPU"
+        text = "flash attention needs CUDA, but this is a CPU"
         yield Problem(key=key, message=text, hint=f"`--set {key}=auto`")
     elif case.here and not _installed("flash_attn"):
         hint = f"pip install flash-attn, or `--set {key}=auto`"
@@ -87,7 +87,7 @@ def _liger(case: Case) -> Iterator[Problem]:
     if case.recipe.model.liger is not True:
         return
     if case.on_cpu:
-        text = "Liger kernels need an accelerator, and this is a CPU"
+        text = "Liger kernels need an accelerator, but this is a CPU"
         yield Problem(key="model.liger", message=text, hint="`--set model.liger=auto`")
     elif case.here and not _installed("liger_kernel"):
         hint = "pip install liger-kernel, or `--set model.liger=auto`"
@@ -100,12 +100,12 @@ def _zeropp(case: Case) -> Iterator[Problem]:
     for key in _OF_ZEROPP:
         value = value_at(case.recipe.deepspeed, key)
         if value is True or (isinstance(value, int) and value > 1):
-            text = f"`{key}` is of ZeRO++, whose kernels need an accelerator, and this is a CPU"
+            text = f"`{key}` is of ZeRO++, whose kernels need an accelerator, but this is a CPU"
             yield Problem(key=f"deepspeed.{key}", message=text, hint="leave it out")
     if case.recipe.parallel.zeropp:
         yield Problem(
             key="parallel.zeropp",
-            message="the kernels of ZeRO++ need an accelerator, and this is a CPU",
+            message="the kernels of ZeRO++ need an accelerator, but this is a CPU",
             hint="`--set parallel.zeropp=false`",
         )
 

@@ -150,8 +150,8 @@ def _heads(case: Case) -> Iterator[Problem]:
         yield Problem(
             key=case.at(_own(case, "num_attention_heads")),
             message=f"{heads} heads can't share a width of {width} "
-            f"(`{_own(case, 'hidden_size')}`): it is no multiple",
-            hint=f"{less} or {more} heads would do",
+            f"(`{_own(case, 'hidden_size')}`): it is not a multiple",
+            hint=f"{less} or {more} heads would work",
         )
         return
     size = _number(case, "head_dim") or width // heads
@@ -176,7 +176,7 @@ def _key_value_heads(case: Case) -> Iterator[Problem]:
         yield Problem(
             key=case.at("num_key_value_heads"),
             message=f"{shared} key-value heads can't be shared by {heads} heads evenly",
-            hint=f"{' or '.join(fits[-6:])} would do",
+            hint=f"{' or '.join(fits[-6:])} would work",
         )
 
 

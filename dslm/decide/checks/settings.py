@@ -14,7 +14,7 @@ from dslm.zero.lint import known
 
 _ARGUMENTS = {"sft": "trl.SFTConfig", "dpo": "trl.DPOConfig"}
 # Arguments of the Trainer that a key of the recipe decides: two words for one thing, of which one
-# would lose. "" where dslm does the whole thing itself, so that the argument would do nothing.
+# would lose. "" where dslm does the whole thing itself, so that the argument would have no effect.
 _DECIDED = {
     "output_dir": "--output",
     "resume_from_checkpoint": "--resume",

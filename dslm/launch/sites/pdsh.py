@@ -57,7 +57,7 @@ def _include(hosts: Sequence[Host]) -> str:
     for host in hosts:
         if "@" in host.name or ":" in host.name:
             raise HostfileError(
-                f"slots can't be chosen on `{host.name}`: DeepSpeed's filter has no way to say it",
+                f"slots can't be chosen on `{host.name}`: DeepSpeed's filter can't express it",
                 where=Where(key="--include"),
                 hint="name the user in ~/.ssh/config, and hosts by name",
             )

@@ -134,14 +134,14 @@ def open_prepared(folder: Path, recipe: Recipe) -> Prepared:
                 raise DataError(
                     "is damaged: its size is not what the manifest says",
                     where=Where(file=folder / shard["file"]),
-                    hint=f"delete the folder `{folder}`: it is made again",
+                    hint=f"delete the folder `{folder}`: it is prepared again",
                 )
         found = Samples([folder / s["file"] for s in shards], [s["weight"] for s in shards], limit)
         return found if len(found) else None
 
     train = samples("train")
     if train is None:
-        raise DataError("there is not one sample to train on", where=Where(key="data.train"))
+        raise DataError("there are no samples to train on", where=Where(key="data.train"))
     return Prepared(
         folder=folder,
         train=train,
@@ -220,7 +220,7 @@ def _prepare(recipe: Recipe, encoder: Encoder, folder: Path, on_phase: OnPhase) 
     if not len(splits["train"].keys):
         shown = "; ".join(problems.examples)
         raise DataError(
-            "there is not one document to train on" + (f": {shown}" if shown else ""),
+            "there are no documents to train on" + (f": {shown}" if shown else ""),
             where=Where(key="data.train"),
         )
     for name, documents in splits.items():

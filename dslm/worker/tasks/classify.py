@@ -63,7 +63,7 @@ class LabelledTextEncoder:
         if second is None:
             return text, label
         if not isinstance(second, str):
-            return f"its `{_PAIR_FIELD}` is no text but {type(second).__name__}"
+            return f"its `{_PAIR_FIELD}` is not text but {type(second).__name__}"
         return (text, second), label
 
 

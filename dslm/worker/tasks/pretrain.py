@@ -61,7 +61,7 @@ def text_of(record: dict[str, Any], field: str, key: str = "") -> tuple[str, str
         return "", f"has no field `{field}`{f' ({key})' if key else ''}, only {fields}"
     text = record[field]
     if not isinstance(text, str):
-        return "", f"its `{field}` is no text but {type(text).__name__}"
+        return "", f"its `{field}` is not text but {type(text).__name__}"
     if not text.strip():
         return "", f"its `{field}` is empty"
     return text, ""

@@ -40,7 +40,7 @@ def request(spec: LaunchSpec, inherited: Mapping[str, str] = os.environ) -> Laun
     slots = {host.slots for host in hosts}
     if len(slots) > 1:
         raise HostfileError(
-            "srun starts the same number of ranks on every host, and they have "
+            "srun starts the same number of ranks on every host, but they have "
             + ", ".join(f"{host.name} {host.slots}" for host in hosts[:8]),
             where=Where(key="SLURM_TASKS_PER_NODE"),
             hint=f"`--num-gpus {min(slots)}`",
