@@ -3,9 +3,9 @@
     python -m benchmarks.faults
 
 The hosts are namespaces (tests/cluster/namespaces.py), the training a real one under
-pdsh with a checkpoint every ten steps. For each fault: the cause that the run reported, after how many seconds,
-when the last process of the attempt was gone on every host, and how many steps were lost when the
-run went on. Writes its section of docs/reliability.md.
+pdsh with a checkpoint every ten steps. For each fault: the cause that the run reported,
+after how many seconds, when the last process of the attempt was gone on every host, and how many
+steps were lost when the run resumed. Writes its section of docs/reliability.md.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def config(
                 "--device": device,
                 "--explain": explain,
             },
-            "with `--check`: the file is looked at as it is",
+            "with `--check`: the file is checked as it is",
         )
         _check(check, json)
         return

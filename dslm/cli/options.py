@@ -158,7 +158,8 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Resume the run in `-o`, or the newest unfinished one of the recipe; fail if there is none.",
+        help="Resume the run in `-o`, or the newest unfinished one of the recipe; fail if there "
+        "is none.",
     ),
 ]
 

@@ -91,8 +91,7 @@ def plan(
         _refuse_beside_sweep({**given, "--with": None, "--set": None, "--sweep": None})
     if longest or largest:
         options.refuse_ignored({"--explain": explain}, "with `--longest` and `--largest`")
-    from dslm.cli.ledger import show_limits, show_terms
-    from dslm.cli.screens.plan import plan_page, sweep_table
+    from dslm.cli.ledger import show_limits
     from dslm.decide.advice import check_fit
     from dslm.decide.checks.base import Verb
     from dslm.decide.checks.every import Asking
@@ -122,21 +121,33 @@ def plan(
         if not sweep:
             show_limits(made, cluster, longest=longest, largest=largest, json=json)
             return
-        rows = sweep_rows(made.recipe, cluster.device, made.profile, _SWEEP)
-        if json:
-            terminal.write_json(rows)
-        else:
-            terminal.show(sweep_table(rows))
+        _show_sweep(sweep_rows(made.recipe, cluster.device, made.profile, _SWEEP), json=json)
         return
     found = document(made.plan, made.recipe, cluster, made.profile, made.untraced)
+    _show_plan(found, explain=explain, json=json)
+    check_fit(made, can_force=False)
+
+
+def _show_plan(found: dict[str, Any], *, explain: bool, json: bool) -> None:
+    from dslm.cli.ledger import show_terms
+    from dslm.cli.screens.plan import plan_page
+
     if json:
         terminal.write_json(found)
+        return
+    for part in plan_page(found):
+        terminal.show(part)
+    if explain:
+        show_terms(found["memory"])
+
+
+def _show_sweep(rows: list[dict[str, Any]], *, json: bool) -> None:
+    from dslm.cli.screens.plan import sweep_table
+
+    if json:
+        terminal.write_json(rows)
     else:
-        for part in plan_page(found):
-            terminal.show(part)
-        if explain:
-            show_terms(found["memory"])
-    check_fit(made, can_force=False)
+        terminal.show(sweep_table(rows))
 
 
 def _refuse_beside_params(given: dict[str, object]) -> None:
@@ -151,7 +162,7 @@ def _refuse_beside_sweep(given: dict[str, object]) -> None:
     options.refuse_ignored(
         given,
         "with `--sweep`, which compares clusters of many sizes",
-        hint="`--device NAME` says of which devices",
+        hint="`--device NAME` chooses the device",
     )
 
 

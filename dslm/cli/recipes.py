@@ -126,7 +126,7 @@ def new(
     if path.suffix not in (".yaml", ".yml"):
         path = path.with_name(path.name + ".yaml")
     if path.exists():
-        raise OptionError("the file is there already", where=Where(file=path))
+        raise OptionError("the file already exists", where=Where(file=path))
     text = new_recipe_text(preset, with_ or ())
     try:
         write_atomic(path, text)

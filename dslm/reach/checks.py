@@ -211,7 +211,8 @@ def _disk(report: HostReport) -> Verdict:
     if free is None:
         return State.NOTE, "not known", ""
     if free < _FREE_DISK:
-        fix = f"less than {render_bytes(_FREE_DISK)}: free some space, or choose another folder with `-o DIR`"
+        fix = f"less than {render_bytes(_FREE_DISK)}: free some space, or choose "
+        fix += "another folder with `-o DIR`"
         return State.WRONG, f"{render_bytes(free)} free", fix
     return State.OK, f"{render_bytes(free)} free", ""
 

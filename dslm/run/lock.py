@@ -143,7 +143,7 @@ def owner_of(folder: Path) -> Owner | None:
 def refuse(folder: Path, owner: Owner) -> OptionError:
     """The error for somebody who wants a run directory that another process owns."""
     return OptionError(
-        f"another dslm trains in this run directory: {owner}",
+        f"another dslm is training in this run directory: {owner}",
         where=Where(file=folder),
         hint=f"follow it with `dslm runs watch {folder}`, stop it with `dslm runs stop {folder}`, "
         "or train into another folder with `-o DIR`",

@@ -59,7 +59,7 @@ BAD = [
     ("sft", '{"messages": [{"role": "user", "content": "a"}]}', "has no answer to learn"),
     ("dpo", '{"prompt": [], "chosen": [], "rejected": []}', "the chat template refuses it"),
     ("dpo", '{"chosen": [{"role": "user", "content": "a"}]}', "holds no answer of the assistant"),
-    ("classify", '{"text": "a", "text_pair": 3, "label": 1}', "its `text_pair` is not text but int"),
+    ("classify", '{"text": "a", "text_pair": 3, "label": 1}', "is not text but int"),
     ("pretrain", b'{"text": "alpha \xed\xa0\x80"}', "is not UTF-8"),
     ("pretrain", b'{"text": "\xff"}', "is not UTF-8"),
     ("pretrain", '{"text": "a", "n": ' + "[" * 5000 + "]" * 5000 + "}", "is not JSON"),

@@ -138,7 +138,7 @@ class RunScreen:
             case events.Stop():
                 self._phase = "stopping"
                 # before training has started there is nothing to wait for, and nothing to save
-                when = "after this step; once more Ctrl-C ends it at once"
+                when = "after this step; press Ctrl-C again to end it at once"
                 when = when if self._start else "at once: nothing is trained yet"
                 self.label("stopping", when, "yellow")
             case events.End():
