@@ -138,7 +138,7 @@ class Interrupted(DslmError):
 
 
 def unforeseen(exception: BaseException) -> DslmError:
-    """What is said of an error that dslm didn't foresee; its traceback is saved where it can be."""
+    """Describe an error that dslm didn't foresee, and save its traceback if possible."""
     what = f"{type(exception).__name__}: {exception}".strip()
     text = "".join(traceback.format_exception(exception))
     try:

@@ -36,7 +36,7 @@ def write_atomic(path: Path, text: str, *, mode: int = 0o644) -> None:
 
 
 def exists(path: Path) -> bool:
-    """Whether a file or folder is there, whatever its name is: too long, or none that can be."""
+    """Return whether a file or folder exists, also for a name that is too long or impossible."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -52,12 +52,12 @@ def expanded(text: str) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there, whatever its name is."""
+    """Return whether a file exists, whatever its name is."""
     return exists(path) and path.is_file()
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there, whatever its name is."""
+    """Return whether a folder exists, whatever its name is."""
     return exists(path) and path.is_dir()
 
 

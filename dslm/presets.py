@@ -1,4 +1,4 @@
-"""Where the shipped folders are: inside an installed wheel, or beside the package in a checkout.
+"""Locate the shipped folders: inside an installed wheel, or beside the package in a checkout.
 
 Turns the name of a preset into a path; knows nothing of what a preset says.
 """
@@ -33,7 +33,7 @@ def purpose_names() -> list[str]:
 
 
 def is_purpose(path: Path) -> bool:
-    """Whether a recipe file is a purpose that ships with dslm."""
+    """Return whether a recipe file is a purpose that ships with dslm."""
     return path.parent.name == PURPOSES and is_shipped(path)
 
 
@@ -48,5 +48,5 @@ def _presets(folder: str, suffix: str) -> dict[str, Path]:
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether a file is one of dslm's own."""
+    """Return whether a file ships with dslm."""
     return any(path.is_relative_to(shipped_folder(name)) for name in _FOLDERS)

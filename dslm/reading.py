@@ -112,7 +112,7 @@ def parse_json(
 
 
 def wrong_number(value: int | float) -> str:
-    """What is wrong with a number of any setting, to go on after its name; empty if nothing is."""
+    """Say what is wrong with a setting's number, to follow its name; empty if nothing is."""
     if isinstance(value, float) and not math.isfinite(value):
         return "is not a finite number" if math.isnan(value) else "is too large, or infinite"
     if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
@@ -121,13 +121,13 @@ def wrong_number(value: int | float) -> str:
 
 
 def wrong_text(value: str) -> str:
-    """What is wrong with a text of any setting, to go on after its name; empty if nothing is."""
+    """Say what is wrong with a setting's text, to follow its name; empty if nothing is."""
     found = _UNFIT.search(value)
     return f"holds the character U+{ord(found[0]):04X}" if found else ""
 
 
 def _too_deep(text: str) -> int | None:
-    """Where a JSON text is nested too deep; None: nowhere."""
+    """Find the place where a JSON text is nested too deep; None if there is none."""
     level = 0
     for match in _BRACKETS.finditer(text):
         level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)

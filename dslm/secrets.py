@@ -1,4 +1,4 @@
-"""What a secret is: a setting whose name says so, or a value that has a secret's shape.
+"""Recognise secrets: a setting whose name says so, or a value that has a secret's shape.
 
 Names, values and arguments in; a reason, or a text without them, out. What is refused or left out
 for it is for the caller to say. Nothing else in dslm decides it.
@@ -68,7 +68,7 @@ _RANDOM_BITS = 3.0  # of Shannon entropy a character: hexadecimal digits have 4,
 
 
 def sounds_secret(name: str) -> bool:
-    """Whether the last part of a setting's name is a secret's: `training_args.hub_token`."""
+    """Return whether the last part of a name suggests a secret: `training_args.hub_token`."""
     words = _words(name.rpartition(".")[2])
     if not words:
         return False
@@ -80,14 +80,14 @@ def sounds_secret(name: str) -> bool:
 
 
 def shape_of_secret(text: str) -> str:
-    """What secret a text holds, by its shape, as a noun; empty if none."""
+    """Name the secret that a text holds, judged by its shape; empty if none."""
     if not _ANY_SHAPE.search(text):
         return ""
     return next(noun for noun, pattern in _SHAPES.items() if re.search(pattern, text))
 
 
 def why_secret(name: str, value: object) -> str:
-    """Why the value of a setting is a secret; empty if it is none."""
+    """Say why the value of a setting is a secret; empty if it isn't."""
     if value is None or isinstance(value, bool | Mapping | list | tuple):
         return ""
     text = str(value).strip()
@@ -155,7 +155,7 @@ def _words(name: str) -> list[str]:
 
 
 def _looks_random(text: str) -> bool:
-    """Whether a text is one long word of letters and digits that repeat little."""
+    """Return whether a text is one long word of letters and digits that repeat little."""
     if (
         len(text) < _SHORTEST_RANDOM
         or _A_PATH.fullmatch(text)

@@ -1,4 +1,4 @@
-"""What `dslm export` asks the worker for, checked before it starts."""
+"""Requests of `dslm export` to the worker, checked before it starts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def export_request(
     push_to_hub: str | None,
     trust: bool,
 ) -> ExportRequest:
-    """What to ask `dslm.worker.export` for.
+    """Build the request for `dslm.worker.export`.
 
     Raises:
         OptionError: there is no such run or checkpoint, or an option is wrong.

@@ -17,7 +17,7 @@ OnPhase = Callable[[str], None]
 def profile_request(
     recipe: Recipe, architecture: dict[str, Any], *, on_cpu: bool
 ) -> dict[str, Any]:
-    """What a profile is made from: everything of a recipe that changes the model's own work."""
+    """Build the request for a profile: everything in a recipe that changes the model's work."""
     lora = recipe.lora
     attention = recipe.model.attention
     return {

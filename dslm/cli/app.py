@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def _as_error(exception: Exception) -> DslmError:
-    """What is said of an exception: what dslm raised itself, what the system refused, or a bug."""
+    """Turn an exception into an error: dslm's own, one of the system, or a bug."""
     if isinstance(exception, DslmError):
         return exception
     try:

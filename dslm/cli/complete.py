@@ -1,4 +1,4 @@
-"""What the shell offers while a command is typed: presets, keys and their values, runs, devices.
+"""Shell completion: presets, keys and their values, runs, devices.
 
 Words in, words out. The names of files are read, and for `--set` the schema; nothing heavier.
 """

@@ -1,4 +1,4 @@
-"""What stdout and stderr are when dslm starts, and how text gets through whatever they are.
+"""Prepare stdout and stderr, so that text gets through whatever they are.
 
 A stream may be closed, full, a pipe that nobody reads, or of an encoding with few letters. People's
 text is worth no failure: what stderr can't take is dropped. Data is: `dslm.cli.terminal` says so.
@@ -59,7 +59,7 @@ def settle() -> None:
 
 
 def _wants_ascii() -> bool:
-    """Whether the user's locale knows ASCII only; Python would write UTF-8 all the same."""
+    """Return whether the user's locale knows ASCII only; Python would write UTF-8 all the same."""
     if any(os.environ.get(name) for name in (environment.IO_ENCODING, environment.UTF8)):
         return False
     chosen = next((os.environ[n] for n in environment.LOCALE if os.environ.get(n)), "")

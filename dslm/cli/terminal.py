@@ -81,7 +81,7 @@ def show(value: RenderableType) -> None:
 
 
 def shows_unicode() -> bool:
-    """Whether stdout can show more than ASCII."""
+    """Return whether stdout can show more than ASCII."""
     try:
         "█⣿".encode(_stdout().encoding)
     except (DslmError, LookupError, UnicodeError):

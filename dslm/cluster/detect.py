@@ -19,7 +19,7 @@ _RANKS_PER_CORE = 4  # more ranks than cores is slow but right: that much is let
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """What this machine has: all its accelerators, which of them are visible, or none."""
+    """Devices of this machine: all its accelerators, and the visible ones."""
 
     accelerators: tuple[Device, ...]
     visible: tuple[int, ...]  # as the driver counts them
@@ -44,7 +44,7 @@ def this_machine() -> Machine:
 
 
 def cpu_wanted() -> bool:
-    """Whether DeepSpeed is told to run on the CPU, whatever there is."""
+    """Return whether DeepSpeed is told to run on the CPU, whatever devices there are."""
     return os.environ.get(environment.ACCELERATOR) == "cpu"
 
 

@@ -27,7 +27,7 @@ class Device:
     efficiency: float = 0.5  # of the peak, that a transformer's kernels reach when nothing waits
 
     def supports(self, precision: str) -> bool:
-        """Whether it computes in that format (an empty table of peaks: not known, so yes)."""
+        """Return whether it computes in that format; True where its table of peaks is empty."""
         if self.kind == "cpu":
             return precision != "fp16"
         return not self.peak_flops or precision in self.peak_flops

@@ -150,7 +150,7 @@ def check_host_name(text: str) -> None:
 
 
 def is_ipv6(name: str) -> bool:
-    """Whether a name is an IPv6 address, in brackets or not."""
+    """Return whether a name is an IPv6 address, in brackets or not."""
     bare = name[1:-1] if name.startswith("[") and name.endswith("]") else name
     try:
         ipaddress.IPv6Address(bare)

@@ -1,4 +1,4 @@
-"""What `dslm doctor --measure` measured on this machine, kept in the user's cache.
+"""Measurements of `dslm doctor --measure` on this machine, kept in the user's cache.
 
 The planner takes these numbers instead of the table's for the device that they belong to.
 """
@@ -15,7 +15,7 @@ from dslm.files import cache_folder, write_json
 
 
 def measured_file() -> Path:
-    """Where they are kept: `$XDG_CACHE_HOME/dslm/measured.json`, below `~/.cache` by default."""
+    """Return the file of measurements, below `$XDG_CACHE_HOME/dslm` or `~/.cache/dslm`."""
     return cache_folder(os.environ) / "dslm/measured.json"
 
 

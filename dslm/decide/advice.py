@@ -73,7 +73,7 @@ def ways_out(job: Job) -> list[str]:
 
 
 def _more_devices(job: Job) -> list[str]:
-    """How many such devices it takes with everything that saves memory on them."""
+    """Advise a number of such devices that is enough with every saving of memory."""
     chain = _CHANGES[:3]
     changed = _changed(job.recipe, chain)
     world = smallest_world(changed, job.cluster, job.profile) if job.profile else None

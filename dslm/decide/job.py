@@ -169,7 +169,7 @@ def plan_document(job: Job) -> dict[str, Any]:
 
 
 def is_bare(name: str) -> bool:
-    """Whether this is a model (its folder, its config.json, its Hub name), not a recipe."""
+    """Return whether this is a model (its folder, its config.json, its Hub name), not a recipe."""
     path = Path(name).expanduser()
     return path.is_dir() or path.suffix == ".json" or _is_hub_name(name)
 
@@ -207,7 +207,7 @@ def load_to_plan(name: str, overrides: Sequence[str]) -> LoadedRecipe:
 
 
 def _task(architecture: Mapping[str, Any]) -> str:
-    """What a model is made for, by the class that its config names."""
+    """Return the task of a model, by the class that its config names."""
     classes = " ".join(architecture.get("architectures") or ())
     for end, task in _TASKS.items():
         if end in classes:

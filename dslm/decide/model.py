@@ -63,7 +63,7 @@ def model_of(loaded: LoadedRecipe) -> ModelSource:
 
 
 def is_path(name: object) -> bool:
-    """Whether a model's or tokenizer's name can only be a path."""
+    """Return whether a model's or tokenizer's name can only be a path."""
     return isinstance(name, str) and (name.startswith((".", "/", "~")) or name.count("/") > 1)
 
 
@@ -102,7 +102,7 @@ def read_config(file: Path) -> dict[str, object]:
 
 
 def _describes(loaded: LoadedRecipe) -> bool:
-    """Whether `model.architecture` is of the model that `model.name` names.
+    """Return whether `model.architecture` describes the model that `model.name` names.
 
     It is, if both were given in one place; a name that was given elsewhere replaced the one that
     the sizes belong to.

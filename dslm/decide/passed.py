@@ -1,4 +1,4 @@
-"""What a Trainer script of one's own is passed of a recipe, so that it and the config agree.
+"""Arguments that a user's Trainer script gets from a recipe, so that they agree with the config.
 
 transformers' Trainer refuses a DeepSpeed config whose values differ from its own arguments, and the
 defaults of an untouched script are not the recipe's. A script that takes the Trainer's arguments is
@@ -42,7 +42,7 @@ class Passed:
 
 
 def pass_on(text: str, arguments: Sequence[str], job: Job) -> Passed:
-    """What a script is passed of a recipe.
+    """Derive a script's arguments from a recipe.
 
     Args:
         text: the script's source.

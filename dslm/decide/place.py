@@ -1,4 +1,4 @@
-"""Where a recipe is planned to run: from options to a cluster that need not be here."""
+"""The cluster that a plan is for: from options to hosts that need not exist here."""
 
 from __future__ import annotations
 

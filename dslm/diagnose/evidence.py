@@ -124,7 +124,7 @@ def _planned(device: PlannedDevice, capacity: int | None, each: str = "a device"
 
 
 def _smaller(run: RunDirectory, plan: PlanFile, need: int) -> list[str]:
-    """What the planner would change, were the device so much smaller as the plan was wrong."""
+    """Ask the planner for changes on a device that is smaller by the plan's error."""
     job = _job(run, plan)
     total = plan.memory.device.total if plan.memory.device else None
     if job is None or not total:

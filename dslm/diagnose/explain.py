@@ -49,7 +49,7 @@ _MEMORY_WAYS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Diagnosis:
-    """What went wrong.
+    """The diagnosis of a failed attempt.
 
     Attributes:
         id: its entry in the catalogue; None: unknown.
@@ -106,7 +106,7 @@ class Diagnosis:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Finding:
-    """What is found out about the one to blame, beside what it left behind."""
+    """Findings about the blamed witness, beside the evidence that it left."""
 
     witness: Witness
     facts: tuple[str, ...] = ()
@@ -130,7 +130,7 @@ def diagnose(
 
 
 def _look_at_the_disk(run: RunDirectory, first: Witness) -> _Finding | None:
-    """Where the run directory's disk is full, a rank can't even say so."""
+    """Look for a full disk: with one a rank can't even report it."""
     free = shutil.disk_usage(run.path).free
     if free > _FULL_BYTES or not (first.silent or first.failure is None):
         return None
@@ -183,7 +183,7 @@ def _verdict(witness: Witness, elsewhere: RemoteProcesses) -> OomVerdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Words:
-    """What people are told: the cause, what was said, what to do."""
+    """The text for people: the cause, the message, the remedies."""
 
     cause: str
     said: str

@@ -36,7 +36,7 @@ def last_lines(text: str, count: int = _SHOWN_LINES) -> str:
 
 
 def native_words(text: str) -> str:
-    """What C++ code, the interpreter's fault handler or a kernel's assertion printed at the end."""
+    """Extract the last output of C++ code, the fault handler or a kernel's assertion."""
     return "\n".join(line for line in last_lines(text, 400).splitlines() if _NATIVE.search(line))
 
 
@@ -66,7 +66,7 @@ def chain(text: str) -> str:
 
 
 def messages(traceback: str) -> str:
-    """What a traceback says without its frames, whose lines of code say all sorts of things."""
+    """Extract the messages of a traceback, without its frames and their lines of code."""
     kept, in_frames = [], False
     for line in traceback.splitlines():
         if _HEADER.match(line):

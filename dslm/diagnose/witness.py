@@ -1,4 +1,4 @@
-"""What each rank and the launcher left behind, collected before anybody is blamed.
+"""Evidence that each rank and the launcher left, collected before any of them is blamed.
 
 A rank that could say how it ended sent an `ErrorReport`; of one that could not there are its log,
 what the launcher on its host printed, and what the supervisor saw. The cause of each is looked for
@@ -29,7 +29,7 @@ _LAUNCHER_KNOWS = (Kind.CONNECTION, Kind.LAUNCHER, Kind.JOIN)
 
 
 class Source(StrEnum):
-    """Where a cause was found."""
+    """The place where a cause was found."""
 
     OWN = "own"
     EXCEPTION = "exception"
@@ -61,7 +61,7 @@ SOURCES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Witness:
-    """What one rank, or the launcher (rank None), left behind.
+    """Evidence that one rank, or the launcher (rank None), left.
 
     Attributes:
         rank: which.
@@ -130,7 +130,7 @@ def witnesses(run: RunDirectory, outcome: Outcome) -> list[Witness]:
 
 
 def _failed(status: RankStatus, outcome: Outcome) -> bool:
-    """Whether a rank failed by itself; one without a word was mostly ended by the supervisor."""
+    """Return whether a rank failed by itself; most silent ranks were ended by the supervisor."""
     if status.exit_code is None:
         return status.rank == outcome.failed_rank
     return bool(status.exit_code)
@@ -169,7 +169,7 @@ def _of_rank(
 
 
 def _of_report(report: ErrorReport) -> Iterator[tuple[Source, Failure | None]]:
-    """Where the cause of an exception is looked for."""
+    """Return the places to look for the cause of an exception."""
     if report.own is not None:
         yield Source.OWN, entry(OWN_ERROR)
     else:
@@ -181,7 +181,7 @@ def _of_report(report: ErrorReport) -> Iterator[tuple[Source, Failure | None]]:
 def _of_silent(
     witness: Witness, printed: str, launcher: str, seen: Failure | None
 ) -> Iterator[tuple[Source, Failure | None]]:
-    """Where the cause is looked for of a rank that ended without a word."""
+    """Return the places to look for the cause of a silent end."""
     yield Source.BATCH, find(launcher, only=BATCH)
     yield Source.NATIVE, find(logs.native_words(printed))
     if witness.by_signal:
@@ -193,7 +193,7 @@ def _of_silent(
 
 
 def _of_log(witness: Witness, printed: str) -> Iterator[tuple[Source, Failure | None]]:
-    """Where the cause is looked for of a rank that failed without an exception that it knows of."""
+    """Return the places to look for the cause of a failure that no exception explains."""
     messages = logs.messages(witness.text)
     if _OWN_TYPE.search(messages):
         yield Source.OWN, entry(OWN_ERROR)

@@ -1,4 +1,4 @@
-"""What the kernel of this host says of processes that it killed for memory.
+"""The kernel's record of processes that it killed because memory was full.
 
 Two sources, both readable only where the host allows it: the kernel's log (/dev/kmsg), which names
 the process, and the counter of this process's memory cgroup, which only says that it happened.
@@ -33,7 +33,7 @@ class OomVerdict:
 def killed_for_memory(
     pids: Collection[int], *, since: float, kills_before: int | None = None
 ) -> OomVerdict:
-    """Whether the kernel of this host killed one of some processes because memory was full.
+    """Return whether this host's kernel killed one of the processes because memory was full.
 
     Args:
         pids: the process, and others that belong to it.
@@ -52,7 +52,7 @@ def killed_for_memory(
 
 
 def cgroup_kills() -> int | None:
-    """How many processes of this memory cgroup were killed for memory so far; None: not readable.
+    """Count the kills for memory in this memory cgroup so far; None if that can't be read.
 
     Source: Documentation/admin-guide/cgroup-v2.rst, memory.events; cgroup-v1/memory.rst, 10.
     """

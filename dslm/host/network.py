@@ -17,7 +17,7 @@ def free_port() -> int:
 
 
 def port_in_use(port: int) -> bool:
-    """Whether something listens on a port of this host."""
+    """Return whether something listens on a port of this host."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # as torch's own store does: a port that was just left can be taken again
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -63,7 +63,7 @@ _HOST_ERRORS = {
 
 @dataclass(slots=True)
 class RankState:
-    """What the supervisor knows of a rank; times are monotonic seconds on this host."""
+    """The supervisor's knowledge of a rank; times are monotonic seconds on this host."""
 
     rank: int
     host: str

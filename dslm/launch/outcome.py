@@ -1,4 +1,4 @@
-"""How an attempt ended, as values, and as the sentence that people are shown.
+"""The outcome of an attempt, as values and as a sentence for people.
 
 The supervisor fills it in; the diagnosis and the restart loop decide on its fields, never on the
 sentence.
@@ -16,7 +16,7 @@ from dslm.run.endings import Kind
 
 
 class Status(StrEnum):
-    """How an attempt ended."""
+    """The status in which an attempt ended."""
 
     DONE = "done"
     STOPPED = "stopped"  # asked to stop, and did so in order
@@ -48,7 +48,7 @@ class Odd:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How an attempt ended, and, when it failed, what the supervisor saw.
+    """The outcome of an attempt, with the supervisor's observations if it failed.
 
     Attributes:
         status: how.
@@ -82,7 +82,7 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """What the supervisor saw, in words."""
+        """The supervisor's observation, in words."""
         return "" if self.kind is None else _SENTENCES[self.kind](self)
 
 

@@ -70,7 +70,7 @@ class RemoteProcesses:
     def oom_verdict(
         self, host: str, pids: Collection[int], *, since: float, kills_before: int | None
     ) -> OomVerdict:
-        """What the kernel of a host says of processes that were killed there.
+        """Ask a host's kernel about processes that were killed there.
 
         Args:
             host: which.

@@ -1,4 +1,4 @@
-"""What is to be started, as values: a spec goes to a site, a request comes back.
+"""Launches as values: a spec goes to a site, a request comes back.
 
 Knows no process. Arguments are lists; nothing here is ever read by a shell.
 """
@@ -29,12 +29,12 @@ class LaunchSpec:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What every rank is told on its command line: words that no shell changes."""
+        """Arguments on every rank's command line: words that no shell changes."""
         return ("--run", path_word(self.run), "--attempt", str(self.attempt))
 
     @property
     def hostfile(self) -> Path:
-        """Where the hosts of several are written for DeepSpeed."""
+        """The file of hosts for DeepSpeed."""
         return RunDirectory(self.run).hostfile(self.attempt)
 
 

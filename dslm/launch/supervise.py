@@ -46,7 +46,7 @@ _LOSSES = {Loss.PROCESS: Kind.PROCESS, Loss.HOST: Kind.HOST, Loss.WORD: Kind.WOR
 
 
 class _Seen(TypedDict, total=False):
-    """What the supervisor saw beside what failed; the fields of an outcome."""
+    """Observations of the supervisor beside the failure itself; fields of an outcome."""
 
     host: str | None
     detail: str
@@ -204,7 +204,7 @@ class _Watch:
         events.write_event(self.run.events, event)
 
     def _failure(self, launcher_ended: bool) -> Outcome | None:
-        """What has failed, if anything; waits a moment for what else the ranks have to say."""
+        """Return the failure, if any, after waiting a moment for further reports of the ranks."""
         now = time.monotonic()
         ranks = self.control.ranks.values()
         self.clock.note(ranks, now)

@@ -1,4 +1,4 @@
-"""Has a run come to a stand, and which rank is to blame? Which rank is slow?
+"""Detect stalls and stragglers from what ranks report, and name the rank to blame.
 
 What the ranks said in, judgement out. Pure: knows no process and no clock of its own.
 """
@@ -38,7 +38,7 @@ _SLOW_SHARE = 0.05  # of the step: less is noise
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """How long nothing may happen, in seconds.
+    """Seconds in which nothing may happen.
 
     Attributes:
         training: while training or evaluating; None: scaled to the step time.
@@ -189,5 +189,5 @@ def innermost(stacks: str | None) -> str:
 
 
 def _waits(stacks: str | None) -> bool:
-    """Whether a rank's main thread is inside a collective operation."""
+    """Return whether a rank's main thread is inside a collective operation."""
     return "distributed_c10d.py" in (stacks or "").split("\n\nThread ")[0]

@@ -39,7 +39,7 @@ from dslm.run.manifest import add_attempt, end_attempt
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankProgram:
-    """What the ranks of an attempt execute."""
+    """The program that the ranks of an attempt execute."""
 
     module: str
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -121,7 +121,7 @@ def _planned_step(run: RunDirectory) -> float | None:
 def preview(
     run: RunDirectory, fleet: Fleet, program: RankProgram, port: int
 ) -> tuple[LaunchRequest, Attempt]:
-    """What an attempt would start, and what its ranks would read; starts and writes nothing."""
+    """Build the request and the attempt's file without starting or writing anything."""
     rendezvous = Rendezvous(cluster=fleet.cluster)
     if fleet.remote:
         address = fleet.cluster.hosts[0].address
@@ -132,7 +132,7 @@ def preview(
 
 
 def describe(number: int, plan: AttemptPlan, control: ControlAddress) -> Attempt:
-    """What the ranks are told."""
+    """Describe the attempt for its ranks."""
     program, rendezvous, site = plan.program, plan.rendezvous, plan.fleet.site
     settings = dict(program.environment)
     if site.remote:  # local ranks inherit the rest
@@ -161,7 +161,7 @@ def describe(number: int, plan: AttemptPlan, control: ControlAddress) -> Attempt
 
 
 def launch_spec(run: RunDirectory, attempt: Attempt, plan: AttemptPlan) -> LaunchSpec:
-    """What a site is told of an attempt."""
+    """Describe the attempt for a site."""
     interfaces = set(plan.rendezvous.interfaces.values())
     return LaunchSpec(
         module=plan.program.module,
@@ -190,7 +190,7 @@ def _fetch_logs(run: RunDirectory, number: int, plan: AttemptPlan) -> None:
 
 
 def _worth_retrying(outcome: Outcome, diagnosis: Diagnosis | None) -> bool:
-    """Whether the same may work the next time: the catalogue knows, else what failed tells."""
+    """Return whether a retry may work: the catalogue knows, or else the kind of failure."""
     if outcome.status != Status.FAILED or diagnosis is None:
         return False
     return diagnosis.retry if diagnosis.known else outcome.kind != Kind.RANK

@@ -1,4 +1,4 @@
-"""Where a run may run: this machine, or hosts that a site starts ranks on.
+"""Hosts that a run may use: this machine, or hosts on which a site starts ranks.
 
 From options to a fleet. Knows nothing of what is trained.
 """

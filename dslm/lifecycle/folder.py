@@ -1,4 +1,4 @@
-"""Where a run directory is made: whole, or not at all.
+"""Create a run directory: completely, or not at all.
 
 Knows paths and what is written into them at the start, nothing of what a run does.
 """

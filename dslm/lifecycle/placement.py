@@ -1,4 +1,4 @@
-"""Where a launch may run, as the command line says it: one value for every verb that launches.
+"""The placement of a launch, from the command line: one value for every verb that launches.
 
 Imports nothing, so that verbs can name it at their top.
 """

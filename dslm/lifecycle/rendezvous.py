@@ -1,4 +1,4 @@
-"""Who takes part in an attempt, and where its ranks meet.
+"""The hosts that take part in an attempt, and the address where its ranks meet.
 
 From a fleet, before each attempt, to those of its hosts that passed preflight, in numbers that the
 global batch can be split over. Values in, values out; the hosts are asked by `dslm.reach`.
@@ -25,7 +25,7 @@ from dslm.recipe.schema import Recipe
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rendezvous:
-    """Where one attempt runs and how its ranks meet; hosts are named as in the hostfile."""
+    """Hosts of one attempt, named as in the hostfile, and the address where its ranks meet."""
 
     cluster: Cluster
     master_address: str = LOOPBACK
@@ -36,7 +36,7 @@ class Rendezvous:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """What is trained, as far as it says which hosts will do."""
+    """The training, as far as it decides which hosts are suitable."""
 
     recipe: LoadedRecipe
     asking: Asking

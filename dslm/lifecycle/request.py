@@ -1,4 +1,4 @@
-"""What was asked for, whole, as one value a launch; and who listens to what becomes of it.
+"""A launch's request as one complete value, and the listener that follows its events.
 
 A verb makes the value from its options, and it goes down unchanged: nothing below loads a recipe or
 reads an option again. One listener goes along and is told what comes up.
@@ -47,7 +47,7 @@ class ScriptRequest:
 
 
 class Listener(Protocol):
-    """Who is told what becomes of a launch: a screen, or a test's list."""
+    """The listener to the events of a launch: a screen, or a test's list."""
 
     def run_made(self, run: Path) -> None:
         """Take in where the run is; called before anything starts."""

@@ -148,7 +148,7 @@ def _newest(name: str) -> RunDirectory | None:
 
 
 def _longer(run: RunDirectory, old: Recipe, new: Recipe) -> str:
-    """What a longer duration does.
+    """Describe the effect of a longer duration.
 
     Raises:
         OptionError: it is shorter, or of another unit.

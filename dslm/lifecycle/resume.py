@@ -26,7 +26,7 @@ TRUST = "--trust-checkpoint"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResumePoint:
-    """What an attempt starts from: a path relative to the run, and whether it was converted."""
+    """The checkpoint that an attempt starts from: its path, and whether it was converted."""
 
     path: str
     step: int

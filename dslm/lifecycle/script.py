@@ -71,7 +71,7 @@ def _run_once(request: ScriptRequest, run: RunDirectory, listener: Listener) -> 
 def preview_script(
     request: ScriptRequest, report: Callable[[str], None]
 ) -> tuple[Job | None, LaunchRequest, Attempt]:
-    """What a script would be started with, in the job its own config; starts and writes nothing."""
+    """Build everything that a script would be started with; starts and writes nothing."""
     if not request.fleet.remote:
         check_port(request.master_port)
     job = _job(request, request.fleet.cluster, report, device_known=request.fleet.device_known)
@@ -86,7 +86,7 @@ def preview_script(
 
 
 def _passed(request: ScriptRequest, job: Job | None) -> Passed | None:
-    """What the script is given of the recipe; None: there is none.
+    """Derive the script's arguments from the recipe; None without a recipe.
 
     Raises:
         OptionError: the script can't be read.

@@ -100,7 +100,7 @@ def _train(
 def preview_training(
     request: TrainingRequest, report: Callable[[str], None]
 ) -> tuple[Job, LaunchRequest, Attempt]:
-    """What a training would start, and what its ranks would read; starts and writes nothing."""
+    """Build everything that a training would start and its ranks would read, without writing it."""
     if not request.fleet.remote:
         check_port(request.master_port)
     old = run_to_resume(request)

@@ -1,4 +1,4 @@
-"""How far a recipe can go on a cluster: the longest sequence, the largest micro batch that fit."""
+"""Limits of a recipe on a cluster: the longest sequence, the largest micro batch that fit."""
 
 from __future__ import annotations
 

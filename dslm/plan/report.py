@@ -139,7 +139,7 @@ def time_document(time: StepTime | None, recipe: Recipe, cluster: Cluster) -> di
 
 
 def why_lost(other: Candidate, choice: Candidate) -> str:
-    """Why a candidate wasn't chosen, in a few words."""
+    """Say in a few words why a candidate wasn't chosen."""
     if not other.fits_device and other.memory is not None:
         return f"does not fit: {other.memory.total / 2**30:.1f} GiB"
     if not other.fits_host and other.memory is not None:

@@ -193,7 +193,7 @@ def traced(profile: Profile | None) -> TypeGuard[Profile]:
 
 
 def _divides(profile: Profile, size: int) -> bool:
-    """Whether ranks can share a model's heads evenly; one without heads isn't shared."""
+    """Return whether ranks can share a model's heads evenly; False for one without heads."""
     heads = profile.heads, profile.kv_heads
     return size == 1 or (all(heads) and all(number % size == 0 for number in heads))
 

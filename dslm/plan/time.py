@@ -115,7 +115,7 @@ def predict(
 
 
 def _exposed(seconds: float, compute: float) -> float:
-    """What is left of a transfer that runs beside the computation."""
+    """Return the part of a transfer that computation doesn't hide."""
     return max(seconds * (1 - OVERLAP), seconds - compute * OVERLAP)
 
 

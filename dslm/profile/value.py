@@ -161,7 +161,7 @@ class Profile:
         return max((proof.off for proof in self.proofs), default=0.0)
 
     def pass_of(self, name: str, samples: int) -> PassProfile:
-        """The pass of a mode (plain, recompute, evaluation) for so many samples."""
+        """Return the pass of a mode (plain, recompute, evaluation) for `samples` samples."""
         single = self.passes.get(f"{name} single") if samples == 1 else None
         return single or self.passes[name]
 

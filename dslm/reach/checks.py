@@ -27,7 +27,7 @@ _RANKS_PER_CORE = 4  # as for a local run: more ranks than cores is slow but rig
 
 
 class State(StrEnum):
-    """How a check came out; only `wrong` stops a launch."""
+    """The result of a check; only `wrong` stops a launch."""
 
     OK = "ok"
     NOTE = "note"
@@ -47,7 +47,7 @@ class CheckResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostReport:
-    """What is judged: a host's facts, beside those of this machine and what the run wants."""
+    """The subject of the checks: a host's facts, those of this machine, and the run's needs."""
 
     host: Host
     facts: Mapping[str, Any]

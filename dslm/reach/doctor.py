@@ -1,4 +1,4 @@
-"""Whether this machine can train: versions, compiler, devices, memory, disk, limits.
+"""Checks of whether this machine can train: versions, compiler, devices, memory, disk, limits.
 
 Imports none of what it checks: a broken torch must not break its own diagnosis.
 """

@@ -43,7 +43,7 @@ _NO_PROGRAM = (126, 127)  # of a shell: it can't be run, it isn't there
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Requirements:
-    """What a run requires of its hosts."""
+    """Requirements of a run on its hosts."""
 
     run: Path  # its directory: it, or the folder above that is there, is looked for on every host
     port: int  # where the ranks will meet
@@ -56,7 +56,7 @@ class Requirements:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preflight:
-    """What came out; hosts are named as in the hostfile."""
+    """The results of a preflight; hosts are named as in the hostfile."""
 
     results: tuple[CheckResult, ...]
     master_address: str | None
@@ -72,7 +72,7 @@ class Preflight:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostAnswers:
-    """What all hosts said, not judged yet."""
+    """The answers of all hosts, not judged yet."""
 
     hosts: Sequence[Host]
     requirements: Requirements
@@ -86,7 +86,7 @@ class HostAnswers:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """What a host said, or how it failed to."""
+    """The answer of a host, or its failure to answer."""
 
     hello: Mapping[str, Any]
     facts: Mapping[str, Any] | None
@@ -212,7 +212,7 @@ def _ask(
 def device_of_slots(
     told: Sequence[tuple[Host, Mapping[str, Any]]], kind: str | None = None
 ) -> Device | None:
-    """What every slot can count on: accelerators if any host has some, else its CPU's share.
+    """Return the device of every slot: an accelerator if any host has some, else a CPU share.
 
     Args:
         told: hosts with their facts.
@@ -231,7 +231,7 @@ def device_of_slots(
 
 
 def _master_address(host: Host, hello: Mapping[str, Any]) -> str | None:
-    """Where the ranks can meet: the master's address towards the others, else how we reached it."""
+    """Return the address for the rendezvous: the master's towards the others, or ours for it."""
     for address in (hello.get("towards_peers"), hello.get("reached_at")):
         if address and not address.startswith("127.") and address != "::1":
             return str(address)
@@ -292,6 +292,6 @@ def _marker(run: Path) -> Any:
 
 
 def hosts_here(hosts: Sequence[Host]) -> bool:
-    """Whether the only host is this machine, by name: nothing has to be reached then."""
+    """Return whether the only host is this machine, by name: no other must be reached then."""
     names = {"localhost", socket.gethostname(), socket.gethostname().partition(".")[0]}
     return len(hosts) == 1 and hosts[0].address in names

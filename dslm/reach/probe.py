@@ -1,4 +1,4 @@
-"""What a host says about itself: `python -m dslm.reach.probe`, run once on every host.
+"""The facts of a host: `python -m dslm.reach.probe`, run once on every host.
 
 A request comes in as a line of JSON on stdin, two lines of JSON go out on stdout: a greeting with
 the time of this host's clock, and the facts; judging them is `dslm.reach.checks`' part. The host
@@ -132,7 +132,7 @@ def _towards(peers: Any) -> str | None:
 
 
 def _address_of(name: str) -> str | None:
-    """What this host's own name resolves to on it."""
+    """Return the address that this host's own name resolves to here."""
     try:
         return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:

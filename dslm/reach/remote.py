@@ -52,7 +52,7 @@ SSH = Transport(name="ssh", command=_ssh, unreached=255)  # ssh(1), EXIT STATUS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What a command on a host gave; `exit_code` is None when it was ended for taking too long."""
+    """The result of a command on a host; `exit_code` is None after a timeout."""
 
     host: str
     exit_code: int | None
@@ -81,7 +81,7 @@ def remote_argv(host: str, argv: Sequence[str], transport: Transport = SSH) -> l
 def run_on(
     host: str, argv: Sequence[str], *, said: str = "", seconds: float, transport: Transport = SSH
 ) -> Answer:
-    """Run a command on one host, with this text as its stdin; never longer than so many seconds."""
+    """Run a command on one host, with this text as its stdin, for at most `seconds`."""
     with Remote(host, argv, transport) as remote:
         remote.say(said)
         return remote.end(seconds)
@@ -153,7 +153,7 @@ class Remote:
             self._process.stdin.flush()
 
     def line(self, seconds: float) -> str:
-        """The next line that it prints; empty when it ends, or is ended after so long, before."""
+        """Read one line; empty if the command ends, or exceeds `seconds`, first."""
         assert self._process.stdout is not None  # noqa: S101 - Popen was asked for it
         with self._limit(seconds):
             return self._process.stdout.readline()

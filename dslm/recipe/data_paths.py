@@ -1,4 +1,4 @@
-"""What `data.train` and `data.eval` point at: files, a folder, a Hub name; no record is read.
+"""The sources in `data.train` and `data.eval`: files, a folder, a Hub name; reads no record.
 
 Torch-free, so that a wrong path is found before anything is launched.
 """
@@ -60,7 +60,7 @@ def origins(recipe: Recipe, key: str) -> list[Origin]:
 
 
 def sources(recipe: Recipe, key: str) -> list[Source]:
-    """What `data.train` or `data.eval` names; the folders aren't looked into."""
+    """Return the sources in `data.train` or `data.eval`, without looking into folders."""
     value = getattr(recipe.data, key)
     if value is None or isinstance(value, float | int):
         return []

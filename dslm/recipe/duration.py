@@ -1,4 +1,4 @@
-"""How many optimizer steps a run has, and how many of them warm up."""
+"""The number of optimizer steps of a run, and of its warm-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe's tree, in words: pydantic's errors as findings with their places.
+"""Problems of a recipe's tree in words: pydantic's errors as findings with their places.
 
 Knows the schema and the tree that was checked against it, no files.
 """

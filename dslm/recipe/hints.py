@@ -1,4 +1,4 @@
-"""What a wrong key was meant to be: the nearest one of its section, or another tool's word for one.
+"""Suggestions for a wrong key: the nearest one of its section, or another tool's word for one.
 
 Names in, a sentence out; knows no files.
 """

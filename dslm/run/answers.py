@@ -1,4 +1,4 @@
-"""What a process that was asked sends back: what it is doing, then one answer or one failure.
+"""Messages of a process that was asked: its progress, then one answer or one failure.
 
 One word a line, read by `dslm.codec`; both ends (`dslm.ask.call`, `dslm.worker.answer`) use these
 types. Knows no process.
@@ -17,7 +17,7 @@ from dslm.run.endings import ErrorReport, report_of
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Doing(Strict):
-    """What is going on, for people."""
+    """A line of progress, for people."""
 
     name: ClassVar[str] = "doing"
     detail: str

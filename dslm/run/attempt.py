@@ -22,7 +22,7 @@ from dslm.run.directory import RunDirectory
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ControlAddress:
-    """Where the supervisor listens for the ranks: addresses to try in turn, port, token."""
+    """The address of the supervisor for the ranks: addresses to try in turn, port, token."""
 
     addresses: tuple[str, ...]
     port: int

@@ -82,7 +82,7 @@ def state_folder(checkpoint: Path) -> Path:
 
 
 def _step_folders(folder: Path) -> list[Path]:
-    """What is called as a checkpoint is."""
+    """List the folders that are named as checkpoints are."""
     try:
         return [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
     except OSError:

@@ -37,7 +37,7 @@ class RunDirectory:
 
     @property
     def events(self) -> Path:
-        """What happened, one JSON object a line."""
+        """The events, one JSON object a line."""
         return self.path / "events.jsonl"
 
     @property
@@ -52,7 +52,7 @@ class RunDirectory:
 
     @property
     def lock(self) -> Path:
-        """Who trains in it now (`dslm.run.lock`)."""
+        """The lock of its owner (`dslm.run.lock`)."""
         return self.path / "lock"
 
     @property
@@ -73,15 +73,15 @@ class RunDirectory:
         return self.logs(attempt) / "hostfile"
 
     def launcher_log(self, attempt: int) -> Path:
-        """What the launcher printed."""
+        """The output of the launcher."""
         return self.logs(attempt) / "launcher.log"
 
     def stacks(self, attempt: int, rank: int) -> Path:
-        """What a rank was doing when the run made no progress."""
+        """The stacks of a rank when the run made no progress."""
         return self.logs(attempt) / f"stacks-rank-{rank}.txt"
 
     def rank_log(self, attempt: int, rank: int) -> Path:
-        """What one rank printed."""
+        """The output of one rank."""
         return self.logs(attempt) / f"rank-{rank}.log"
 
     def rank_status(self, attempt: int, rank: int) -> Path:

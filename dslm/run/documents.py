@@ -64,7 +64,7 @@ class AttemptRecord(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest(Document):
-    """What a run was made with: versions, code, command, hosts, and its attempts."""
+    """The origin of a run: versions, code, command, hosts, and its attempts."""
 
     what: ClassVar[str] = "the manifest of the run"
     name: str
@@ -79,7 +79,7 @@ class Manifest(Document):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankStatus(Document):
-    """What became of a rank; `exit_code` once it has said how it ended."""
+    """The status of a rank; `exit_code` is set once it has reported its end."""
 
     what: ClassVar[str] = "the status of a rank"
     rank: Count
@@ -97,7 +97,7 @@ class RankStatus(Document):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedModel(Strict):
-    """What the planner knows of the model."""
+    """The planner's knowledge of the model."""
 
     parameters: Count | None = None
     flops_per_token: float | None = None
@@ -105,7 +105,7 @@ class PlannedModel(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedCluster(Strict):
-    """What was planned for."""
+    """The cluster that a plan is for."""
 
     device: str | None = None
     peak_flops: float | None = None
@@ -182,7 +182,7 @@ class FileEntry(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointManifest(Document):
-    """What a checkpoint is, and every file of it."""
+    """The description of a checkpoint, with every file of it."""
 
     what: ClassVar[str] = "the manifest of the checkpoint"
     step: Count

@@ -1,4 +1,4 @@
-"""How a rank ends, as values: an exception with its chain, or the loss of the rank.
+"""The endings of a rank, as values: an exception with its chain, or the loss of the rank.
 
 Made where the fact is known (in the rank, in the supervisor), carried as they are, and put into
 words by whoever shows them. Knows no process.
@@ -22,7 +22,7 @@ _CHAIN = 12  # exceptions
 
 
 class Loss(StrEnum):
-    """Why a rank is lost that has not said how it ended."""
+    """The reason for the loss of a rank that has not reported its end."""
 
     PROCESS = "process"  # its connection ended
     HOST = "host"  # the kernel of its host no longer answers
@@ -30,7 +30,7 @@ class Loss(StrEnum):
 
 
 class Kind(StrEnum):
-    """What failed first, as the supervisor saw it."""
+    """The kind of the first failure, as the supervisor saw it."""
 
     RANK = "rank"  # it said so itself
     PROCESS = "process"  # a rank was lost: its process
@@ -58,7 +58,7 @@ class Raised(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OwnError(Strict):
-    """What one of dslm's own errors says: it is made for people, and carries its remedy."""
+    """The text of one of dslm's own errors, for people, with its remedy."""
 
     message: Annotated[str, MaxLen(_MESSAGE)]
     where: Annotated[str, MaxLen(_MESSAGE)] = ""
@@ -79,7 +79,7 @@ class ErrorReport(Strict):
 
     @property
     def line(self) -> str:
-        """What ended the rank, in a line."""
+        """The reason for the rank's end, in a line."""
         if self.own is not None:
             return ": ".join(part for part in (self.own.where, self.own.message) if part)
         last = self.chain[-1] if self.chain else Raised(type="")
@@ -88,7 +88,7 @@ class ErrorReport(Strict):
 
     @property
     def messages(self) -> str:
-        """What all exceptions of the chain say, without their frames."""
+        """The messages of all exceptions of the chain, without their frames."""
         return "\n".join(raised.line for raised in self.chain)
 
 

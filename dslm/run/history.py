@@ -1,4 +1,4 @@
-"""What happened in a run, asked once: its manifest and events as one value.
+"""The history of a run: its manifest and events as one value.
 
 Reads a run directory whatever is in it: what can't be read is named in `problems`, the rest counts.
 It can't know whether processes live, so a run without an end is `unfinished`. A step that was made
@@ -34,7 +34,7 @@ S = TypeVar("S", Step, Eval)
 
 
 class Status(StrEnum):
-    """How a run stands."""
+    """The status of a run."""
 
     DONE = "done"
     STOPPED = "stopped"
@@ -45,7 +45,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    """What happened in a run so far; `problems` says what could not be read, a line each."""
+    """The history of a run so far; `problems` lists what could not be read."""
 
     run: RunDirectory
     manifest: Manifest | None
@@ -62,7 +62,7 @@ class History:
 
     @property
     def status(self) -> Status:
-        """How it stands, as the last event that says so has it."""
+        """The status, according to the last event that has one."""
         for event in reversed(self.events):
             if isinstance(event, Start | Restart) or (isinstance(event, Error) and event.again):
                 return Status.UNFINISHED
@@ -91,7 +91,7 @@ class History:
 
     @property
     def attempts(self) -> int:
-        """How many attempts there were."""
+        """The number of attempts."""
         recorded = len(self.manifest.attempts) if self.manifest else 0
         return max([recorded, *(event.attempt for event in self.events)])
 
@@ -102,7 +102,7 @@ class History:
 
     @property
     def failure(self) -> Error | None:
-        """Why the run failed; None unless it did."""
+        """The failure of the run; None unless it failed."""
         return self.last(Error) if self.status is Status.FAILED else None
 
     @property
@@ -148,7 +148,7 @@ _MOST_STEPS = 100_000  # between two step events; a line that says more is not b
 
 
 def read_history(run: RunDirectory) -> History:
-    """What happened in a run, as far as its files can be read."""
+    """Read the history of a run, as far as its files can be read."""
     problems = []
     manifest = None
     try:
@@ -174,7 +174,7 @@ def check_readable(run: RunDirectory) -> None:
 
 
 def _counted(unreadable: tuple[Unreadable, ...]) -> str:
-    """How many lines can't be read, and what is wrong with the first."""
+    """Count the lines that can't be read, and say what is wrong with the first."""
     first, count = unreadable[0], len(unreadable)
     lines = f"{count} line{'s' if count > 1 else ''} can't be read"
     return f"{lines}; line {first.line}: {first.why}"

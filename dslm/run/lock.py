@@ -126,7 +126,7 @@ def own(
 
 
 def owner_of(folder: Path) -> Owner | None:
-    """Who owns a run directory now; None: nobody, or somebody who has died."""
+    """Return the owner of a run directory; None if there is none, or it has died."""
     run = RunDirectory(folder.absolute())
     owner = _read(run.lock)
     try:
@@ -199,7 +199,7 @@ def _flock(handle: int, kind: int) -> bool | None:
 
 
 def _lives(run: RunDirectory, owner: Owner | None, held: bool | None) -> bool:
-    """Whether an owner lives, from what the kernel said of the lock."""
+    """Return whether an owner is alive, given the kernel's answer about the lock."""
     if held:
         return True
     if owner is None:
@@ -213,7 +213,7 @@ def _lives(run: RunDirectory, owner: Owner | None, held: bool | None) -> bool:
 
 
 def _silent_seconds(run: RunDirectory) -> float:
-    """How long ago the lock was touched, by the clock that touched it: the file system's."""
+    """Return the seconds since the lock was touched, by the clock of the file system."""
     try:
         with tempfile.NamedTemporaryFile(prefix=".clock-", dir=run.path) as clock:
             return Path(clock.name).stat().st_mtime - run.lock.stat().st_mtime
@@ -269,7 +269,7 @@ def _boot() -> str:
 
 
 def _read(lock: Path) -> Owner | None:
-    """What the lock says; None: nothing that can be read."""
+    """Read the owner in the lock; None if it can't be read."""
     try:
         return decode(Owner, lock.read_bytes())
     except (OSError, Malformed):

@@ -20,7 +20,7 @@ RUNS = Path("runs")  # where they are unless one says otherwise
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSummary:
-    """What happened in a run so far; seconds and steps, None where it is not known."""
+    """The summary of a run so far, in seconds and steps; None where unknown."""
 
     path: str
     status: str  # done | stopped | killed | failed | unfinished
@@ -91,7 +91,7 @@ def summarize(run: RunDirectory) -> RunSummary:
 
 
 def summary_of(history: History) -> RunSummary:
-    """What happened in a few numbers."""
+    """Summarize a history in a few numbers."""
     start, steps, evaluations = history.last(Start), history.steps, history.evaluations
     failure = history.failure
     owner = owner_of(history.run.path) if history.status is Status.UNFINISHED else None

@@ -1,4 +1,4 @@
-"""How long the two sides of an attempt wait: in one place, since some must outlast others.
+"""Timeouts of both sides of an attempt: in one place, since some must exceed others.
 
 Invariant 4 of the design: ten seconds after a run has ended nothing of it is alive on any host. The
 sums in `ENDINGS` are the longest ways there, and a test holds them to it.

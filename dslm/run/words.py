@@ -76,7 +76,7 @@ class End(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stacks(Strict):
-    """What every thread of a rank is doing."""
+    """The stacks of all threads of a rank."""
 
     name: ClassVar[str] = "stacks"
     text: Annotated[str, MaxLen(STACKS_LENGTH)]

@@ -1,1 +1,1 @@
-"""What each rank executes; it reads resolved files from the run directory and knows no planning."""
+"""The program of each rank: it reads resolved files from the run directory and knows no plans."""

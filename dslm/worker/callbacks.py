@@ -65,7 +65,7 @@ class Events(TrainerCallback):
 
     @property
     def samples(self) -> Path:
-        """Where this rank writes down which samples it was trained on."""
+        """The file in which this rank records the samples that it was trained on."""
         return self._rank.run.rank_samples(self._rank.attempt.number, self._rank.rank)
 
     def stamp(self) -> Stamp:
@@ -87,7 +87,7 @@ class Events(TrainerCallback):
         self._rank.guard.note(phase=words.Phase.EVALUATING)
 
     def pause(self, seconds: float) -> None:
-        """Don't count so many seconds as training."""
+        """Exclude these seconds from the training time."""
         self._paused += seconds
 
     def on_train_begin(

@@ -203,7 +203,7 @@ def _report(partial: Path, rank: int, files: Iterable[Path]) -> None:
 
 
 def describe_model(trainer: Any, folder: Path) -> None:
-    """What makes a Hugging Face model beside tensors: configs of model and adapters, tokenizer."""
+    """Write a Hugging Face model without its tensors: configs of model and adapters, tokenizer."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     config = copy.deepcopy(model.config)
     config.use_cache = True

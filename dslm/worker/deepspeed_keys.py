@@ -189,7 +189,7 @@ def _put(whole: Node, path: str, node: Node) -> None:
 
 
 def _takes_null(key: str) -> bool:
-    """Whether DeepSpeed parses a config in which this top-level key is null; asked of itself."""
+    """Ask DeepSpeed whether it parses a config in which this top-level key is null."""
     given = CHECKED_IN_CODE.get(key)
     if given is not None:
         return bool(given[0].get("null"))
@@ -226,7 +226,7 @@ def _of_model(model: type[DeepSpeedConfigModel]) -> Node:
 
 
 def _model_takes_null(model: type[DeepSpeedConfigModel]) -> bool:
-    """Whether a model turns null into its defaults, as the one of leaf modules does."""
+    """Return whether a model turns null into its defaults, as that of leaf modules does."""
     try:
         model.model_validate(None)
     except (TypeError, ValueError):

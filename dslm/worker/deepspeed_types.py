@@ -254,7 +254,7 @@ def of_default(default: Any, annotation: Any = "") -> Node:
 
 
 def of_parameters(class_: type, section: str) -> Node:
-    """What an optimizer or a scheduler takes by name, and which of it must be given.
+    """Return the parameters of an optimizer or a scheduler, and which are required.
 
     Args:
         class_: the class that DeepSpeed makes from the config.

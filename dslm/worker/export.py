@@ -193,7 +193,7 @@ def _export_adapter(
 
 
 def _parameters(file: Path) -> int:
-    """How many parameters a safetensors file holds."""
+    """Count the parameters in a safetensors file."""
     with safe_open(file, framework="pt") as tensors:
         return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - it is no dictionary
 

@@ -204,7 +204,7 @@ def _connect(attempt: Attempt, host: str) -> socket.socket:
 
 
 def _stacks() -> str:
-    """What each thread is doing, the main one first, innermost call last."""
+    """Return the stack of each thread, the main one first, innermost call last."""
     frames = sys._current_frames()
     main = threading.main_thread().ident
     parts = []

@@ -38,7 +38,7 @@ def stay_offline_without_hub(recipe: Recipe, tell: Callable[[str], None]) -> Non
 
 
 def in_reach(tell: Callable[[str], None]) -> bool:
-    """Whether the Hub, or the proxy on the way to it, takes a connection."""
+    """Return whether the Hub, or the proxy before it, accepts a connection."""
     address = urlsplit(os.environ.get(environment.HUB_ENDPOINT) or _HUB)
     proxy = urllib.request.getproxies().get(address.scheme or "https")
     if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
@@ -53,7 +53,7 @@ def in_reach(tell: Callable[[str], None]) -> bool:
 
 
 def _connects(host: str, port: int) -> bool:
-    """Whether a connection is taken in time; finding an address has no limit of its own."""
+    """Return whether a connection is accepted in time; resolving a name has no limit."""
     connected = threading.Event()
 
     def connect() -> None:
@@ -70,7 +70,7 @@ def _connects(host: str, port: int) -> bool:
 
 
 def _of_the_hub(recipe: Recipe) -> bool:
-    """Whether a recipe names a model, a tokenizer or data that is no file here."""
+    """Return whether a recipe names a model, tokenizer or data that isn't a local file."""
     names = [recipe.model.name if recipe.model.init == "pretrained" else None]
     tokenizer = recipe.model.tokenizer or recipe.model.name
     names.append(tokenizer if isinstance(tokenizer, str) else None)

@@ -1,4 +1,4 @@
-"""What each rank of `dslm train` executes: `deepspeed --module dslm.worker.main`."""
+"""The program of each rank of `dslm train`: `deepspeed --module dslm.worker.main`."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Metric(Protocol):
         ...
 
     def values(self, sums: torch.Tensor) -> dict[str, float]:
-        """What people read."""
+        """The values for people."""
         ...
 
 

@@ -126,7 +126,7 @@ def attention(recipe: Recipe) -> str | None:
 
 
 def liger(recipe: Recipe) -> bool:
-    """Whether to use Liger kernels: when they are installed and on CUDA, unless the recipe says."""
+    """Return whether to use Liger kernels: if installed and on CUDA, unless the recipe decides."""
     if recipe.model.liger != "auto":
         return recipe.model.liger
     return torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None
@@ -148,7 +148,7 @@ def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
 
 
 def adapter_config(recipe: Recipe) -> Any:
-    """What peft is told of a recipe's adapters."""
+    """Build peft's config of a recipe's adapters."""
     from peft import LoraConfig
 
     lora = recipe.lora

@@ -53,12 +53,12 @@ def build_folder(variables: Mapping[str, str]) -> Path:
 
 
 def is_built(name: str, folder: Path) -> bool:
-    """Whether an operator has been built before."""
+    """Return whether an operator has been built before."""
     return any(folder.rglob(f"{name}/{name}.so"))
 
 
 def remove_dead_marks(folder: Path, *, alone: bool = True) -> list[Path]:
-    """Remove the marks of builds that nobody goes on with; all ranks of a host may call at once.
+    """Remove the lock files of abandoned builds; all ranks of a host may call at once.
 
     A builder holds its mark open. On a network file system, or where several hosts train, it may be
     one of another host, which can't be seen from here: there a mark must also be half an hour old.
@@ -104,7 +104,7 @@ def _is_dead(mark: Path, alone: bool) -> bool:
 
 
 def _is_open(file: Path) -> bool:
-    """Whether a process of this user on this host has a file open."""
+    """Return whether a process of this user on this host has a file open."""
     real = file.resolve()
     return any(_points_to(link, real) for pid in psutil.pids() for link in _links(pid))
 

@@ -159,7 +159,7 @@ def accuracy(plan: Path, measure: Measure, process: int) -> Accuracy:
 
 
 def _difference(predicted: float | None, measured: float | None) -> float | None:
-    """How far the prediction is off, relative to what was measured."""
+    """Return the error of the prediction, relative to the measurement."""
     return round(predicted / measured - 1, 4) if predicted and measured else None
 
 

@@ -1,4 +1,4 @@
-"""Who this rank is, and what it leaves behind: its log, its last word to the supervisor.
+"""The identity of this rank, its log, and its last report to the supervisor.
 
 Imports nothing heavy, so that even a failure to import torch ends in the rank's own log.
 """

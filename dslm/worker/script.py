@@ -1,4 +1,4 @@
-"""What each rank of `dslm launch` executes: the user's script, with the rank's log and guard.
+"""The program of each rank of `dslm launch`: the user's script, with the rank's log and guard.
 
 If the script trains with transformers' Trainer, its steps are events of the run. The script is not
 touched for that: a callback joins those that every Trainer has, when transformers' Trainer is

@@ -47,7 +47,7 @@ def _harmless() -> list[Any]:
 
 
 def _member(kind: object, name: str) -> Enum:
-    """What stands in for `getattr` in a checkpoint: the member of an enum, and nothing else."""
+    """Replace `getattr` in a checkpoint: return the member of an enum, and nothing else."""
     if not isinstance(kind, EnumType):
         raise UnpicklingError(f"a checkpoint asks for the attribute `{name}` of {kind!r}")
     member: Enum = kind[name]

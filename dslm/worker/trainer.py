@@ -33,7 +33,7 @@ def run_trainer(base: type) -> Any:
 
 
 class RunTrainer:
-    """What dslm does itself in any Trainer; comes before it in the list of bases."""
+    """dslm's own part of any Trainer; comes before it in the list of bases."""
 
     args: Any
     state: Any

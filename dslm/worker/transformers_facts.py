@@ -1,4 +1,4 @@
-"""What transformers and torch would say of a recipe, as data: `transformers.json` of the checks.
+"""Facts of transformers and torch about recipes, as data: `transformers.json` of the checks.
 
 Model types with the tasks each can do, the names and types of its sizes, and which attention its
 code has; activations; the arguments of the Trainers; torch's optimizers. Written once per version
@@ -45,7 +45,7 @@ _SIMPLE = {int: "int", float: "float", bool: "bool", str: "str", list: "list", d
 
 
 def digest(facts: dict[str, Any]) -> str:
-    """What the facts, this module and the versions come to."""
+    """Return a digest of the facts, this module and the versions."""
     content = {key: value for key, value in facts.items() if key != "digest"}
     text = json.dumps(content, sort_keys=True) + Path(__file__).read_text(encoding="utf-8")
     text += " ".join(version(package) for package in PACKAGES)

@@ -1,4 +1,4 @@
-"""What in a DeepSpeed config doesn't go together: stages, precisions, batches and other pairs.
+"""Incompatible values in a DeepSpeed config: stages, precisions, batches and other pairs.
 
 A config in, findings out. Most of it is tables, each row with the file of DeepSpeed 0.19.8 that
 refuses it (or, at a stage without an effect, ignores it); rows of the last resort are functions.
@@ -219,7 +219,7 @@ def _batch(config: Config) -> Iterator[Finding]:
 
 
 def _is_wrong(value: object) -> bool:
-    """Whether a batch size is no count, which is said elsewhere."""
+    """Return whether a batch size is not a count; another check reports that."""
     if value is None or (isinstance(value, str) and value == "auto"):
         return False
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -273,7 +273,7 @@ def _nvme(config: Config) -> Iterator[Finding]:
 
 
 def _zenflow(config: Config) -> Iterator[Finding]:
-    """What `configure_zenflow` refuses (runtime/zenflow/engine.py)."""
+    """Find what `configure_zenflow` refuses (runtime/zenflow/engine.py)."""
     at = f"{_ZERO}.zenflow"
     section = section_at(config, at)
     if not section:
@@ -294,7 +294,7 @@ def _zenflow(config: Config) -> Iterator[Finding]:
 
 
 def _loss_scale(config: Config) -> Iterator[Finding]:
-    """What a dynamic loss scale needs (runtime/precision_config.py)."""
+    """Check the requirements of a dynamic loss scale (runtime/precision_config.py)."""
     if not is_on(config, "fp16.enabled") or (number_at(config, "fp16.loss_scale") or 0) != 0:
         return
     for name in ("loss_scale_window", "min_loss_scale"):

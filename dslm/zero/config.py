@@ -51,13 +51,13 @@ def stage_of(config: Config) -> int | None:
 
 
 def is_on(config: Config, path: str) -> bool:
-    """Whether a switch is on; "auto" and a wrong value are not."""
+    """Return whether a switch is on; "auto" and a wrong value are not."""
     value = value_at(config, path)
     return value is True or (isinstance(value, int | float) and value == 1)
 
 
 def is_offloaded(config: Config, path: str) -> bool:
-    """Whether a section moves something to a device."""
+    """Return whether a section offloads something to a device."""
     return value_at(config, f"{path}.device") in ("cpu", "nvme")
 
 

@@ -45,7 +45,7 @@ _PRESET_REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Where a value comes from (preset, recipe, computed, override) and why, in a line."""
+    """The source of a value (preset, recipe, computed, override) and its reason, in a line."""
 
     source: str
     text: str

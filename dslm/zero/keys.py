@@ -1,4 +1,4 @@
-"""What DeepSpeed knows of its config, as values: every key with its type, range and words.
+"""DeepSpeed's knowledge of its config, as values: every key with its type, range and words.
 
 `keys.json`, made from DeepSpeed's own code by `dslm.worker.deepspeed_keys`, comes in. Also the
 names that other tools have for these keys. Knows nothing of a config that is being linted.
@@ -186,7 +186,7 @@ def _key(node: Mapping[str, Any]) -> Key:
 
 
 def home_of(name: str, section: str) -> str:
-    """Where a key that stands in the wrong section belongs: a dotted path, or ""."""
+    """Find the section that a misplaced key belongs to: a dotted path, or ""."""
     synonym = SYNONYMS.get(name)
     if synonym and synonym != (f"{section}.{name}" if section else name):
         return synonym

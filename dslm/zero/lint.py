@@ -130,7 +130,7 @@ def _keys_below(config: Config, node: Key, above: str, unknown: Iterator[int]) -
 def _unknown(
     key: str, above: str, names: Mapping[str, Key], unknown: Iterator[int]
 ) -> Finding | None:
-    """What to say of a key that DeepSpeed doesn't know here; None if it is a remark."""
+    """Report a key that DeepSpeed doesn't know here; None if it is a comment."""
     shown_key = key if len(key) <= _MOST_KEY else f"{key[:_MOST_KEY]}…"
     path = f"{above}{shown_key}"
     is_remark = key.startswith(_COMMENTS) or key.lower() in ("comment", "comments")

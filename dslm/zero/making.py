@@ -17,7 +17,7 @@ _REMOVED = frozenset({"onebitadam", "onebitlamb", "zerooneadam", "cpuadam", "fus
 
 
 def optimizer(config: Config) -> Iterator[Finding]:
-    """What is wrong with the optimizer."""
+    """Check the optimizer."""
     section, at = section_at(config, "optimizer"), "optimizer"
     if "optimizer" not in config or not isinstance(config["optimizer"], Mapping):
         return
@@ -61,7 +61,7 @@ def _unknown(name: str) -> Finding:
 
 
 def scheduler(config: Config) -> Iterator[Finding]:
-    """What is wrong with the scheduler."""
+    """Check the scheduler."""
     section, at = section_at(config, "scheduler"), "scheduler"
     name, makers = section.get("type"), table().schedulers
     if not section or (name is not None and not isinstance(name, str)):

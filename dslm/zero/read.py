@@ -172,7 +172,7 @@ class _Reader:
 
 
 def _why_not(text: str, at: int, otherwise: str = "a value is expected") -> tuple[str, int, str]:
-    """What people write that JSON has not, with its place and a hint."""
+    """Find text that JSON doesn't allow, with its place and a hint."""
     rest = text[at : at + 2]
     if rest[:1] == "#" or rest in ("//", "/*"):
         hint = "DeepSpeed's own reader takes comments, the Trainer's doesn't: use a `_comment` key"

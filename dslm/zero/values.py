@@ -13,7 +13,7 @@ _LARGEST = 2**63  # pydantic turns no float above it into a whole number
 
 
 def problem(key: Key, value: object) -> str:
-    """What is wrong with a value, as "must be …, not …", or "" if nothing is."""
+    """Say what is wrong with a value, as "must be …, not …"; "" if nothing is."""
     if value is None:
         return "" if key.null or "any" in key.types else f"must be {expected(key)}, not null"
     if isinstance(value, str) and value in key.others:
@@ -46,7 +46,7 @@ def shown(value: object) -> str:
 
 
 def expected(key: Key) -> str:
-    """What a key holds, in words."""
+    """Describe the values that a key takes."""
     if key.words:
         words = [str(word) for word in key.words]
         text = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
@@ -86,7 +86,7 @@ def _range(key: Key) -> str:
 
 
 def _is(type_: str, value: object, key: Key) -> bool:
-    """Whether a value has a type; true is no number, and text is neither number nor truth."""
+    """Return whether a value has a type; true is not a number, text is neither."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if type_ == "boolean":
         return isinstance(value, bool) or (is_number and value in (0, 1))

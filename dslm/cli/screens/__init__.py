@@ -1,1 +1,1 @@
-"""What a verb draws: a value in, something for the terminal out. No verb, no option."""
+"""Screens of the verbs: a value in, something for the terminal out. No verb, no option."""

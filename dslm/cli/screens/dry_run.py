@@ -1,4 +1,4 @@
-"""How a dry run looks: recipe, DeepSpeed config, what every rank reads, hosts, command."""
+"""The screen of a dry run: recipe, DeepSpeed config, what every rank reads, hosts, command."""
 
 from __future__ import annotations
 

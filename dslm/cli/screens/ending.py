@@ -1,4 +1,4 @@
-"""How the end of a launch looks: results and the next command, or the failure."""
+"""The screen at the end of a launch: results and the next command, or the failure."""
 
 from __future__ import annotations
 

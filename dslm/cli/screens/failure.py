@@ -1,4 +1,4 @@
-"""How a failed attempt looks: one panel, the same at its end and in `dslm runs show`.
+"""The screen of a failed attempt: one panel, the same at its end and in `dslm runs show`.
 
 Takes the error event of a run, returns something for Rich. Knows the event's fields, no causes.
 """

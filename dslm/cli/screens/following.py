@@ -1,4 +1,4 @@
-"""What a script prints, shown while it runs: the log of its first rank, as it grows."""
+"""The output of a script while it runs: the log of its first rank, as it grows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a plan looks: what was chosen, what fills memory, how long it takes; and the sweep's table.
+"""The screen of a plan: the choice, the memory, the time; and the table of a sweep.
 
 Documents of `dslm.plan.report` in, something for the terminal out.
 """
@@ -107,7 +107,7 @@ def _choice(choice: dict[str, Any]) -> str:
 
 
 def _savings(choice: dict[str, Any]) -> list[str]:
-    """What is done beside the stage to save memory."""
+    """Name the savings of memory beside the stage."""
     offload = [f"{choice['offload']} offload"] if choice["offload"] != "none" else []
     return offload + ["activation checkpointing"] * bool(choice["activation_checkpointing"])
 

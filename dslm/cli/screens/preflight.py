@@ -1,4 +1,4 @@
-"""How checked hosts look: a line each, and below it every check that isn't green, with its fix."""
+"""The screen of checked hosts: a line each, then every check that isn't green, with its fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live Rich panel, or plain lines without a terminal.
+"""The screen of a run in progress: a live Rich panel, or plain lines without a terminal.
 
 Events in, screen out. Knows the events, nothing of processes.
 """
@@ -219,7 +219,7 @@ class RunScreen:
         self.label("checkpoint", f"step {event.step}" + (f": {', '.join(parts)}" if parts else ""))
 
     def _seconds(self) -> float:
-        """How long the run has gone on, without the time in which nobody trained."""
+        """Return the seconds of the run, without the time in which no process trained."""
         running = self._follows and not self._ended
         since = self._clock() - self._now if running and self._now is not None else 0.0
         return self._elapsed + max(0.0, since)

@@ -1,4 +1,4 @@
-"""How runs look: the table of `dslm runs list`, the page of `dslm runs show`.
+"""Screens of runs: the table of `dslm runs list`, the page of `dslm runs show`.
 
 Summaries in, something for Rich out. Values are shown as they are: what they quote may look like
 markup.

@@ -1,1 +1,1 @@
-"""What is refused before anything starts: one list of checks as data, for every verb."""
+"""Checks before anything starts: one list, as data, for every verb."""

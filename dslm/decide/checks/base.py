@@ -1,4 +1,4 @@
-"""What a check is: a row with a name, what it looks at, who asks it, and a judge.
+"""The row of a check: its name, the keys it reads, the verbs that ask it, and a judge.
 
 A judge gets a `Case` and yields a `Problem` for each thing that is wrong; it raises and prints
 nothing. Knows none of the rows.
@@ -20,7 +20,7 @@ from dslm.recipe.schema import Recipe
 
 
 class Verb(StrEnum):
-    """Who asks: a check counts for some of them."""
+    """The verb that asks; each check applies to some of them."""
 
     TRAIN = "train"  # with its dry run and its batch job
     PLAN = "plan"
@@ -48,7 +48,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """What is judged: a recipe, its model, and where it shall run."""
+    """The subject of a check: a recipe, its model, and the cluster."""
 
     recipe: Recipe
     source: ModelSource

@@ -97,7 +97,7 @@ def _holds(origin: Origin, known: set[str]) -> bool:
 
 
 def _evaluation(case: Case) -> Iterator[Problem]:
-    """What needs evaluation data where none is held out or named."""
+    """Find keys that need evaluation data where none is held out or named."""
     recipe = case.recipe
     if recipe.data.eval not in (None, 0, 0.0, [], ""):
         if recipe.checkpoint.keep_best and recipe.evaluation.every is None:
@@ -177,7 +177,7 @@ def _tokenizer(case: Case) -> Iterator[Problem]:
 
 
 def _entries(file: Path) -> int | None:
-    """How many entries a tokenizer.json has; None: it doesn't say."""
+    """Return the number of entries of a tokenizer.json, or None if it doesn't say."""
     found = _read(file)
     model = found.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None

@@ -19,7 +19,7 @@ CHECKS: tuple[Check, ...] = (*machine.CHECKS, *model.CHECKS, *data.CHECKS, *sett
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asking:
-    """Who asks about a recipe, and where it shall run."""
+    """The verb that asks about a recipe, and the circumstances."""
 
     verb: Verb
     here: bool = True  # on this machine, or on hosts like it; else it is planned for other ones
@@ -28,7 +28,7 @@ class Asking:
 
 
 def problems(case: Case, asking: Asking) -> Iterator[Problem]:
-    """What stands against a recipe, in the list's order; once it is planned, against its plan."""
+    """Find the problems of a recipe, or once it is planned of its plan, in the list's order."""
     planned = case.strategy is not None
     for check in CHECKS:
         if asking.verb not in check.verbs or check.planned != planned:

@@ -1,4 +1,4 @@
-"""What transformers, TRL and torch would say, from `transformers.json`; imports none of them.
+"""Facts about transformers, TRL and torch from `transformers.json`; imports none of them.
 
 The file is made by `dslm.worker.transformers_facts` for one version of each. Where another one is
 installed, what the file does not know is not called unknown.
@@ -37,7 +37,7 @@ class ModelType:
         return self.names.get(name, name)
 
     def value(self, architecture: Mapping[str, Any], name: str) -> Any:
-        """What an architecture says for an entry, under the usual name or the type's own."""
+        """Return the value of an entry, under its usual name or the type's own."""
         own = self.own(name)
         return architecture[own] if own in architecture else architecture.get(name)
 
@@ -104,7 +104,7 @@ def _by_name(by_kind: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_of(value: Any, kind: str, *, exact: bool) -> bool:
-    """Whether a value is of a kind such as `int|none`; not exact: whole numbers are numbers too."""
+    """Return whether a value is of a kind such as `int|none`; a whole number is a number, too."""
     if kind == "any":
         return True
     kinds = kind.split("|")

@@ -153,7 +153,7 @@ def _nvme(case: Case) -> Iterator[Problem]:
 
 
 def _header(name: str) -> bool:
-    """Whether a C header is where a compiler looks."""
+    """Return whether a C header is in a folder that compilers search."""
     settings = " ".join(os.environ.get(key, "") for key in _COMPILER_SETTINGS)
     given = settings.replace("-I", " ").replace(":", " ").split()
     folders = ["/usr/include", "/usr/local/include", *given]

@@ -40,7 +40,7 @@ _MISSPELT = 0.9  # how alike two names of entries are, when one is meant for the
 
 
 def _trusted(case: Case) -> bool:
-    """Whether the model brings code of its own, which may do anything."""
+    """Return whether the model brings code of its own, which may do anything."""
     return case.recipe.model.trust_remote_code and "auto_map" in case.architecture
 
 

@@ -144,7 +144,7 @@ def _training_args(case: Case) -> Iterator[Problem]:
 
 
 def _deepspeed(case: Case) -> Iterator[Problem]:
-    """What the section says otherwise than the recipe's own keys; two values can't both hold."""
+    """Find values of the section that contradict the recipe's own keys."""
     for path, value in leaves(case.recipe.deepspeed) if case.recipe.deepspeed else ():
         own = _OF_THE_RECIPE.get(path)
         if own is None:

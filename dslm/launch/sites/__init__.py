@@ -1,4 +1,4 @@
-"""Where a run can run: one module a site, one row each in this table.
+"""The table of sites: a module and a row for each.
 
 `--launcher` names a row; a row with a queue is what an option such as `--slurm` submits to.
 """

@@ -1,4 +1,4 @@
-"""What requests for several hosts have in common: the `deepspeed` command and what it may see.
+"""Common parts of requests for several hosts: the `deepspeed` command and its environment.
 
 DeepSpeed's launcher pastes some of its variables and its folder into a command line that a shell
 reads on every host, so it gets none of those variables, and a folder that is one plain word; what

@@ -1,4 +1,4 @@
-"""What a site is: the four answers that a way to run somewhere has to give.
+"""The type of a site: four answers about a place to run in.
 
 Every site is one module (or a folder with one) that ends in a `SITE`; `dslm.launch.sites.SITES` is
 the table of them, and everything else asks that. Values and functions; knows no process.
@@ -39,7 +39,7 @@ class Submitted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Queue:
-    """How a job is submitted for later."""
+    """A queue that jobs are submitted to for later."""
 
     has_gpus: Callable[[], bool]  # where it can't be asked, it is taken to have some
     script: Callable[[Batch], str]  # what is submitted, for a dry run

@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 
 
 class Encoder(Protocol):
-    """How a task makes a document of a record: columns of whole numbers, or what is wrong."""
+    """A task's conversion of a record to a document: columns of whole numbers, or what is wrong."""
 
     packs: bool
     labels: dict[str, int]
@@ -78,7 +78,7 @@ def key_of(recipe: Recipe, values: dict[str, Any]) -> int:
 
 
 def _json_bytes(value: object) -> str:
-    """What JSON has no form for: bytes by their hash, anything else by its text."""
+    """Encode values that JSON lacks: bytes by their hash, anything else by its text."""
     if isinstance(value, bytes):
         return hashlib.blake2b(value).hexdigest()
     return repr(value)
@@ -137,7 +137,7 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
 
 
 def _one_ahead(items: Iterator[_T]) -> Iterator[_T]:
-    """The items, each when the next one has been made: what that started goes on meanwhile."""
+    """Yield items one behind the source, so that the work each has started overlaps the next."""
     waiting: deque[_T] = deque()
     for item in items:
         waiting.append(item)
@@ -174,7 +174,7 @@ def _encode(encoder: Encoder, records: list[dict[str, Any]]) -> list[Encoded | s
 
 
 def _facts(part: Path) -> dict[str, Any]:
-    """What a part says beside its documents: its problems, and the labels known at its end."""
+    """The facts of a part beside its documents: its problems, and the labels known at its end."""
     with np.load(part) as stored:
         return dict(json.loads(str(stored["facts"])))
 

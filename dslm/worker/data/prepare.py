@@ -40,7 +40,7 @@ _FORMAT = 4  # counted up when the files change their meaning
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """What a run trains on: samples, the names of labels, and a few numbers about them."""
+    """The prepared data of a run: samples, the names of labels, and a few numbers about them."""
 
     folder: Path
     train: Samples
@@ -186,7 +186,7 @@ def source_digest(recipe: Recipe, more: object) -> str:
 
 
 def cache_folder() -> Path:
-    """Where prepared data is kept: `$XDG_CACHE_HOME/dslm`, `~/.cache/dslm` by default."""
+    """Return the folder of prepared data: `$XDG_CACHE_HOME/dslm`, `~/.cache/dslm` by default."""
     return files.cache_folder(os.environ) / "dslm"
 
 

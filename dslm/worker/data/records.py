@@ -246,7 +246,7 @@ def _in_a_line(failure: BaseException) -> str:
 
 
 def first_line(failure: BaseException) -> str:
-    """What an exception says, in a line; its type where it says nothing."""
+    """Return the first line of an exception's message, or its type if that is empty."""
     lines = str(failure).strip().splitlines()
     return lines[0] if lines else type(failure).__name__
 
@@ -270,7 +270,7 @@ def _of_hub(origin: Origin) -> _Found:
 
 
 def _hub_hint(failure: Exception) -> str:
-    """What to do about an error of the Hub's."""
+    """Advise on an error of the Hub."""
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import constants
 

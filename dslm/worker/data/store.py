@@ -54,7 +54,7 @@ class Ragged:
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
-    """Where each sample starts, and where the last one ends."""
+    """Return the start of each sample, and the end of the last one."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 

@@ -1,4 +1,4 @@
-"""What a task is: how records become samples, samples a batch, and a batch a loss and metrics."""
+"""The interface of a task: records to samples, samples to a batch, a batch to loss and metrics."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Task:
 
 
 class TextsEncoder:
-    """What the encoders of tasks on several texts a record begin with."""
+    """The base of encoders for tasks with several texts a record."""
 
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
         self.labels: dict[str, int] = {}

@@ -67,7 +67,7 @@ def encoded(
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer itself puts before a text: its beginning-of-text token, or nothing."""
+    """Return the beginning-of-text token, if the tokenizer itself puts it before a text."""
     ids: list[int] = tokenizer("a")["input_ids"]
     begin = tokenizer.bos_token_id
     return [begin] if begin is not None and ids and ids[0] == begin else []

@@ -62,7 +62,7 @@ def _stacks(module: nn.Module) -> Iterator[nn.ModuleList]:
 
 
 def _signature(module: nn.Module) -> tuple[Any, ...]:
-    """What makes two layers alike."""
+    """Return the signature by which two layers are alike."""
     parts: list[Any] = []
     for name, inner in module.named_modules():
         settings = tuple(

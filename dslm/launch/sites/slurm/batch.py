@@ -131,7 +131,7 @@ def submit(batch: Batch) -> Submitted:
 
 
 def has_gpus() -> bool:
-    """Whether Slurm has GPUs to give; where it can't be asked, it is taken to have some."""
+    """Return whether Slurm has GPUs; True where it can't be asked."""
     program = shutil.which("sinfo")
     if program is None:
         return True

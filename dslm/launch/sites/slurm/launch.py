@@ -1,4 +1,4 @@
-"""How an attempt starts under Slurm: srun starts every rank, through DeepSpeed's launcher.
+"""Starting an attempt under Slurm: srun starts every rank, through DeepSpeed's launcher.
 
 srun hands variables and arguments on over Slurm's own connections, without any shell. DeepSpeed's
 runner for it knows no `--module` (`SlurmRunner.get_cmd`, 0.19.8), so the ranks start through
