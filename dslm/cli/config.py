@@ -17,7 +17,7 @@ def config(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RECIPE]",
+            metavar="RECIPE",
             help="A preset's name or a YAML file.",
             autocompletion=complete.recipes,
         ),

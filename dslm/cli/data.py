@@ -11,7 +11,7 @@ from dslm.cli import options, terminal
 from dslm.errors import DataError, Where
 
 app = typer.Typer(
-    help="Prepare the data of a recipe, and look at it.",
+    help="Prepare and show the data of a recipe.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -23,10 +23,10 @@ ShardBy = Annotated[
     typer.Option(
         "--shard-by",
         metavar="range|hash",
-        help="Which file a document goes to: contiguous pieces, or by a stable hash.",
+        help="Assign documents to files as contiguous pieces, or by a stable hash.",
     ),
 ]
-SampleCount = Annotated[int, typer.Option("--samples", min=0, help="How many samples to show.")]
+SampleCount = Annotated[int, typer.Option("--samples", min=0, help="Number of samples to show.")]
 
 
 @app.command("prepare", no_args_is_help=True)
@@ -40,7 +40,8 @@ def prepare(
 ) -> None:
     """Tokenise, pack and write the data of a recipe; training with the same recipe finds it.
 
-    Prepared data is checked against its checksums. An interrupted preparation goes on where it was.
+    Prepared data is checked against its checksums. An interrupted preparation continues where it
+    was.
 
     [dim]Examples:[/dim]
 
@@ -74,10 +75,10 @@ def show(
     samples: SampleCount = 3,
     json: options.Json = False,
 ) -> None:
-    """Show statistics of a recipe's data and a few samples, with what is learnt of them.
+    """Show statistics of a recipe's data, and a few samples with the learnt part marked.
 
-    Bold text is predicted and learnt from, dim text is only read; where there are no such letters
-    (a file, a pipe) what is learnt stands between ⟦ and ⟧.
+    Bold text is learnt, dim text is only read; in a file or a pipe, learnt text is between
+    ⟦ and ⟧.
 
     [dim]Example:[/dim] dslm data show quickstart-sft --samples 1
     """

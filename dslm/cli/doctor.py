@@ -17,7 +17,7 @@ _MARKS = {"ok": "[green]✓[/]", "missing": "[yellow]-[/]", "wrong": "[red]✗[/
 
 
 def doctor(measure: Measure = False, json: options.Json = False) -> None:
-    """Check what training on this machine needs, with the fix for what is wrong.
+    """Check this machine for what training needs, and show the fix for each problem.
 
     [dim]Examples:[/dim]
 

@@ -31,7 +31,7 @@ SkipVerify = Annotated[
     bool,
     typer.Option(
         "--skip-verify",
-        help="Don't compare the checkpoint with its checksums: damage becomes wrong weights.",
+        help="Don't compare the checkpoint with its checksums; damage would become wrong weights.",
     ),
 ]
 Push = Annotated[
@@ -41,7 +41,7 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust-checkpoint",
-        help="With `--merge`, run the code that a base model with `trust_remote_code` brings.",
+        help="With `--merge`, run the code of a base model with `trust_remote_code`.",
     ),
 ]
 
@@ -57,7 +57,7 @@ def export(
     trust_checkpoint: Trust = False,
     json: options.Json = False,
 ) -> None:
-    """Make a model in Hugging Face format from a checkpoint of any ZeRO stage.
+    """Convert a checkpoint of any ZeRO stage to a model in Hugging Face format.
 
     One tensor is in memory at a time, whatever the size of the model.
 

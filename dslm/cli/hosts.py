@@ -66,7 +66,7 @@ def check(
     master_port: options.MasterPort = None,
     json: options.Json = False,
 ) -> None:
-    """Check that all hosts can train together; all at once, with the fix for what is wrong.
+    """Check that all hosts can train together, and show the fix for each problem.
 
     [dim]Examples:[/dim]
 

@@ -21,11 +21,11 @@ def launch(
         typer.Option(
             "--recipe",
             metavar="RECIPE",
-            help="Generate its DeepSpeed config; the path is in DSLM_DS_CONFIG.",
+            help="Generate this recipe's DeepSpeed config; DSLM_DS_CONFIG holds its path.",
         ),
     ] = None,
     pass_config: Annotated[
-        bool, typer.Option("--pass-config", help="Also pass the script `--deepspeed PATH`.")
+        bool, typer.Option("--pass-config", help="Also pass `--deepspeed PATH` to the script.")
     ] = False,
     with_: options.With = None,
     set_: options.Set = None,

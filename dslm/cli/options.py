@@ -62,7 +62,7 @@ With = Annotated[
     typer.Option(
         "--with",
         metavar="PURPOSE,…",
-        help="Put purposes on the model, such as sft,lora; `dslm recipes list` shows them.",
+        help="Add purposes to the model, such as sft,lora; `dslm recipes list` shows them.",
         autocompletion=complete.purposes,
     ),
 ]
@@ -81,11 +81,15 @@ Device = Annotated[
 ]
 Include = Annotated[
     str | None,
-    typer.Option("--include", metavar="SPEC", help="Use only these: `localhost:0,2`."),
+    typer.Option(
+        "--include", metavar="SPEC", help="Use only these hosts and slots: `localhost:0,2`."
+    ),
 ]
 Exclude = Annotated[
     str | None,
-    typer.Option("--exclude", metavar="SPEC", help="Use all but these: `localhost:1`."),
+    typer.Option(
+        "--exclude", metavar="SPEC", help="Use all hosts and slots but these: `localhost:1`."
+    ),
 ]
 Hostfile = Annotated[
     str | None,
@@ -105,7 +109,7 @@ Launcher = Annotated[
         "--launcher",
         metavar="local|pdsh|openmpi|slurm",
         autocompletion=complete.launchers,
-        help="How hosts are reached; default: pdsh with a hostfile.",
+        help="How ranks are started; default: pdsh with a hostfile.",
     ),
 ]
 QUEUE = "slurm"  # the site that `--slurm` submits to
@@ -140,7 +144,10 @@ MinNodes = Annotated[
 MasterPort = Annotated[
     int | None,
     typer.Option(
-        "--master-port", min=1, max=65535, help="Port where the ranks meet; default: a free one."
+        "--master-port",
+        min=1,
+        max=65535,
+        help="Port of the ranks' rendezvous; default: a free one.",
     ),
 ]
 Output = Annotated[
@@ -167,8 +174,7 @@ TrustCheckpoint = Annotated[
     bool,
     typer.Option(
         "--trust-checkpoint",
-        help="Load a checkpoint that holds more than tensors. That runs whatever its author put "
-        "into it.",
+        help="Load a checkpoint that holds more than tensors, which runs its author's code.",
     ),
 ]
 

@@ -16,7 +16,7 @@ def plan(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="A preset, a YAML file, a model folder, its config.json, or a Hub name.",
             autocompletion=complete.recipes,
         ),
@@ -40,7 +40,9 @@ def plan(
     params: Annotated[
         str | None,
         typer.Option(
-            "--params", metavar="COUNT", help="Without a recipe: parameters, such as 7.5B."
+            "--params",
+            metavar="COUNT",
+            help="Plan without a recipe for this many parameters, such as 7.5B.",
         ),
     ] = None,
     zero: Annotated[
@@ -61,7 +63,7 @@ def plan(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Say whether a recipe fits, how fast it will be, and what to choose; starts nothing.
+    """Say whether a recipe fits, how fast it will be, and what to choose, without starting it.
 
     [dim]Examples:[/dim]
 

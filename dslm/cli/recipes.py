@@ -66,7 +66,9 @@ def list_(
         table = Table("purpose", "description", box=None, header_style="bold")
         for purpose in aims:
             table.add_row(purpose.name, purpose.description)
-        terminal.show("\nput on a model, one or several: dslm train MODEL --with PURPOSE,…\n")
+        terminal.show(
+            "\npurposes, one or several with any model: dslm train MODEL --with PURPOSE,…\n"
+        )
         terminal.show(table)
 
 
@@ -115,7 +117,7 @@ def new(
     ] = "quickstart",
     with_: options.With = None,
 ) -> None:
-    """Write a recipe of your own that extends a preset, and purposes.
+    """Write a recipe of your own that extends a preset and purposes.
 
     [dim]Example:[/dim] dslm recipes new mine.yaml --from llama-3.2-1b --with sft,lora
     """

@@ -26,9 +26,9 @@ RunArgument = Annotated[
 
 @app.command("list")
 def list_(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the runs are.")] = Path(
-        "runs"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="The folder of the runs.")
+    ] = Path("runs"),
     json: options.Json = False,
 ) -> None:
     """List the runs below a folder.
@@ -61,7 +61,7 @@ def show(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Show what a run did, and why it failed if it did.
+    """Show what happened in a run, and why it failed if it did.
 
     [dim]Example:[/dim] dslm runs show runs/quickstart-20260101-120000 --why
     """

@@ -25,7 +25,7 @@ def train(
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
-    """Train a model: plan it, launch it through DeepSpeed, watch it, and say what came out.
+    """Train a model: plan it, launch it through DeepSpeed, watch it, and report the result.
 
     [dim]Examples:[/dim]
 
