@@ -42,7 +42,7 @@ class Strict:
 
 
 def decode(kind: type[T], text: str | bytes) -> T:
-    """A value of a type from its JSON text.
+    """Return a value of a type from its JSON text.
 
     Raises:
         Malformed: it isn't one.
@@ -59,7 +59,7 @@ def decode(kind: type[T], text: str | bytes) -> T:
 
 
 def read_object(text: str | bytes) -> dict[str, Json]:
-    """A JSON object of any fields.
+    """Return a JSON object of any fields.
 
     Raises:
         Malformed: it isn't one.
@@ -76,7 +76,7 @@ def read_object(text: str | bytes) -> dict[str, Json]:
 
 
 def encode(value: object) -> dict[str, Json]:
-    """A dataclass as a JSON object; what is None is left out."""
+    """Return a dataclass as a JSON object; what is None is left out."""
     if not is_dataclass(value):
         raise TypeError(f"no dataclass: {type(value).__name__}")
     pairs = ((field.name, getattr(value, field.name)) for field in fields(value))
@@ -104,7 +104,7 @@ def to_json(value: object) -> Json:
 
 
 def line_of(value: Mapping[str, Json]) -> str:
-    """An object as one line of JSON.
+    """Return an object as one line of JSON.
 
     Raises:
         ValueError: it holds a number that JSON doesn't know.

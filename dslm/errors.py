@@ -154,6 +154,6 @@ def unforeseen(exception: BaseException) -> DslmError:
 
 
 def did_you_mean(word: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
-    """The hint for a misspelt word: "did you mean `x`?", or "" when nothing is near."""
+    """Return the hint for a misspelt word: "did you mean `x`?", or "" when nothing is near."""
     near = difflib.get_close_matches(word[:_LONGEST_WORD], list(known), n=1, cutoff=likeness)
     return f"did you mean `{near[0]}`?" if near else ""

@@ -44,7 +44,7 @@ def exists(path: Path) -> bool:
 
 
 def expanded(text: str) -> Path:
-    """A path as it was given, `~` replaced by the home of a user who is known."""
+    """Return a path as it was given, `~` replaced by the home of a user who is known."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -62,7 +62,7 @@ def is_folder(path: Path) -> bool:
 
 
 def json_text(value: object, *, indent: int | None = 2) -> str:
-    """A JSON document: strict, so a number that JSON does not know is null."""
+    """Return a JSON document: strict, so a number that JSON does not know is null."""
     try:
         return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:

@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped_folder(name: str) -> Path:
-    """The folder `recipes`, `ds_configs` or `hostfiles` of this installation."""
+    """Return the folder `recipes`, `ds_configs` or `hostfiles` of this installation."""
     inside = _PACKAGE / "_shipped" / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
@@ -38,7 +38,7 @@ def is_purpose(path: Path) -> bool:
 
 
 def preset_path(folder: str, name: str, suffix: str) -> Path | None:
-    """The file of a preset (or of a shared base, `_name`), or None when there is none."""
+    """Return the file of a preset (or of a shared base, `_name`), or None when there is none."""
     return _presets(folder, suffix).get(name)
 
 

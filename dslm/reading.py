@@ -28,7 +28,7 @@ _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
 def read_text(file: Path, *, error: type[InputError], most_bytes: int = MOST_BYTES) -> str:
-    """The text of a small UTF-8 file; a byte order mark is left out.
+    """Return the text of a small UTF-8 file; a byte order mark is left out.
 
     Raises:
         InputError: of the type `error`: missing, unreadable, too large, or no text.

@@ -103,7 +103,7 @@ def why_secret(name: str, value: object) -> str:
 
 
 def find_secrets(tree: object, name: str = "") -> Iterator[tuple[str, str]]:
-    """The dotted key of every secret in a tree of settings, and why it is one."""
+    """Yield the dotted key of every secret in a tree of settings, and why it is one."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             below = f"{name}.{key}" if name else str(key)
@@ -134,7 +134,7 @@ def find_in_arguments(arguments: Sequence[str]) -> Iterator[tuple[int, str]]:
 
 
 def command_without_secrets(arguments: Sequence[str]) -> list[str]:
-    """A command line as it may be written down."""
+    """Return a command line as it may be written down."""
     shown = list(arguments)
     for position, _ in find_in_arguments(arguments):
         name, equals, _ = shown[position].partition("=")

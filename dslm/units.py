@@ -46,7 +46,7 @@ def render_count(count: float) -> str:
 
 
 def parse_count(text: str) -> int:
-    """A number of things as people write it: `7.5B`, `128b`, `1e12`, `124M`.
+    """Parse a count as people write it: `7.5B`, `128b`, `1e12`, `124M`.
 
     Raises:
         ValueError: the text is no positive number.
@@ -61,7 +61,7 @@ def parse_count(text: str) -> int:
 
 
 def parse_bytes(text: str) -> int:
-    """A size as people write it: `80GB` (10^9), `80GiB` (2^30), `1024`.
+    """Parse a size as people write it: `80GB` (10^9), `80GiB` (2^30), `1024`.
 
     Raises:
         ValueError: the text is no positive size.

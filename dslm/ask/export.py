@@ -29,7 +29,7 @@ class ExportRequest:
     push_to_hub: str | None
 
     def document(self) -> dict[str, Json]:
-        """As the worker reads it."""
+        """Return the request as the worker reads it."""
         return {
             "run": str(self.run.path),
             "step": self.checkpoint.step,
@@ -97,7 +97,7 @@ def export_request(
 
 
 def chosen_checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:
-    """The complete checkpoint of a step, or the newest.
+    """Return the complete checkpoint of a step, or the newest.
 
     Raises:
         OptionError: there is none.

@@ -11,7 +11,7 @@ from dslm.errors import DslmError, RecipeError
 
 @functools.lru_cache
 def hub_config(name: str, revision: str = "main") -> dict[str, Any]:
-    """The config.json of a model on the Hub; nothing else of it is fetched.
+    """Return the config.json of a model on the Hub; nothing else of it is fetched.
 
     Raises:
         RecipeError: the Hub can't be reached, or has no such model.

@@ -44,7 +44,7 @@ def profile_of(
     on_cpu: bool,
     on_phase: OnPhase = lambda detail: None,
 ) -> tuple[Profile | None, str]:
-    """The profile of a recipe's model; None, and why, where there is none."""
+    """Return the profile of a recipe's model; None, and why, where there is none."""
     request = profile_request(recipe, architecture, on_cpu=on_cpu)
     try:
         found = profiles([request], on_phase)[0]
@@ -54,7 +54,7 @@ def profile_of(
 
 
 def profiles(requests: list[dict[str, Any]], on_phase: OnPhase) -> list[Profile]:
-    """The profiles of requests; what isn't known yet is traced by one process.
+    """Return the profiles of requests; what isn't known yet is traced by one process.
 
     Raises:
         DslmError: a model can't be built, or the process ended.

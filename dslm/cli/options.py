@@ -33,7 +33,7 @@ def refuse_ignored(given: Mapping[str, object], because: str, hint: str = "") ->
 
 
 def settings(set_: list[str] | None, with_: list[str] | None) -> list[str]:
-    """The overrides of a recipe: what `--with` puts on it, then `--set`."""
+    """Return the overrides of a recipe: what `--with` puts on it, then `--set`."""
     from dslm.recipe.catalog import put_on
 
     return [*put_on(with_ or ()), *(set_ or ())]

@@ -30,7 +30,7 @@ _WIDTH = 140  # characters, where nothing says how wide stdout is
 
 @cache
 def people() -> Console:
-    """The console for people: stderr."""
+    """Return the console for people: stderr."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
@@ -42,7 +42,7 @@ def say(text: RenderableType = "") -> None:
 
 
 def styled(markup: str) -> Text:
-    """A line with Rich's markup; values in it must be escaped."""
+    """Return a line with Rich's markup; values in it must be escaped."""
     from rich.text import Text
 
     return Text.from_markup(markup)
@@ -139,5 +139,5 @@ def error(failure: DslmError) -> None:
 
 
 def shown_path(path: Path) -> Path:
-    """A path as people know it: relative to where they are, if it is below."""
+    """Return a path as people know it: relative to where they are, if it is below."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -18,7 +18,7 @@ from dslm.errors import HostfileError, Where
 
 
 def node_files(variables: Mapping[str, str]) -> tuple[Host, ...] | None:
-    """The hosts of a job of PBS or LSF; None outside of either.
+    """Return the hosts of a job of PBS or LSF; None outside of either.
 
     Raises:
         HostfileError: the environment names one, but what it says can't be understood.
@@ -30,7 +30,7 @@ def node_files(variables: Mapping[str, str]) -> tuple[Host, ...] | None:
 
 
 def checked(hosts: Sequence[Host], variable: str) -> tuple[Host, ...]:
-    """The hosts that a variable names, each with a name that hosts have.
+    """Return the hosts that a variable names, each with a name that hosts have.
 
     Raises:
         HostfileError: a name that can't be a host's, or no host at all.

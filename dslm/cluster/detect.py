@@ -56,7 +56,7 @@ def local_cluster(
     exclude: str | None = None,
     machine: Machine | None = None,
 ) -> Cluster:
-    """The cluster of one local run.
+    """Return the cluster of one local run.
 
     Args:
         num_gpus: ranks, as the option `--num-gpus` says; goes before `ranks`.

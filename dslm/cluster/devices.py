@@ -146,7 +146,7 @@ _ALIASES = {
 
 
 def device_named(name: str) -> Device:
-    """A device of the table.
+    """Return a device of the table.
 
     Raises:
         OptionError: there is none of that name.
@@ -205,7 +205,7 @@ def device_reported(product: str, memory_bytes: int) -> Device:
 
 
 def cpu_device(memory_bytes: int) -> Device:
-    """One rank on a CPU with so much of the host's memory; its speed is not in any table."""
+    """Return the device of a rank on a CPU with this much host memory; its speed is unknown."""
     return Device(
         name="cpu",
         kind="cpu",

@@ -26,7 +26,7 @@ _MOST_DIGITS = 9
 
 
 def load_hosts(text: str) -> tuple[Host, ...]:
-    """The hosts that `--hostfile` names: a file, or hosts with their slots, `w1:4,w2:4`.
+    """Return the hosts that `--hostfile` names: a file, or hosts with their slots, `w1:4,w2:4`.
 
     Raises:
         HostfileError: there is no such file, or a line or host in it is wrong.
@@ -52,7 +52,7 @@ def load_hostfile(path: Path) -> tuple[Host, ...]:
 
 
 def parse_hostfile(text: str, path: Path | str = "hostfile") -> tuple[Host, ...]:
-    """The hosts of a hostfile's text, in its order.
+    """Parse the hosts of a hostfile's text, in its order.
 
     Raises:
         HostfileError: with every line that is wrong.
@@ -93,7 +93,7 @@ def parse_hostfile(text: str, path: Path | str = "hostfile") -> tuple[Host, ...]
 
 
 def parse_line(content: str) -> Host:
-    """One line without its comment.
+    """Parse one line without its comment.
 
     Raises:
         ValueError: what is wrong with it.
@@ -160,7 +160,7 @@ def is_ipv6(name: str) -> bool:
 
 
 def render_hostfile(hosts: Sequence[Host]) -> str:
-    """The text that `parse_hostfile` reads back unchanged."""
+    """Return the text that `parse_hostfile` reads back unchanged."""
     return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
 
 

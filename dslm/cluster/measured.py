@@ -28,7 +28,7 @@ def save_measured(device: str, numbers: dict[str, object]) -> Path:
 
 
 def with_measured(device: Device) -> Device:
-    """The device with what was measured of it, if anything was."""
+    """Return the device with what was measured of it, if anything was."""
     found = _all(measured_file()).get(device.name)
     if not isinstance(found, dict):
         return device

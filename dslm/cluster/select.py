@@ -19,7 +19,7 @@ def select(
     num_nodes: int | None = None,
     num_gpus: int | None = None,
 ) -> tuple[Host, ...]:
-    """The hosts that are left, with the slots that are left on each.
+    """Return the hosts that are left, with the slots that are left on each.
 
     Raises:
         HostfileError: an unknown host or slot, both filters at once, or nothing is left.

@@ -45,7 +45,7 @@ def check_fit(job: Job, *, can_force: bool = True) -> None:
 
 
 def ways_out(job: Job) -> list[str]:
-    """The three nearest changes that would make a job fit; fewer where there aren't three.
+    """Return the three nearest changes that would make a job fit; fewer where there aren't three.
 
     First what leaves the training as it is: how it is partitioned, one change or the shortest
     chain of them, and how many devices. Then what trains something else: shorter sequences, LoRA.

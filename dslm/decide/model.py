@@ -68,7 +68,7 @@ def is_path(name: object) -> bool:
 
 
 def local_folder(name: object) -> Path | None:
-    """The folder of this name on this machine, if there is one."""
+    """Return the folder of this name on this machine, if there is one."""
     folder = expanded(name) if isinstance(name, str) else None
     return folder if folder is not None and folder.is_dir() else None
 
@@ -87,7 +87,7 @@ def downloaded(name: str, revision: str) -> Path | None:
 
 
 def read_config(file: Path) -> dict[str, object]:
-    """A model's config.json.
+    """Return a model's config.json.
 
     Raises:
         RecipeError: it can't be read, or is none.

@@ -24,7 +24,7 @@ def planned_cluster(
     hostfile: Path | None,
     ranks: int | str = "auto",
 ) -> Cluster:
-    """The cluster that options describe; this machine, if none is given.
+    """Return the cluster that options describe; this machine, if none is given.
 
     Args:
         gpus: devices in total; None: eight a host.

@@ -95,7 +95,7 @@ class Diagnosis:
         return self.id is not None
 
     def event(self, attempt: int, *, noticed: float | None = None, again: bool = False) -> Error:
-        """As the run's error event, from which it can be shown again."""
+        """Return the run's error event, from which the diagnosis can be shown again."""
         told = {field.name: getattr(self, field.name) for field in fields(self)}
         message = f"{self.cause}: {self.said}" if self.said else self.cause
         return Error(

@@ -21,7 +21,7 @@ _WARNING = re.compile(r"\[WARNING\]|\[W\d+ |Warning:|^\s*warn(ings\.warn)?\(")
 
 
 def read_end(log: Path) -> str:
-    """The last two megabytes of a log; empty where there is none."""
+    """Return the last two megabytes of a log; empty where there is none."""
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - _READ_BYTES))
@@ -31,7 +31,7 @@ def read_end(log: Path) -> str:
 
 
 def last_lines(text: str, count: int = _SHOWN_LINES) -> str:
-    """The last lines that are not empty."""
+    """Return the last lines that are not empty."""
     return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
 
 
@@ -79,7 +79,7 @@ def messages(traceback: str) -> str:
 
 
 def first_traceback(traceback: str) -> str:
-    """The first traceback of a chain, its middle left out when it is long."""
+    """Return the first traceback of a chain, its middle left out when it is long."""
     second = [match.start() for match in _HEADER.finditer(traceback)][1:]
     first = traceback[: second[0]] if second else traceback
     lines = [line for line in first.splitlines() if line.strip() and line.strip() not in _LINKS]

@@ -9,7 +9,7 @@ import socket
 
 
 def free_port() -> int:
-    """A port that nothing listens on now."""
+    """Return a port that nothing listens on now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]
@@ -29,7 +29,7 @@ def port_in_use(port: int) -> bool:
 
 
 def address_towards(host: str) -> str:
-    """The address of this host on the way to another; nothing is sent.
+    """Return the address of this host on the way to another; nothing is sent.
 
     Raises:
         OSError: the host's name can't be resolved, or no route leads there.

@@ -50,11 +50,11 @@ class LaunchRequest:
     owns_parents: bool = True  # whether the process that starts a host's ranks is of this run alone
 
     def whole_environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
-        """All variables that the process gets."""
+        """Return all variables that the process gets."""
         kept = {name: value for name, value in inherited.items() if name not in self.removed}
         return {**kept, **self.environment}
 
     def render(self) -> str:
-        """As one would type it, for people."""
+        """Render the command as a person would type it."""
         settings = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*settings, shlex.join(self.argv)])

@@ -175,7 +175,7 @@ def slowest(ranks: Collection[RankState], step_seconds: float | None) -> Slow | 
 
 
 def innermost(stacks: str | None) -> str:
-    """The innermost call of the main thread: `FUNCTION (FILE:LINE)`."""
+    """Return the innermost call of the main thread: `FUNCTION (FILE:LINE)`."""
     lines = [
         line.strip()
         for line in (stacks or "").split("\n\nThread ")[0].splitlines()

@@ -46,7 +46,7 @@ class Fleet:
 
 
 def fleet_of(placement: Placement, ranks: int | str = "auto") -> Fleet:
-    """The fleet that options ask for.
+    """Return the fleet that options ask for.
 
     Args:
         placement: the options.

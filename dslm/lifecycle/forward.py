@@ -14,7 +14,7 @@ from dslm.secrets import sounds_secret, why_secret
 
 
 def forwarded(inherited: Mapping[str, str], named: Mapping[str, str]) -> dict[str, str]:
-    """The variables of every rank.
+    """Return the variables of every rank.
 
     Args:
         inherited: where dslm was started.

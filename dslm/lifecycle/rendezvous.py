@@ -44,7 +44,7 @@ class Training:
     resumed: Recipe | None = None  # the resolved recipe of the run that is resumed
 
     def job(self, cluster: Cluster) -> Job:
-        """The training on a cluster, with nothing against it.
+        """Return the training on a cluster, with nothing against it.
 
         Raises:
             InputError: something is; a RecipeError where the global batch can't be split over it.
@@ -71,7 +71,7 @@ def gather(
     *,
     all_hosts: bool,
 ) -> Rendezvous:
-    """The hosts of an attempt: all of them at first, later those that are fit.
+    """Return the hosts of an attempt: all of them at first, later those that are fit.
 
     Args:
         fleet: all hosts.
@@ -121,7 +121,7 @@ def gather(
 
 
 def largest_job(training: Training, fit: Cluster, min_nodes: int) -> Job:
-    """The training on the largest part of a cluster that it can be resolved for.
+    """Return the training on the largest part of a cluster that it can be resolved for.
 
     Raises:
         RecipeError: no part will do; what was wrong with the largest.

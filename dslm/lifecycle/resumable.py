@@ -122,7 +122,7 @@ def resume_command(command: Sequence[str], run: Path) -> str:
 
 
 def run_in(folder: Path) -> RunDirectory | None:
-    """The run in a folder that has all that an attempt needs; None: there is none.
+    """Return the run in a folder that has all that an attempt needs; None: there is none.
 
     Raises:
         OptionError: it is of a later format.
@@ -135,7 +135,7 @@ def run_in(folder: Path) -> RunDirectory | None:
 
 
 def _newest(name: str) -> RunDirectory | None:
-    """The newest run of a recipe below `runs/` that is neither done nor going on."""
+    """The newest run of a recipe below `runs/` that is neither done nor running."""
     for run in reversed(find_runs(RUNS)):
         try:
             summary, manifest = summarize(run), read_manifest(run)

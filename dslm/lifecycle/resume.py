@@ -43,7 +43,7 @@ def resume_point(
     trust: bool = False,
     report: Callable[[str], None] = lambda detail: None,
 ) -> ResumePoint | None:
-    """The newest sound checkpoint, converted when it has to be; None: there is none.
+    """Return the newest sound checkpoint, converted when it has to be; None: there is none.
 
     Args:
         run: the run to go on with.

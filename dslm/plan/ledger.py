@@ -63,16 +63,16 @@ class Term:
 
 
 def at(terms: Iterable[Term], moment: Moment) -> int:
-    """Bytes on the device at a moment."""
+    """Return bytes on the device at a moment."""
     return sum(t.bytes for t in terms if t.place is Place.DEVICE and moment in t.lives)
 
 
 def phases(terms: Iterable[Term]) -> dict[str, int]:
-    """The most of each phase."""
+    """Return the most of each phase."""
     listed = tuple(terms)
     return {name: max(at(listed, moment) for moment in moments) for name, moments in PHASES.items()}
 
 
 def placed(terms: Iterable[Term], *places: Place) -> int:
-    """Bytes that lie somewhere, all through a run."""
+    """Return bytes that lie somewhere, all through a run."""
     return sum(t.bytes for t in terms if t.place in places)

@@ -32,7 +32,7 @@ def longest(recipe: Recipe, cluster: Cluster, profile: Profile) -> tuple[int, Pl
 
 
 def largest(recipe: Recipe, cluster: Cluster, profile: Profile) -> tuple[int, Plan] | None:
-    """The largest micro batch that fits; None: not even one sequence.
+    """Return the largest micro batch that fits; None: not even one sequence.
 
     The global batch becomes the next multiple that it can be split into.
     """

@@ -70,7 +70,7 @@ def estimate(
     ranks_per_host: int,
     buckets: int,
 ) -> Memory:
-    """The memory of a run.
+    """Plan the memory of a run.
 
     Args:
         recipe: precision, optimizer, sequence length.
@@ -116,7 +116,7 @@ def estimate(
 
 
 def pass_levels(recipe: Recipe, profile: Profile, strategy: Strategy) -> Levels:
-    """The levels of a forward and backward pass of one micro batch."""
+    """Return the levels of a forward and backward pass of one micro batch."""
     mode = "recompute" if strategy.activation_checkpointing else "plain"
     # a preference is two sequences: what was chosen and what was rejected
     samples = strategy.micro_batch_size * (2 if recipe.task == "dpo" else 1)

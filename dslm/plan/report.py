@@ -27,7 +27,7 @@ _CHOICE = (
 
 
 def cluster_of(device: Device, gpus: int, hosts: int | None = None) -> Cluster:
-    """So many devices spread evenly over so many hosts; eight a host when that isn't said.
+    """Return a cluster of devices spread evenly over its hosts; eight a host by default.
 
     Raises:
         RecipeError: they can't be spread evenly.

@@ -52,7 +52,7 @@ def flops_per_token(profile: Profile, length: int, mode: str = "plain") -> float
 def communication_volume(
     parameters: int, *, stage: int, element: int, ranks: int, zeropp: bool = False
 ) -> float:
-    """Bytes that one rank sends for one step (one accumulation step at stage 3).
+    """Return bytes that one rank sends for one step (one accumulation step at stage 3).
 
     Source: ZeRO (arXiv 1910.02054), section 7: 2Ψ for stages 0 to 2, 3Ψ for stage 3; ZeRO++
     (arXiv 2306.10209), table 1: 0.75Ψ between hosts.
@@ -66,7 +66,7 @@ def communication_volume(
 def predict(
     recipe: Recipe, profile: Profile, strategy: Strategy, cluster: Cluster
 ) -> StepTime | None:
-    """The time of a step; None where the device's speed in this precision isn't known."""
+    """Estimate the time of a step; None where the device's speed in this precision isn't known."""
     device = cluster.device
     peak = device.peak_flops.get(recipe.precision)
     if not peak or recipe.task == "vision" or not device.memory_bandwidth:

@@ -21,7 +21,7 @@ class Polynomial:
     of: tuple[float, ...]
 
     def at(self, at: Monomials) -> float:
-        """The value at `monomials(samples, length)`."""
+        """Return the value at `monomials(samples, length)`."""
         a, b, c, d, e, f = self.of
         return a * at[0] + b * at[1] + c * at[2] + d * at[3] + e * at[4] + f * at[5]
 

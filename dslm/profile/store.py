@@ -31,7 +31,7 @@ def key_of(request: Mapping[str, object]) -> str:
 
 
 def stored(request: Mapping[str, object], *, cache: bool = True) -> Profile | None:
-    """The profile of a request, if it is shipped or (with `cache`) was made here before."""
+    """Return the profile of a request, if it is shipped or (with `cache`) was made here before."""
     if request["device"] == "cpu":
         other = stored({**request, "device": "accelerator"}, cache=cache)
         if other is not None and not other.drops:

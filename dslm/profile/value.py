@@ -79,7 +79,7 @@ class PassProfile:
     backward: Sequence
 
     def walk(self, sequence: Sequence) -> Iterator[tuple[Part, int]]:
-        """The parts of a sequence, and how often each comes in a row."""
+        """Return the parts of a sequence, and how often each comes in a row."""
         return ((self.parts[number], count) for number, count in sequence)
 
 
@@ -167,7 +167,7 @@ class Profile:
 
 
 def to_document(profile: Profile) -> dict[str, Any]:
-    """As compact JSON: lists where the order says it all."""
+    """Return compact JSON, with lists where the order is enough."""
     return {
         "format": FORMAT,
         **{
@@ -216,7 +216,7 @@ def _pass_document(one: PassProfile) -> dict[str, Any]:
 
 
 def from_document(found: Mapping[str, Any]) -> Profile:
-    """The profile of a document.
+    """Return the profile of a document.
 
     Raises:
         ValueError: it has another format.

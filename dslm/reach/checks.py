@@ -74,7 +74,7 @@ _PACKAGES = ("dslm", "torch", "deepspeed", "transformers", "accelerate", "datase
 
 
 def interface_of(report: HostReport) -> str | None:
-    """The interface that leads to the master; on the master, that which the others reach."""
+    """Return the interface that leads to the master; on the master, that which the others reach."""
     if report.host.name == report.master:
         address = report.master_address
     else:
@@ -83,7 +83,7 @@ def interface_of(report: HostReport) -> str | None:
 
 
 def judge(report: HostReport) -> list[CheckResult]:
-    """All checks of one host that has answered."""
+    """Return all checks of one host that has answered."""
     results = []
     for name, verdict in CHECKS.items():
         state, detail, fix = verdict(report)
@@ -94,7 +94,7 @@ def judge(report: HostReport) -> list[CheckResult]:
 
 
 def not_reached(host: Host, check: str, detail: str, fix: str) -> list[CheckResult]:
-    """The one result of a host that could not be asked."""
+    """Return the one result of a host that could not be asked."""
     return [
         CheckResult(host=host.name, check=check, state=State.WRONG, detail=detail, fix=fix),
     ]
@@ -316,5 +316,5 @@ CHECKS: Mapping[str, Judge] = {
 
 
 def wrong(results: Sequence[CheckResult]) -> list[CheckResult]:
-    """Those that stop a launch."""
+    """Return those that stop a launch."""
     return [result for result in results if result.state == State.WRONG]

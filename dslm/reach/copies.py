@@ -92,7 +92,7 @@ def put(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def get(folder: Path) -> dict[str, Any]:
-    """The end of every file of a folder of this host."""
+    """Return the end of every file of a folder of this host."""
     found = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.is_file() and not path.name.startswith("."):

@@ -67,7 +67,7 @@ class Answer:
 
 
 def remote_argv(host: str, argv: Sequence[str], transport: Transport = SSH) -> list[str]:
-    """The local command that runs `argv` on a host.
+    """Return the local command that runs `argv` on a host.
 
     Raises:
         ValueError: the name isn't one of a host.

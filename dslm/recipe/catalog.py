@@ -36,7 +36,7 @@ class Preset:
 
 
 def entries() -> list[Preset]:
-    """All presets, by name."""
+    """Return all presets, by name."""
     known: Trees = {}
     found = []
     for name in preset_names("recipes", ".yaml"):
@@ -65,7 +65,7 @@ class Purpose:
 
 
 def purposes() -> list[Purpose]:
-    """All purposes, by name."""
+    """Return all purposes, by name."""
     found = []
     for name in purpose_names():
         path = find_recipe(name)
@@ -84,7 +84,7 @@ def purposes() -> list[Purpose]:
 
 
 def put_on(names: Sequence[str]) -> list[str]:
-    """The override that puts purposes on a recipe: `extends=sft,lora`; none for no names.
+    """Return the override that puts purposes on a recipe: `extends=sft,lora`; none for no names.
 
     Args:
         names: purposes or recipe files, each text with one or several (`sft,lora`).
@@ -113,7 +113,7 @@ def put_on(names: Sequence[str]) -> list[str]:
 
 
 def new_recipe_text(preset: str, names: Sequence[str] = ()) -> str:
-    """The YAML of a recipe of one's own that extends a preset, with purposes on it.
+    """Return the YAML of a recipe of one's own that extends a preset, with purposes on it.
 
     Raises:
         RecipeError: there is no such preset.
@@ -155,7 +155,7 @@ duration: {{epochs: {epochs}}}
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON Schema of a recipe file (one may also have `extends`)."""
+    """Return the JSON Schema of a recipe file (one may also have `extends`)."""
     from dslm.recipe.schema import Recipe
 
     schema = Recipe.model_json_schema()

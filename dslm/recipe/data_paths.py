@@ -81,7 +81,7 @@ def check_data(recipe: Recipe) -> None:
 
 
 def suffix_of(file: Path) -> str:
-    """The suffix that tells the format: `.jsonl` of `a.jsonl.gz`."""
+    """Return the suffix that tells the format: `.jsonl` of `a.jsonl.gz`."""
     suffixes = [s.lower() for s in file.suffixes]
     if suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
@@ -135,7 +135,7 @@ def _find(source: Source, key: str, known: Set[str]) -> Origin:
 
 @cache
 def stdlib_files() -> tuple[Path, ...]:
-    """The sources of Python's standard library on this machine, sorted by path."""
+    """Return the sources of Python's standard library on this machine, sorted by path."""
     found = []
     for folder, below, names in os.walk(sysconfig.get_paths()["stdlib"]):
         below[:] = [name for name in below if name not in _NOT_STDLIB]  # these aren't gone into

@@ -49,7 +49,7 @@ EXTRAS = (
 
 
 def missing_extras(recipe: Recipe) -> list[Extra]:
-    """The packages that a recipe needs and that are not installed."""
+    """Return the packages that a recipe needs and that are not installed."""
     return [
         extra
         for extra in EXTRAS

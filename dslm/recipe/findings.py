@@ -49,7 +49,7 @@ _MOST_HINTS = 20  # what is wrong after these is counted, not read
 def findings(
     failure: ValidationError, tree: Mapping[str, object], where: Callable[[str], Where]
 ) -> list[Finding]:
-    """One finding for each key that is wrong.
+    """Return one finding for each key that is wrong.
 
     Args:
         failure: of the schema's check.
@@ -134,7 +134,7 @@ def _is_field(parts: Sequence[str], part: int | str) -> bool:
 
 @cache
 def known_keys() -> tuple[str, ...]:
-    """Every dotted key that a recipe may have."""
+    """Return every dotted key that a recipe may have."""
     return tuple(_keys_below(Recipe, ""))
 
 

@@ -176,7 +176,7 @@ def hint_for(key: str, known: Sequence[str]) -> str:
 
 
 def hint_for_value(key: str, value: object) -> str:
-    """The hint for a section that was given as one value."""
+    """Return the hint for a section that was given as one value."""
     if key not in _MAIN_KEYS or isinstance(value, Mapping | list) or value is None:
         return ""
     return f"such as `{key}: {{{_MAIN_KEYS[key]}: {shortened(str(value), 40)}}}`"

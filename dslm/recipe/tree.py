@@ -64,7 +64,7 @@ def find_recipe(name: str, beside: Where | None = None) -> Path:
 
 
 def read_tree(source: Path, chain: tuple[Path, ...] = (), known: Trees | None = None) -> Tree:
-    """The merged tree of a recipe file and all that it extends.
+    """Return the merged tree of a recipe file and all that it extends.
 
     Args:
         source: the file.
@@ -104,7 +104,7 @@ def read_tree(source: Path, chain: tuple[Path, ...] = (), known: Trees | None = 
 
 
 def read_document(source: Path) -> Document:
-    """A recipe file on its own.
+    """Return a recipe file on its own.
 
     Raises:
         RecipeError: it can't be read, or is no YAML mapping.
@@ -128,7 +128,7 @@ def merge(target: dict[str, Any], source: Mapping[str, Any], *, top: bool = True
 
 
 def override(tree: Tree, setting: str) -> Tree:
-    """The tree with `KEY=VALUE` on top.
+    """Return the tree with `KEY=VALUE` on top.
 
     Raises:
         OptionError: it isn't that.
@@ -166,7 +166,7 @@ def override(tree: Tree, setting: str) -> Tree:
 
 
 def parents_of(text: str) -> list[str]:
-    """The names in `extends=a,b`, which puts recipes on the one that is loaded."""
+    """Return the names in `extends=a,b`, which puts recipes on the one that is loaded."""
     value, _ = parse_value(text, EXTENDS)
     names = value if isinstance(value, list) else str(value or "").split(",")
     return [str(name).strip() for name in names if name is not None and str(name).strip()]
@@ -196,7 +196,7 @@ def place_of(key: str, places: Mapping[str, Where], source: Path) -> Where:
 
 
 def shown(source: Path) -> Path:
-    """A path as people know it: relative to where they are, if it is below."""
+    """Return a path as people know it: relative to where they are, if it is below."""
     resolved = source.resolve()
     return resolved.relative_to(Path.cwd()) if resolved.is_relative_to(Path.cwd()) else source
 

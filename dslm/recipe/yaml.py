@@ -82,7 +82,7 @@ def parse_yaml(text: str, file: str | Path, *, verbatim: str = "") -> Document:
 
 
 def parse_value(text: str, key: str, *, verbatim: str = "") -> tuple[Any, dict[str, Where]]:
-    """The value that `--set` gives to a key, and the place of each key in it.
+    """Return the value that `--set` gives to a key, and the place of each key in it.
 
     The text is `8`, `2e-5`, `[a, b]`, `{steps: 10}` or plain words.
 
@@ -107,7 +107,7 @@ class _Builder:
     loader: Any = None
 
     def parse(self, text: str, key: str) -> Any:
-        """The value of a text, which is that of a dotted key."""
+        """Return the value of a text, which is that of a dotted key."""
         if len(text) > MOST_BYTES:
             raise self.wrong(f"it is larger than {MOST_BYTES >> 20} MiB", key)
         if wrong := wrong_text(text):
@@ -137,7 +137,7 @@ class _Builder:
         return value
 
     def value(self, event: Any, key: str, level: int) -> Any:
-        """The value that an event begins, all events of it read."""
+        """Return the value that an event begins, all events of it read."""
         before = self.values
         self._count(1, key, event)
         if level > MOST_LEVELS:
@@ -257,7 +257,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def dump_yaml(tree: dict[str, Any]) -> str:
-    """A tree as text that `parse_yaml` gives back unchanged."""
+    """Return a tree as text that `parse_yaml` gives back unchanged."""
     return yaml.dump(
         tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100,
         default_flow_style=False,

@@ -54,7 +54,7 @@ class Attempt:
         return sum(slots for _, slots in self.hosts)
 
     def host_of(self, rank: int) -> str:
-        """The host, as the hostfile calls it, that a rank runs on."""
+        """Return the host, as the hostfile calls it, that a rank runs on."""
         for name, slots in self.hosts:
             if rank < slots:
                 return name
@@ -62,7 +62,7 @@ class Attempt:
         raise ValueError("there is no such rank")
 
     def environment_of(self, rank: int) -> dict[str, str]:
-        """The variables that a rank sets for itself."""
+        """Return the variables that a rank sets for itself."""
         return {**self.environment, **self.host_environment.get(self.host_of(rank), {})}
 
     def write(self, run: RunDirectory) -> None:
@@ -73,7 +73,7 @@ class Attempt:
 
 
 def read_attempt(run: RunDirectory, number: int) -> Attempt:
-    """The attempt that a supervisor wrote."""
+    """Return the attempt that a supervisor wrote."""
     content: dict[str, Any] = json.loads(run.attempt(number).read_text(encoding="utf-8"))
     control = content.pop("control")
     return Attempt(
@@ -94,5 +94,5 @@ def path_word(path: Path) -> str:
 
 
 def path_of_word(word: str) -> Path:
-    """The path that `path_word` made a word of."""
+    """Return the path that `path_word` made a word of."""
     return Path(base64.urlsafe_b64decode(word + "=" * (-len(word) % 4)).decode())

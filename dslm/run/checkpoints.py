@@ -63,13 +63,13 @@ def file_entries(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
 
 
 def complete_checkpoints(folder: Path) -> list[Checkpoint]:
-    """All complete checkpoints, the oldest first; sizes are compared, checksums are not."""
+    """Return all complete checkpoints, the oldest first; sizes are compared, checksums are not."""
     found = (_complete(path) for path in _step_folders(folder))
     return sorted((c for c in found if c is not None), key=lambda checkpoint: checkpoint.step)
 
 
 def state_folder(checkpoint: Path) -> Path:
-    """The folder of DeepSpeed's states in a checkpoint, which the file `latest` names.
+    """Return the folder of DeepSpeed's states in a checkpoint, which the file `latest` names.
 
     Raises:
         ValueError: it names something else than a folder in the checkpoint.
@@ -111,7 +111,7 @@ def _complete(path: Path) -> Checkpoint | None:
 
 
 def step_of(path: Path) -> int:
-    """The step that the name of a checkpoint's folder says."""
+    """Return the step that the name of a checkpoint's folder says."""
     return int(path.name.rpartition("-")[2])
 
 
@@ -130,7 +130,7 @@ def superseded(complete: list[Checkpoint], keep: int, keep_best: int) -> list[Ch
 
 
 def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose checksums are right, and what is wrong with newer ones."""
+    """Return the newest checkpoint whose checksums are right, and what is wrong with newer ones."""
     problems = []
     for path in sorted(_step_folders(folder), key=step_of, reverse=True):
         checkpoint = _complete(path)
@@ -145,7 +145,7 @@ def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def damaged_files(checkpoint: Checkpoint) -> list[str]:
-    """The files of a checkpoint that are not what its manifest says; every byte is read."""
+    """Return the files of a checkpoint that are not what its manifest says; every byte is read."""
     return [
         name
         for name, entry in checkpoint.files.items()

@@ -69,19 +69,19 @@ class RunDirectory:
         return self.logs(number) / "attempt.json"
 
     def hostfile(self, attempt: int) -> Path:
-        """The hosts of one attempt, for DeepSpeed's launcher."""
+        """Return the path of the hosts of one attempt, for DeepSpeed's launcher."""
         return self.logs(attempt) / "hostfile"
 
     def launcher_log(self, attempt: int) -> Path:
-        """The output of the launcher."""
+        """Return the path of the launcher's output."""
         return self.logs(attempt) / "launcher.log"
 
     def stacks(self, attempt: int, rank: int) -> Path:
-        """The stacks of a rank when the run made no progress."""
+        """Return the path of a rank's stacks when the run made no progress."""
         return self.logs(attempt) / f"stacks-rank-{rank}.txt"
 
     def rank_log(self, attempt: int, rank: int) -> Path:
-        """The output of one rank."""
+        """Return the path of one rank's output."""
         return self.logs(attempt) / f"rank-{rank}.log"
 
     def rank_status(self, attempt: int, rank: int) -> Path:
@@ -89,5 +89,5 @@ class RunDirectory:
         return self.logs(attempt) / f"rank-{rank}.json"
 
     def rank_samples(self, attempt: int, rank: int) -> Path:
-        """The samples that one rank was trained on, if the recipe asks for them."""
+        """Return the path of the samples that one rank was trained on, if they are recorded."""
         return self.logs(attempt) / f"rank-{rank}.samples.jsonl"

@@ -227,7 +227,7 @@ def read_document(kind: type[D], path: Path) -> D:
 
 
 def find_document(kind: type[D], path: Path) -> D | None:
-    """A document, or None where there is none that can be read."""
+    """Return a document, or None where there is none that can be read."""
     try:
         return read_document(kind, path)
     except OptionError:

@@ -324,12 +324,12 @@ def now() -> float:
 
 
 def stamp(attempt: int) -> Stamp:
-    """The beginning of an event that happens now: `Step(**stamp(attempt), step=7)`."""
+    """Return the beginning of an event that happens now: `Step(**stamp(attempt), step=7)`."""
     return Stamp(time=now(), attempt=attempt)
 
 
 def as_record(event: Event) -> dict[str, Json]:
-    """An event as the object of its line."""
+    """Return an event as the object of its line."""
     if isinstance(event, Other):
         return dict(event.content)
     known = encode(event)
@@ -358,7 +358,7 @@ def write_record(path: Path, record: Mapping[str, Json]) -> None:
 
 
 def parse_event(line: str | bytes) -> Event:
-    """The event of a line.
+    """Parse the event of a line.
 
     Raises:
         Malformed: it is none.

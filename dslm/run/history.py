@@ -53,11 +53,11 @@ class History:
     problems: tuple[str, ...] = ()
 
     def all(self, kind: type[E]) -> tuple[E, ...]:
-        """The events of a kind, in order."""
+        """Return the events of a kind, in order."""
         return tuple(event for event in self.events if isinstance(event, kind))
 
     def last(self, kind: type[E]) -> E | None:
-        """The last event of a kind."""
+        """Return the last event of a kind."""
         return next((e for e in reversed(self.events) if isinstance(e, kind)), None)
 
     @property
@@ -139,7 +139,7 @@ class History:
         return round(min(1.0, sum(useful.values()) / wall), 4) if useful and wall else None
 
     def until(self, step: int) -> History:
-        """The same run as it was at a step."""
+        """Return the same run as it was at a step."""
         events = tuple(e for e in self.events if getattr(e, "step", 0) <= step)
         return History(run=self.run, manifest=self.manifest, events=events, problems=self.problems)
 

@@ -141,7 +141,7 @@ def owner_of(folder: Path) -> Owner | None:
 
 
 def refuse(folder: Path, owner: Owner) -> OptionError:
-    """The error for somebody who wants a run directory that another process owns."""
+    """Return the error for somebody who wants a run directory that another process owns."""
     return OptionError(
         f"another dslm is training in this run directory: {owner}",
         where=Where(file=folder),

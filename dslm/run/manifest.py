@@ -32,7 +32,7 @@ _PACKAGES = ("dslm", "torch", "deepspeed", "transformers", "accelerate", "datase
 
 
 def new_manifest(*, name: str, command: Sequence[str], hosts: Sequence[HostSlots]) -> Manifest:
-    """The manifest of a run that starts now."""
+    """Return the manifest of a run that starts now."""
     return Manifest(
         name=name,
         created=now(),
@@ -45,7 +45,7 @@ def new_manifest(*, name: str, command: Sequence[str], hosts: Sequence[HostSlots
 
 
 def read_manifest(run: RunDirectory) -> Manifest:
-    """The manifest of a run.
+    """Return the manifest of a run.
 
     Raises:
         OptionError: there is none, it is damaged, or of a later format.
@@ -87,7 +87,7 @@ def _write(run: RunDirectory, manifest: Manifest, attempts: tuple[AttemptRecord,
 
 
 def versions() -> dict[str, str]:
-    """The versions of what a run is made with, as they are installed."""
+    """Return the versions of what a run is made with, as they are installed."""
     found = {}
     for package in _PACKAGES:
         try:

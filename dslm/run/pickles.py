@@ -48,7 +48,7 @@ def foreign_names(files: Iterable[Path]) -> dict[Path, list[str]]:
 
 
 def names_in(file: Path) -> list[str]:
-    """Every name that the pickles of a file ask for, in order, each once.
+    """Return every name that the pickles of a file ask for, in order, each once.
 
     A file that can't be read to its end gives the names until there: torch will not get further.
 

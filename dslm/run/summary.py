@@ -41,7 +41,7 @@ class RunSummary:
     problems: tuple[str, ...]  # what could not be read
 
     def document(self) -> dict[str, Json]:
-        """As JSON."""
+        """Return the JSON document."""
         found: dict[str, Json] = {**dict.fromkeys(self.__slots__), **encode(self)}
         found["failure"] = as_record(self.failure) if self.failure else None
         found["restarts"] = [as_record(restart) for restart in self.restarts]
@@ -49,7 +49,7 @@ class RunSummary:
 
 
 def open_run(path: Path) -> RunDirectory:
-    """The run in a folder, or of a name that `dslm runs list` prints.
+    """Return the run in a folder, or of a name that `dslm runs list` prints.
 
     Raises:
         OptionError: there is none, or it is of a later format.
@@ -69,7 +69,7 @@ def open_run(path: Path) -> RunDirectory:
 
 
 def found_run(path: Path) -> Path:
-    """A folder as it is given, or the one of that name below ./runs if only that is there."""
+    """Return the folder, or the one of that name below ./runs if only that exists."""
     below = RUNS / path
     bare = len(path.parts) == 1 and path.name not in (".", "..")
     is_run = bare and not path.exists() and (below / "manifest.json").is_file()
@@ -77,7 +77,7 @@ def found_run(path: Path) -> Path:
 
 
 def find_runs(folder: Path) -> list[RunDirectory]:
-    """All runs directly below a folder, oldest first."""
+    """Return all runs directly below a folder, oldest first."""
     try:
         manifests = [(m.stat().st_ctime, m) for m in folder.glob("*/manifest.json") if m.is_file()]
     except OSError:
@@ -86,7 +86,7 @@ def find_runs(folder: Path) -> list[RunDirectory]:
 
 
 def summarize(run: RunDirectory) -> RunSummary:
-    """The run in a few numbers."""
+    """Return the run in a few numbers."""
     return summary_of(read_history(run))
 
 

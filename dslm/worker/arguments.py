@@ -27,7 +27,7 @@ def training_arguments(
     kind: type = TrainingArguments,
     extra: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The arguments of a run.
+    """Return the arguments of a run.
 
     Args:
         recipe: the resolved recipe.

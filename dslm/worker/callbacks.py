@@ -69,7 +69,7 @@ class Events(TrainerCallback):
         return self._rank.run.rank_samples(self._rank.attempt.number, self._rank.rank)
 
     def stamp(self) -> Stamp:
-        """The beginning of an event that happens now."""
+        """Return the beginning of an event that happens now."""
         return self._rank.stamp()
 
     def write(self, event: Event) -> None:

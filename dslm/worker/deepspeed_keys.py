@@ -99,7 +99,7 @@ _UNUSABLE_SCHEDULERS = frozenset({
 
 
 def table() -> Node:
-    """The whole table, with the version that it is of."""
+    """Return the whole table, with the version that it is of."""
     logger.setLevel(logging.CRITICAL)
     keys = {key: of_default(default) for key, default in sorted(_top_level().items())}
     # the two that a reader is given by name

@@ -205,7 +205,7 @@ CHECKED_IN_CODE: dict[str, tuple[Node, str]] = {
 
 
 def of_annotation(annotation: Any, metadata: Iterable[Any] = ()) -> Node:
-    """The node of a type: `int`, `float | None`, `Literal["a", "b"]`, an enumeration …
+    """Return the node of a type: `int`, `float | None`, `Literal["a", "b"]`, an enumeration …
 
     Args:
         annotation: the type, resolved.
@@ -272,7 +272,7 @@ def of_parameters(class_: type, section: str) -> Node:
 
 
 def of_parameter(name: str, default: Any, annotation: Any, section: str) -> Node:
-    """The node of one parameter of an optimizer or a scheduler."""
+    """Return the node of one parameter of an optimizer or a scheduler."""
     given = CHECKED_IN_CODE.get(f"{section}.params.{name}")
     if given is not None:
         return dict(given[0])

@@ -11,7 +11,7 @@ from dslm.worker.answer import Tell, answer
 
 
 def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
-    """The config of a model by its name and revision.
+    """Return the config of a model by its name and revision.
 
     Raises:
         RecipeError: the Hub can't be asked, or has no such model.

@@ -18,11 +18,11 @@ class Metric(Protocol):
     size: int
 
     def sums(self, logits: torch.Tensor, labels: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The sums of one batch, float64, shape (size,)."""
+        """Return the sums of one batch, float64, shape (size,)."""
         ...
 
     def values(self, sums: torch.Tensor) -> dict[str, float]:
-        """The values for people."""
+        """Return the values for people."""
         ...
 
 
@@ -92,7 +92,7 @@ class NextItem(TokenLoss):
         self._k = k
 
     def sums(self, logits: torch.Tensor, labels: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Those of the loss; hits, discounted gains, sequences."""
+        """Return those of the loss; hits, discounted gains, sequences."""
         following = torch.nn.functional.pad(batch["position_ids"][:, 1:], (0, 1))
         last = (labels != IGNORED) & (following == 0)
         last[:, 0] = False

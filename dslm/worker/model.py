@@ -65,7 +65,7 @@ def build_model(
 
 
 def label_settings(labels: list[str]) -> dict[str, Any]:
-    """The entries of a model's config for classes of these names; none for no names."""
+    """Return the entries of a model's config for classes of these names; none for no names."""
     if not labels:
         return {}
     return {
@@ -78,7 +78,7 @@ def label_settings(labels: list[str]) -> dict[str, Any]:
 def scratch_config(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, **settings: Any
 ) -> Any:
-    """The transformers config of an architecture block.
+    """Return the transformers config of an architecture block.
 
     Raises:
         RecipeError: transformers doesn't know the type, or the tokenizer has more entries.

@@ -37,7 +37,7 @@ class Rank:
     guard: Guard
 
     def stamp(self) -> Stamp:
-        """The beginning of an event that happens now."""
+        """Return the beginning of an event that happens now."""
         return stamp(self.attempt.number)
 
     def record(self, event: Event) -> None:

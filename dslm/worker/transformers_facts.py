@@ -53,7 +53,7 @@ def digest(facts: dict[str, Any]) -> str:
 
 
 def current() -> str | None:
-    """The file as it is, if it is what this module would make; else None."""
+    """Return the file as it is, if it is what this module would make; else None."""
     try:
         text = FILE.read_text(encoding="utf-8")
         facts = json.loads(text)
@@ -63,7 +63,7 @@ def current() -> str | None:
 
 
 def table() -> str:
-    """The whole file."""
+    """Return the whole file."""
     import torch
     import transformers
     import trl

@@ -44,7 +44,7 @@ class StoredTensor:
 
 
 def stored_tensors(checkpoint: Path, zero_stage: int) -> dict[str, StoredTensor]:
-    """All tensors of the model in a checkpoint, by name.
+    """Return all tensors of the model in a checkpoint, by name.
 
     At stages 0 to 2 they are the weights that the model computed with; at stage 3 the optimizer's
     full-precision ones, since only those are complete there.

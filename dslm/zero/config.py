@@ -24,7 +24,7 @@ def warning(rule: str, key: str, message: str, hint: str = "") -> Finding:
 
 
 def value_at(config: Config, path: str) -> object:
-    """The value at a dotted path, or None."""
+    """Return the value at a dotted path, or None."""
     value: object = config
     for name in path.split("."):
         if not isinstance(value, Mapping):
@@ -34,13 +34,13 @@ def value_at(config: Config, path: str) -> object:
 
 
 def section_at(config: Config, path: str) -> Config:
-    """The section at a dotted path; empty if there is none."""
+    """Return the section at a dotted path; empty if there is none."""
     value = value_at(config, path)
     return value if isinstance(value, Mapping) else {}
 
 
 def stage_of(config: Config) -> int | None:
-    """The ZeRO stage; None if it is "auto" or no stage."""
+    """Return the ZeRO stage; None if it is "auto" or no stage."""
     zero = config.get("zero_optimization")
     if isinstance(zero, bool):
         return int(zero)
@@ -62,7 +62,7 @@ def is_offloaded(config: Config, path: str) -> bool:
 
 
 def number_at(config: Config, path: str) -> float | None:
-    """The number at a dotted path, or None."""
+    """Return the number at a dotted path, or None."""
     value = value_at(config, path)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

@@ -85,7 +85,7 @@ class _Draft:
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a nested mapping with its dotted key."""
+    """Yield every value of a nested mapping with its dotted key."""
     if isinstance(value, Mapping) and value:
         for name, below in value.items():
             yield from leaves(below, f"{key}.{name}" if key else str(name))
@@ -94,7 +94,7 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def preset_name(recipe: Recipe, strategy: Strategy) -> str:
-    """The preset of `ds_configs/` that a strategy starts from.
+    """Return the preset of `ds_configs/` that a strategy starts from.
 
     Raises:
         RecipeError: no preset has this combination.
@@ -121,7 +121,7 @@ def preset_name(recipe: Recipe, strategy: Strategy) -> str:
 def generate(
     recipe: Recipe, cluster: Cluster, strategy: Strategy, profile: Profile | None
 ) -> ResolvedConfig:
-    """The DeepSpeed config of a run.
+    """Return the DeepSpeed config of a run.
 
     Args:
         recipe: as loaded; its `auto`s are what `strategy` resolves.

@@ -127,7 +127,7 @@ class Table:
 
 @cache
 def table() -> Table:
-    """The table that ships with dslm."""
+    """Return the table that ships with dslm."""
     raw = known()
     makers = {
         name: {
@@ -153,7 +153,7 @@ def table() -> Table:
 
 @cache
 def known() -> dict[str, Any]:
-    """The table as it is written."""
+    """Return the table as it is written."""
     raw: dict[str, Any] = json.loads(
         Path(__file__).with_name("keys.json").read_text(encoding="utf-8")
     )
@@ -195,7 +195,7 @@ def home_of(name: str, section: str) -> str:
 
 
 def nearest(name: str, known_names: Mapping[str, object]) -> str:
-    """The hint for a misspelt key, or ""."""
+    """Return the hint for a misspelt key, or ""."""
     return did_you_mean(name, known_names) if len(name) <= _NEAR_ENOUGH else ""
 
 

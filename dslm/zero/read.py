@@ -76,7 +76,7 @@ class _Reader:
         return value
 
     def value(self, at: int, path: str, level: int) -> tuple[object, int]:
-        """The value at a place, and where it ends."""
+        """Return the value at a place, and where it ends."""
         if level > MOST_LEVELS:
             self.fail(f"it is nested deeper than {MOST_LEVELS} levels", at)
         first = self.text[at : at + 1]

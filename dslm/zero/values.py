@@ -30,7 +30,7 @@ def problem(key: Key, value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as it stands in JSON, cut to what a person reads."""
+    """Render a value as JSON writes it, cut to what a person reads."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float) and not math.isfinite(value):

@@ -69,7 +69,7 @@ class Case:
         return self.cluster.device.kind == "cpu"
 
     def at(self, entry: str) -> str:
-        """The recipe's key that an entry of the model's config comes from."""
+        """Return the recipe's key that an entry of the model's config comes from."""
         if self.source.file is not None:
             return "model.name"
         return f"model.architecture.{entry}"
@@ -91,5 +91,5 @@ class Check:
 
 
 def data_problem(key: str, message: str, hint: str = "") -> Problem:
-    """A problem of the data, which is bad input of its own kind."""
+    """Return a problem of the data, which is bad input of its own kind."""
     return Problem(key=key, message=message, hint=hint, error=DataError)

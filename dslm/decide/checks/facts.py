@@ -33,7 +33,7 @@ class ModelType:
     fields: Mapping[str, str] = field(default_factory=dict)
 
     def own(self, name: str) -> str:
-        """A config entry under the type's own name."""
+        """Return a config entry under the type's own name."""
         return self.names.get(name, name)
 
     def value(self, architecture: Mapping[str, Any], name: str) -> Any:
@@ -51,7 +51,7 @@ def _table() -> dict[str, Any]:
 
 
 def made_for(package: str) -> str:
-    """The version that the facts are of."""
+    """Return the version that the facts are of."""
     return str(_table()["versions"][package])
 
 
@@ -71,12 +71,12 @@ def names(what: str) -> list[str]:
 
 
 def model_types() -> list[str]:
-    """All model types."""
+    """Return all model types."""
     return list(_table()["types"])
 
 
 def model_type(name: str) -> ModelType | None:
-    """A model type; None: transformers has none of this name."""
+    """Return a model type; None: transformers has none of this name."""
     row = _table()["types"].get(name)
     if row is None:
         return None
@@ -90,7 +90,7 @@ def model_type(name: str) -> ModelType | None:
 
 
 def types_with(head: str) -> list[str]:
-    """The model types that have an auto class."""
+    """Return the model types that have an auto class."""
     return [name for name, row in _table()["types"].items() if head in row["heads"]]
 
 
@@ -113,5 +113,5 @@ def is_of(value: Any, kind: str, *, exact: bool) -> bool:
 
 
 def said(kind: str) -> str:
-    """A kind in words."""
+    """Return a kind in words."""
     return " or ".join(_SAID[part] for part in kind.split("|") if part in _SAID)

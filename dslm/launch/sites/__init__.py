@@ -18,7 +18,7 @@ SITES: dict[str, Site] = {
 
 
 def site_named(name: str) -> Site:
-    """A site by its name.
+    """Return a site by its name.
 
     Raises:
         OptionError: there is none of this name.
@@ -33,7 +33,7 @@ def site_named(name: str) -> Site:
 
 
 def allocation(variables: Mapping[str, str]) -> tuple[Host, ...] | None:
-    """The hosts that a batch system has given to this process; None outside of any job.
+    """Return the hosts that a batch system has given to this process; None outside of any job.
 
     Raises:
         HostfileError: the environment names some, but what it says can't be understood.
@@ -43,7 +43,7 @@ def allocation(variables: Mapping[str, str]) -> tuple[Host, ...] | None:
 
 
 def queue_of(name: str) -> Queue:
-    """The queue of a site.
+    """Return the queue of a site.
 
     Raises:
         OptionError: it has none.

@@ -40,7 +40,7 @@ def deepspeed_request(
     settings: Mapping[str, str] | None = None,
     owns_parents: bool = True,
 ) -> LaunchRequest:
-    """The `deepspeed` command that starts an attempt on several hosts.
+    """Return the `deepspeed` command that starts an attempt on several hosts.
 
     Args:
         spec: the attempt; its hosts, the master's address and the hostfile's path are there.

@@ -14,7 +14,7 @@ _NO_HOSTFILE = "/dev/null/none"
 
 
 def request(spec: LaunchSpec) -> LaunchRequest:
-    """The `deepspeed` command of a local attempt."""
+    """Return the `deepspeed` command of a local attempt."""
     host = spec.cluster.hosts[0]
     if host.devices:
         # DeepSpeed ignores CUDA_VISIBLE_DEVICES beside a number of GPUs, so the devices are named

@@ -20,7 +20,7 @@ from dslm.reach.remote import SSH
 def request(
     spec: LaunchSpec, inherited: Mapping[str, str] = os.environ, *, root: bool | None = None
 ) -> LaunchRequest:
-    """The `deepspeed --launcher openmpi` command of an attempt.
+    """Return the `deepspeed --launcher openmpi` command of an attempt.
 
     Args:
         spec: the attempt.

@@ -24,7 +24,7 @@ _SSH_OPTIONS = "-oBatchMode=yes -oServerAliveInterval=2 -oServerAliveCountMax=3"
 
 
 def request(spec: LaunchSpec, inherited: Mapping[str, str] = os.environ) -> LaunchRequest:
-    """The `deepspeed --launcher pdsh` command of an attempt.
+    """Return the `deepspeed --launcher pdsh` command of an attempt.
 
     Raises:
         HostfileError: slots are chosen on a host whose name DeepSpeed's filter can't take.

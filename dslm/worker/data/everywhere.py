@@ -42,7 +42,7 @@ def stdlib_records(task: str, files: tuple[Path, ...]) -> _Found:
 
 
 def digits() -> _Found:
-    """The 1797 images (8 × 8) of handwritten digits that come with scikit-learn, as PNG."""
+    """Yield the 1797 images (8 × 8) of handwritten digits that come with scikit-learn, as PNG."""
     from PIL import Image
     from sklearn.datasets import load_digits
 

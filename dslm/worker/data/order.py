@@ -13,7 +13,7 @@ import numpy as np
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of all samples in one epoch: a permutation of 0 … count - 1."""
+    """Return the order of all samples in one epoch: a permutation of 0 … count - 1."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
 
 

@@ -48,7 +48,7 @@ class Prepared:
     statistics: dict[str, Any]
 
     def summary(self) -> DataSummary:
-        """The statistics without their lists of files."""
+        """Return the statistics without their lists of files."""
         return decode(DataSummary, line_of(self.statistics))
 
     @property
@@ -120,7 +120,7 @@ class _Waiting:
 
 
 def open_prepared(folder: Path, recipe: Recipe) -> Prepared:
-    """The prepared data in a folder.
+    """Return the prepared data in a folder.
 
     Raises:
         DataError: a file of it has another size than its manifest says.
@@ -151,7 +151,7 @@ def open_prepared(folder: Path, recipe: Recipe) -> Prepared:
 
 
 def damaged_shards(prepared: Prepared) -> list[str]:
-    """The files whose content is not what the manifest says: every byte is read."""
+    """Return the files whose content is not what the manifest says: every byte is read."""
     return [
         shard["file"]
         for name in ("train", "eval")
@@ -161,7 +161,7 @@ def damaged_shards(prepared: Prepared) -> list[str]:
 
 
 def fingerprint(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """A name for the prepared data: it changes with sources, tokenizer and settings."""
+    """Return a name for the prepared data: it changes with sources, tokenizer and settings."""
     vocabulary = template = None
     if tokenizer is not None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -196,7 +196,7 @@ def is_held_out(key: int, share: float) -> bool:
 
 
 def training_records(recipe: Recipe, problems: Problems) -> Iterator[Record]:
-    """The records to train on, without those held out."""
+    """Yield the records to train on, without those held out."""
     share = recipe.data.eval if isinstance(recipe.data.eval, float | int) else 0
     for record in read_records(recipe, origins(recipe, "train"), problems):
         with suppress(*NO_KEY):  # said when it is prepared

@@ -79,7 +79,7 @@ class Record:
 
 
 def read_records(recipe: Recipe, found: list[Origin], problems: Problems) -> Iterator[Record]:
-    """Every record of the sources in order, at most `data.max_documents`."""
+    """Yield every record of the sources in order, at most `data.max_documents`."""
     limit = recipe.data.max_documents
     count = 0
     for number, origin in enumerate(found):

@@ -49,7 +49,7 @@ class Ragged:
         return self.ends - self.starts
 
     def take(self, indices: np.ndarray) -> Ragged:
-        """Some of the samples, in this order."""
+        """Return some of the samples, in this order."""
         return Ragged(self.values, self.starts[indices], self.ends[indices])
 
 
@@ -59,7 +59,7 @@ def offsets_of(lengths: np.ndarray) -> np.ndarray:
 
 
 def dtype_of(column: str) -> np.dtype[Any]:
-    """The number type of a column."""
+    """Return the number type of a column."""
     return np.dtype(_TYPES.get(column, pa.int32()).to_pandas_dtype())
 
 
@@ -144,7 +144,7 @@ class Samples(Dataset[dict[str, Any]]):
         return {**{name: column[row] for name, column in block.items()}, "place": place}
 
     def as_dataset(self) -> Any:
-        """The same files as a `datasets.Dataset`, for those that ask for one."""
+        """Return the same files as a `datasets.Dataset`, for those that ask for one."""
         from datasets import Dataset as HubDataset
         from datasets import concatenate_datasets
 

@@ -23,7 +23,7 @@ MASK = "<|mask|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (GPT-2's kind) of at most `vocab_size` entries."""
+    """Return a byte-level BPE tokenizer (GPT-2's kind) of at most `vocab_size` entries."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -76,7 +76,7 @@ def load_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
 
 
 def texts_in(values: object) -> Iterator[str]:
-    """Every text in a record, however deep."""
+    """Yield every text in a record, however deep."""
     waiting = [values]
     while waiting:
         value = waiting.pop()

@@ -28,7 +28,7 @@ _TASKS = {
 
 
 def task_of(recipe: Recipe) -> Task:
-    """The task of a recipe.
+    """Return the task of a recipe.
 
     Raises:
         RecipeError: it has none of its own (`script`), or a package for it is not installed.

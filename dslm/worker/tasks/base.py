@@ -56,7 +56,7 @@ def padded(lists: list[Any], padding: int) -> torch.Tensor:
 
 
 def pad_token(tokenizer: Tokenizer) -> int:
-    """The id of the padding token; 0 where there is none (it is masked anyway)."""
+    """Return the id of the padding token; 0 where there is none (it is masked anyway)."""
     found = tokenizer.pad_token_id if tokenizer is not None else None
     return int(found) if found is not None else 0
 

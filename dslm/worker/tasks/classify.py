@@ -68,7 +68,7 @@ class LabelledTextEncoder:
 
 
 def label_of(record: dict[str, Any], field: str, labels: dict[str, int]) -> int | str:
-    """The number of a record's label, a new one for a new name; or what is wrong."""
+    """Return the number of a record's label, a new one for a new name; or what is wrong."""
     label = record.get(field)
     if label is None:
         return f"has no `{field}` (data.label_field)"

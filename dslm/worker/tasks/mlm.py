@@ -36,7 +36,7 @@ class MaskingCollator:
 
     @classmethod
     def of(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config: Any) -> MaskingCollator:
-        """The collator of a recipe.
+        """Return the collator of a recipe.
 
         Raises:
             RecipeError: the tokenizer has no mask token, or the attention can't keep the documents

@@ -55,7 +55,7 @@ class TextEncoder:
 
 
 def text_of(record: dict[str, Any], field: str, key: str = "") -> tuple[str, str]:
-    """The text in a field of a record, and what is wrong with it ("" if nothing is)."""
+    """Return the text in a field of a record, and what is wrong with it ("" if nothing is)."""
     if field not in record:
         fields = ", ".join(f"`{name}`" for name in record)
         return "", f"has no field `{field}`{f' ({key})' if key else ''}, only {fields}"

@@ -74,14 +74,14 @@ def first_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The end-of-text token, or nothing."""
+    """Return the end-of-text token, or nothing."""
     return [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
 
 
 def chat_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Any
 ) -> tuple[list[int], list[int]] | str:
-    """The tokens of a chat by the tokenizer's template, and a mask of the assistant's.
+    """Return the tokens of a chat by the tokenizer's template, and a mask of the assistant's.
 
     What can't be made of it is said: a chat that the template refuses, or no template.
     """

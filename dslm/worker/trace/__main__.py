@@ -10,7 +10,7 @@ from dslm.worker.answer import Tell, answer
 
 
 def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
-    """The profiles of the models that requests describe."""
+    """Return the profiles of the models that requests describe."""
     tell("tracing the model: once, some seconds")
     warnings.simplefilter("ignore")
     from dslm.worker.trace.profile import profile

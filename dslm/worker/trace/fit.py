@@ -57,14 +57,14 @@ class Fit:
         )
 
     def one(self, values: Sequence[float]) -> Polynomial:
-        """The polynomial of values, one a shape."""
+        """Fit the polynomial of values, one a shape."""
         return Polynomial(tuple(self(np.array(values, dtype=float)[:, None])[:, 0].tolist()))
 
 
 def fitted(
     traces: Sequence[PassTrace], shapes: Sequence[Shape], layers: list[Layer]
 ) -> PassProfile:
-    """One pass from passes of several shapes."""
+    """Fit one pass to passes of several shapes."""
     fit = Fit.of(shapes)
     parts: list[Part] = []
 

@@ -31,7 +31,7 @@ class Layer:
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
-    """The layers of all stacks, in the order of the model's definition."""
+    """Return the layers of all stacks, in the order of the model's definition."""
     found: list[Layer] = []
     kinds: dict[Any, int] = {}
     for stack, modules in enumerate(_stacks(model)):

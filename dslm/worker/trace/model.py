@@ -44,7 +44,7 @@ class Traced:
 
 
 def config_of(architecture: Mapping[str, Any]) -> Any:
-    """The transformers config of an architecture block."""
+    """Return the transformers config of an architecture block."""
     sizes = {key: value for key, value in architecture.items() if key != "model_type"}
     return AutoConfig.for_model(architecture["model_type"], **sizes)
 
@@ -113,7 +113,7 @@ def _with_adapters(model: Any, lora: Mapping[str, Any], task: str) -> Any:
 
 
 def batch(traced: Traced, samples: int, length: int) -> dict[str, torch.Tensor]:
-    """A batch as the task's collator makes it; only its shapes count."""
+    """Return a batch as the task's collator makes it; only its shapes count."""
     accepted = set(inspect.signature(traced.base.forward).parameters)
     if traced.task == "vision":
         return _images(traced, samples)
@@ -160,7 +160,7 @@ def _images(traced: Traced, samples: int) -> dict[str, torch.Tensor]:
 
 
 def loss_of(traced: Traced) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
-    """The forward pass and loss of the task."""
+    """Return a function that runs the forward pass of the task and returns its loss."""
     if traced.task not in _OWN_LOSS:
         return lambda inputs: traced.model(**inputs).loss
 

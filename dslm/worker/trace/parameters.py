@@ -13,7 +13,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def groups_of(traced: Traced) -> tuple[ParameterGroup, ...]:
-    """Every parameter, tied ones once."""
+    """Return every parameter, tied ones once."""
     model, base = traced.model, traced.base
     repeated = {id(p) for layer in layers_of(model) for p in layer.module.parameters()}
     table, head = _weight(base.get_input_embeddings), _weight(base.get_output_embeddings)

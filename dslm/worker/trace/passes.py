@@ -114,7 +114,7 @@ class Tracer:
         return hook
 
     def run(self, samples: int, length: int, *, recompute: bool) -> PassTrace:
-        """One forward and backward pass in training."""
+        """Trace one forward and backward pass in training."""
         base, adapted = self.traced.base, self.traced.base is not self.traced.model
         if recompute:
             base.activation_checkpointing_enable({"use_reentrant": False})
@@ -139,7 +139,7 @@ class Tracer:
         return PassTrace(timeline.stretches[:count], timeline.stretches[count:])
 
     def evaluate(self, samples: int, length: int) -> PassTrace:
-        """One forward pass of an evaluation: no gradients, logits only."""
+        """Trace one forward pass of an evaluation: no gradients, logits only."""
         model = self.traced.model
         model.eval()
         try:

@@ -56,7 +56,7 @@ class _Run:
         raise last
 
     def passes(self) -> tuple[dict[str, PassProfile], tuple[Proof, ...]]:
-        """Every mode, and the proofs."""
+        """Trace every mode, and the proofs."""
         lengths = self._lengths()
         shapes = [(b, t) for b in _SAMPLES for t in lengths]
         found: dict[str, PassProfile] = {}

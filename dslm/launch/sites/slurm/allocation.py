@@ -18,7 +18,7 @@ _MOST_HOSTS = 100_000
 
 
 def allocation(variables: Mapping[str, str]) -> tuple[Host, ...] | None:
-    """The hosts of a Slurm job; None outside of any.
+    """Return the hosts of a Slurm job; None outside of any.
 
     Raises:
         HostfileError: what the variables say can't be understood.
@@ -52,7 +52,7 @@ def expand_hostlist(text: str) -> list[str]:
 
 
 def expand_counts(text: str) -> list[int]:
-    """The numbers of Slurm's compressed counts: `2(x3),1` is 2, 2, 2, 1.
+    """Return the numbers of Slurm's compressed counts: `2(x3),1` is 2, 2, 2, 1.
 
     Raises:
         HostfileError: it isn't such a list.

@@ -60,7 +60,7 @@ exit "$code"
 
 
 def batch_script(batch: Batch) -> str:
-    """The script, as sbatch takes it.
+    """Return the script, as sbatch takes it.
 
     Raises:
         OptionError: the run directory's name can't stand in a directive of sbatch.

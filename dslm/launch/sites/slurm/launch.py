@@ -30,7 +30,7 @@ SRUN = Transport(name="srun", command=_srun)
 
 
 def request(spec: LaunchSpec, inherited: Mapping[str, str] = os.environ) -> LaunchRequest:
-    """The `deepspeed --launcher slurm` command of an attempt, inside an allocation.
+    """Return the `deepspeed --launcher slurm` command of an attempt, inside an allocation.
 
     Raises:
         HostfileError: certain slots are chosen, or hosts have different numbers of slots.
