@@ -38,7 +38,7 @@ _RELATIVE = "a path in a recipe is relative to its file, one of `--set` to the c
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Origin:
+class DataSource:
     """One source, found: files below this machine's folders, or the name of a Hub data set."""
 
     path: str
@@ -49,7 +49,7 @@ class Origin:
     hub_split: str = "train"
 
 
-def origins(recipe: Recipe, key: str) -> list[Origin]:
+def origins(recipe: Recipe, key: str) -> list[DataSource]:
     """The sources of `data.train` or `data.eval` (`key`: train or eval), in the recipe's order.
 
     Raises:
@@ -88,13 +88,13 @@ def suffix_of(file: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _find(source: Source, key: str, known: Set[str]) -> Origin:
+def _find(source: Source, key: str, known: Set[str]) -> DataSource:
     text = source.path
     path = expanded(text)
     if text == STDLIB:
-        return Origin(path=text, weight=source.weight, files=stdlib_files())
+        return DataSource(path=text, weight=source.weight, files=stdlib_files())
     if text == DIGITS:
-        return Origin(path=text, weight=source.weight)
+        return DataSource(path=text, weight=source.weight)
     if any(c in text for c in "*?["):
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - absolute patterns too
         files = tuple(sorted(Path(match) for match in matches if Path(match).is_file()))
@@ -104,9 +104,9 @@ def _find(source: Source, key: str, known: Set[str]) -> Origin:
                 where=Where(key=key),
                 hint=_RELATIVE,
             )
-        return Origin(path=text, weight=source.weight, files=files)
+        return DataSource(path=text, weight=source.weight, files=files)
     if is_file(path):
-        return Origin(path=text, weight=source.weight, files=(path,))
+        return DataSource(path=text, weight=source.weight, files=(path,))
     if is_folder(path):
         files = tuple(sorted(f for f in path.rglob("*") if f.is_file() and suffix_of(f) in known))
         if not files:
@@ -115,7 +115,7 @@ def _find(source: Source, key: str, known: Set[str]) -> Origin:
                 where=Where(key=key),
                 hint=f"known: {' '.join(sorted(known))}",
             )
-        return Origin(path=text, weight=source.weight, files=files)
+        return DataSource(path=text, weight=source.weight, files=files)
     looks_like_a_path = path.suffix or text.startswith((".", "/", "~")) or text.count("/") > 1
     if looks_like_a_path:
         raise DataError(
@@ -124,7 +124,7 @@ def _find(source: Source, key: str, known: Set[str]) -> Origin:
             where=Where(key=key),
             hint=f"{_RELATIVE}; `stdlib`, `digits` or a Hub name like `org/name` do as well",
         )
-    return Origin(
+    return DataSource(
         path=text,
         weight=source.weight,
         hub_name=text,

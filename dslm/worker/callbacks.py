@@ -25,7 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dslm.recipe.schema import Recipe
 from dslm.run import events, words
 from dslm.run.events import CheckpointSaved, Event, Resume, Stamp, Start, Step
-from dslm.worker.peaks import Measure, Peaks, accuracy
+from dslm.worker.memory_peaks import Measure, Peaks, accuracy
 from dslm.worker.ranks import Rank
 
 

@@ -21,8 +21,8 @@ from dslm.run.attempt import Attempt, path_of_word, read_attempt
 from dslm.run.directory import RunDirectory
 from dslm.run.endings import report_of
 from dslm.run.events import Event, Stamp, stamp, write_event
+from dslm.worker.extension_builds import build_folder
 from dslm.worker.guard import Guard
-from dslm.worker.operators import build_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

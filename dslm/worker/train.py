@@ -40,10 +40,10 @@ from dslm.worker.checkpoint import CheckpointWriter
 from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.data.prepare import Prepared, prepare
 from dslm.worker.data.tokenizer import load_tokenizer
+from dslm.worker.extension_builds import build_folder, is_built, remove_dead_marks
+from dslm.worker.memory_peaks import resident
 from dslm.worker.model import build_model, label_settings, liger
 from dslm.worker.model_card import model_card
-from dslm.worker.operators import build_folder, is_built, remove_dead_marks
-from dslm.worker.peaks import resident
 from dslm.worker.ranks import Rank, release_shared_memory
 from dslm.worker.tasks import task_of
 from dslm.worker.tensors_only import tensors_only

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from dslm.worker.data.parts import _encode_part, _write_part
-from dslm.worker.data.records import Problems, Record
+from dslm.worker.data.encode_parts import _encode_part, _write_part
+from dslm.worker.data.records import BadRecords, Record
 from dslm.worker.data.tokenizer import texts_in
 from dslm.worker.tasks import task_of
 from tests.worker.preparing import CHAT, prepared, recipe_of
@@ -167,6 +167,6 @@ def test_an_item_of_five_thousand_digits_is_no_item(tmp_path: Path) -> None:
 
 
 def test_what_is_said_of_a_record_is_cut_to_what_a_person_reads() -> None:
-    problems = Problems(fatal=False)
+    problems = BadRecords(fatal=False)
     problems.add("file:1", "x" * 100_000)
     assert len(problems.examples[0]) < 400

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoConfig
 
 from dslm.recipe.load import load_recipe
-from dslm.worker.data.everywhere import stdlib_records
+from dslm.worker.data.builtin_sources import stdlib_records
 from dslm.worker.data.tokenizer import texts_in, train_tokenizer
 from tests.conftest import Dslm
 from tests.worker.conftest import run_dslm

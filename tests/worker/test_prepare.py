@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerFast
 
 from dslm.errors import DataError
 from dslm.recipe.schema import Recipe
-from dslm.worker.data import parts
+from dslm.worker.data import encode_parts
+from dslm.worker.data.encode_parts import Encoder
 from dslm.worker.data.packing import packed_sample
-from dslm.worker.data.parts import Encoder
 from dslm.worker.data.prepare import Prepared, damaged_shards, prepare
-from dslm.worker.data.records import Problems
+from dslm.worker.data.records import BadRecords
 from dslm.worker.tasks import task_of
 from tests.worker.preparing import CHAT, documents, prepared, recipe_of, write_lines
 
@@ -256,7 +256,7 @@ def _forty_five(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Recip
 def test_an_interrupted_preparation_goes_on_where_it_was(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "_PART", 10)
+    monkeypatch.setattr(encode_parts, "_PART", 10)
     recipe, encoder = _forty_five(tmp_path, tokenizer)
     encoded: list[int] = []
     original = type(encoder).encode
@@ -286,7 +286,7 @@ def test_parts_are_bounded_by_what_their_records_hold(
 ) -> None:
     recipe, encoder = _forty_five(tmp_path, tokenizer)
     whole = prepare(recipe, encoder, tokenizer)
-    monkeypatch.setattr(parts, "_PART_SIZE", 2000)
+    monkeypatch.setattr(encode_parts, "_PART_SIZE", 2000)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     sizes: list[int] = []
     original = type(encoder).encode
@@ -305,10 +305,10 @@ def test_parts_are_bounded_by_what_their_records_hold(
 def test_tokens_stay_on_disk_until_they_are_written(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "_PART", 10)
+    monkeypatch.setattr(encode_parts, "_PART", 10)
     recipe, encoder = _forty_five(tmp_path, tokenizer)
-    problems = Problems(fatal=True)
-    found = parts.encode(recipe, "train", encoder, tmp_path, problems, lambda detail: None)
+    problems = BadRecords(fatal=True)
+    found = encode_parts.encode(recipe, "train", encoder, tmp_path, problems, lambda detail: None)
     some = found.take(np.array([40, 3, 17]))
     for column in some.columns.values():
         assert isinstance(column.values, np.memmap)

@@ -16,7 +16,7 @@ from dslm.recipe.data_paths import (
     IMAGE_SUFFIXES,
     RECORD_SUFFIXES,
     STDLIB,
-    Origin,
+    DataSource,
     check_data,
     origins,
     sources,
@@ -92,7 +92,7 @@ def _not_only_text(case: Case, name: str) -> Iterator[Problem]:
             )
 
 
-def _holds(origin: Origin, known: set[str]) -> bool:
+def _holds(origin: DataSource, known: set[str]) -> bool:
     return any(suffix_of(file) in known for file in origin.files)
 
 

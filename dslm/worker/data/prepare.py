@@ -30,9 +30,9 @@ from dslm.recipe.data_paths import origins
 from dslm.recipe.schema import Recipe
 from dslm.run.events import DataSummary
 from dslm.run.lock import own
+from dslm.worker.data.encode_parts import NO_KEY, Documents, Encoder, OnPhase, encode, key_of
 from dslm.worker.data.packing import best_fit, pieces_of
-from dslm.worker.data.parts import NO_KEY, Documents, Encoder, OnPhase, encode, key_of
-from dslm.worker.data.records import Problems, Record, read_records
+from dslm.worker.data.records import BadRecords, Record, read_records
 from dslm.worker.data.store import Ragged, Samples, checksum_of, offsets_of, write_shard
 
 _FORMAT = 4  # counted up when the files change their meaning
@@ -195,7 +195,7 @@ def is_held_out(key: int, share: float) -> bool:
     return key < int(share * 2**64)
 
 
-def training_records(recipe: Recipe, problems: Problems) -> Iterator[Record]:
+def training_records(recipe: Recipe, problems: BadRecords) -> Iterator[Record]:
     """Yield the records to train on, without those held out."""
     share = recipe.data.eval if isinstance(recipe.data.eval, float | int) else 0
     for record in read_records(recipe, origins(recipe, "train"), problems):
@@ -205,7 +205,7 @@ def training_records(recipe: Recipe, problems: Problems) -> Iterator[Record]:
 
 
 def _prepare(recipe: Recipe, encoder: Encoder, folder: Path, on_phase: OnPhase) -> dict[str, Any]:
-    problems = Problems(fatal=recipe.data.on_error == "fail")
+    problems = BadRecords(fatal=recipe.data.on_error == "fail")
     share = recipe.data.eval
     statistics: dict[str, Any] = {}
     splits: dict[str, Documents] = {}

@@ -27,11 +27,11 @@ from dslm.recipe.data_paths import (
     IMAGE_SUFFIXES,
     RECORD_SUFFIXES,
     STDLIB,
-    Origin,
+    DataSource,
     suffix_of,
 )
 from dslm.recipe.schema import Recipe
-from dslm.worker.data import everywhere
+from dslm.worker.data import builtin_sources
 
 _EXAMPLES = 5
 _SHOWN = 300  # letters of an example
@@ -41,7 +41,7 @@ _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(slots=True)
-class Problems:
+class BadRecords:
     """Bad records: how many, and the first few with their place."""
 
     fatal: bool
@@ -78,7 +78,7 @@ class Record:
     source: int = 0
 
 
-def read_records(recipe: Recipe, found: list[Origin], problems: Problems) -> Iterator[Record]:
+def read_records(recipe: Recipe, found: list[DataSource], problems: BadRecords) -> Iterator[Record]:
     """Yield every record of the sources in order, at most `data.max_documents`."""
     limit = recipe.data.max_documents
     count = 0
@@ -93,11 +93,11 @@ def read_records(recipe: Recipe, found: list[Origin], problems: Problems) -> Ite
 _Found = Iterator[tuple[str, dict[str, Any]]]
 
 
-def _of_origin(recipe: Recipe, origin: Origin, problems: Problems) -> _Found:
-    if origin.path == STDLIB and recipe.task in everywhere.STDLIB_TASKS:
-        yield from everywhere.stdlib_records(recipe.task, origin.files)
+def _of_origin(recipe: Recipe, origin: DataSource, problems: BadRecords) -> _Found:
+    if origin.path == STDLIB and recipe.task in builtin_sources.STDLIB_TASKS:
+        yield from builtin_sources.stdlib_records(recipe.task, origin.files)
     elif origin.path == DIGITS:
-        yield from everywhere.digits()
+        yield from builtin_sources.digits()
     elif origin.hub_name is not None:
         yield from _of_hub(origin)
     else:
@@ -105,7 +105,7 @@ def _of_origin(recipe: Recipe, origin: Origin, problems: Problems) -> _Found:
             yield from _of_file(recipe, file, problems)
 
 
-def _of_file(recipe: Recipe, file: Path, problems: Problems) -> _Found:
+def _of_file(recipe: Recipe, file: Path, problems: BadRecords) -> _Found:
     suffix = suffix_of(file)
     if suffix in _OWN:
         yield from _OWN[suffix](file, problems)
@@ -133,7 +133,7 @@ def _open(file: Path) -> IO[bytes]:
     return fsspec.open(str(file), "rb", compression="infer").open()
 
 
-def _table(file: Path, builder: str, problems: Problems) -> _Found:
+def _table(file: Path, builder: str, problems: BadRecords) -> _Found:
     from datasets import load_dataset
 
     try:
@@ -144,7 +144,7 @@ def _table(file: Path, builder: str, problems: Problems) -> _Found:
         problems.add(str(file), f"can't be read: {_in_a_line(failure)}")
 
 
-def _rows(file: Path, problems: Problems) -> _Found:
+def _rows(file: Path, problems: BadRecords) -> _Found:
     """CSV row by row, for the same reason as JSON lines; every value is text, an empty one None."""
     csv.field_size_limit(2**31 - 1)  # a document is longer than its default of 128 KiB
     with _lines(file, problems) as lines:
@@ -170,7 +170,7 @@ def _rows(file: Path, problems: Problems) -> _Found:
                 problems.add(f"{file}:{reader.line_num}", what)
 
 
-def _json_lines(file: Path, problems: Problems) -> _Found:
+def _json_lines(file: Path, problems: BadRecords) -> _Found:
     """Line by line, so that a broken one can be named and left out (`datasets` gives up there)."""
     with _lines(file, problems) as lines:
         for number, line in enumerate(lines, 1):
@@ -195,7 +195,7 @@ def _json_lines(file: Path, problems: Problems) -> _Found:
                     problems.add(place, "is not a JSON object")
 
 
-def _integer_lines(file: Path, problems: Problems) -> _Found:
+def _integer_lines(file: Path, problems: BadRecords) -> _Found:
     """A sequence of item ids a line, separated by spaces or commas."""
     with _lines(file, problems) as lines:
         for number, line in enumerate(lines, 1):
@@ -209,7 +209,7 @@ def _integer_lines(file: Path, problems: Problems) -> _Found:
 
 
 @contextmanager
-def _lines(file: Path, problems: Problems) -> Iterator[Iterator[bytes]]:
+def _lines(file: Path, problems: BadRecords) -> Iterator[Iterator[bytes]]:
     """The lines of a file; where it can't be read on, they end there, and the problem is noted."""
 
     def read(stream: IO[bytes]) -> Iterator[bytes]:
@@ -228,7 +228,7 @@ def _lines(file: Path, problems: Problems) -> Iterator[Iterator[bytes]]:
         yield read(stream)
 
 
-def _decoded(lines: Iterator[bytes], file: Path, problems: Problems) -> Iterator[str]:
+def _decoded(lines: Iterator[bytes], file: Path, problems: BadRecords) -> Iterator[str]:
     """Lines as text; one that is not UTF-8 is left out, and empty so that the others keep their
     numbers.
     """
@@ -251,7 +251,7 @@ def first_line(failure: BaseException) -> str:
     return lines[0] if lines else type(failure).__name__
 
 
-def _of_hub(origin: Origin) -> _Found:
+def _of_hub(origin: DataSource) -> _Found:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from dslm.errors import RecipeError, Where
 from dslm.recipe.schema import Recipe, TokenizerTraining
 from dslm.worker.data.prepare import cache_folder, source_digest, training_records
-from dslm.worker.data.records import Problems
+from dslm.worker.data.records import BadRecords
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -119,7 +119,7 @@ def _trained(recipe: Recipe, wanted: TokenizerTraining, folder: Path) -> PreTrai
 
 
 def _train(recipe: Recipe, wanted: TokenizerTraining) -> PreTrainedTokenizerFast:
-    unseen = Problems(fatal=False)  # told when the data itself is prepared
+    unseen = BadRecords(fatal=False)  # told when the data itself is prepared
     records = islice(training_records(recipe, unseen), wanted.documents)
     texts = (text for record in records for text in texts_in(record.values))
     return train_tokenizer(texts, wanted.vocab_size)

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dslm.recipe.schema import Recipe
+from dslm.worker.data.encode_parts import Encoder
 from dslm.worker.data.packing import IGNORED
-from dslm.worker.data.parts import Encoder
 from dslm.worker.metrics import Metric, TokenLoss
 
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]

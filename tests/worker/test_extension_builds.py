@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch.utils.file_baton import FileBaton
 
-from dslm.worker.operators import build_folder, is_built, remove_dead_marks
+from dslm.worker.extension_builds import build_folder, is_built, remove_dead_marks
 
 
 @pytest.fixture

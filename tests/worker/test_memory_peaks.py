@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from dslm.worker.peaks import MEASURED_STEPS, Measure, Peaks, accuracy
+from dslm.worker.memory_peaks import MEASURED_STEPS, Measure, Peaks, accuracy
 
 MIB = 2**20
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="measures the process's memory")

@@ -23,7 +23,7 @@ import numpy as np
 from dslm.errors import DslmError
 from dslm.recipe.data_paths import origins
 from dslm.recipe.schema import Recipe
-from dslm.worker.data.records import Problems, Record, first_line, read_records
+from dslm.worker.data.records import BadRecords, Record, first_line, read_records
 from dslm.worker.data.store import Ragged, dtype_of, offsets_of
 
 TELL = 0.5  # seconds between two words about progress
@@ -89,7 +89,7 @@ def encode(
     name: str,
     encoder: Encoder,
     folder: Path,
-    problems: Problems,
+    problems: BadRecords,
     on_phase: OnPhase,
 ) -> Documents:
     """Every document of a split's sources, from parts on disk that are written as they are made.
