@@ -70,7 +70,7 @@ def run_page(history: History, summary: RunSummary, *, plain: bool) -> Iterator[
 
 def _rows(history: History, summary: RunSummary) -> Iterator[tuple[str, str]]:
     folder = terminal.shown_path(history.run.path)
-    yield "run directory", str(folder)
+    yield "run", str(folder)
     yield "status", _status(summary)
     if summary.owner is not None:
         yield "trained by", summary.owner
