@@ -109,7 +109,7 @@ def test_the_visible_devices_are_those_that_cuda_takes(
     [
         ("MIG-GPU-8932f937-d72c/1/0", "MIG instance"),
         ("MIG-4b9f0a6e", "MIG instance"),
-        ("GPU-8932", "2 devices begin so"),
+        ("GPU-8932", "matches 2 devices"),
         ("0,GPU-8932f", "device 0 twice"),
     ],
 )

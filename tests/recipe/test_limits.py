@@ -112,7 +112,7 @@ def test_three_thousand_wrong_keys_are_counted_and_some_are_shown(
     )
     done = dslm("train", "r.yaml")
     assert done.returncode == 2
-    assert "3,000 things" in done.stderr
+    assert "3,000 problems" in done.stderr
     assert "2,980 more" in done.stderr
     assert len(done.stderr) < 10_000
 
