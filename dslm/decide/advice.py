@@ -32,13 +32,15 @@ def check_fit(job: Job, *, can_force: bool = True) -> None:
     ways = [*ways_out(job), *(["or continue anyway with `--force`"] if can_force else [])]
     hint = "; ".join(ways)
     if not choice.fits_device:
+        ranks = job.cluster.world_size
+        where = f"each of {ranks} ranks" if ranks > 1 else "one rank"
         raise DoesNotFit(
-            f"this needs {render_bytes(memory.total)} on each of {job.cluster.world_size} ranks "
-            f"(in {memory.peak_phase}), but there are {render_bytes(choice.capacity)}",
+            f"this needs {render_bytes(memory.total)} on {where} (in {memory.peak_phase}), "
+            f"but there are {render_bytes(choice.capacity)}",
             hint=hint,
         )
     raise DoesNotFit(
-        f"this needs {render_bytes(memory.host)} of each host's memory, and there are "
+        f"this needs {render_bytes(memory.host)} of each host's memory, but there are "
         f"{render_bytes(choice.host_capacity or 0)}: the kernel would kill a rank (exit -9)",
         hint=hint,
     )
@@ -121,8 +123,8 @@ def _changed(recipe: Recipe, changes: Sequence[Change]) -> Recipe:
 
 
 def _said(changes: Sequence[Change]) -> str:
-    """Changes as options; of an offload only the last, which includes those before."""
+    """Changes as options to copy; of an offload only the last, which includes those before."""
     values = {
         key: "{}" if isinstance(value, Lora) else str(value).lower() for key, value in changes
     }
-    return " with ".join(f"`--set {key}={value}`" for key, value in values.items())
+    return f"`{' '.join(f'--set {key}={value}' for key, value in values.items())}`"

@@ -280,8 +280,9 @@ def test_a_refusal_names_the_three_nearest_ways_that_fit() -> None:
     ways = ways_out(job)
     assert len(ways) == 3
     for way in ways:
-        if way.startswith("`--set") and " with " not in way:
-            change = way.removeprefix("`--set ").removesuffix("`")
-            changed = [given for given in fixed if given.split("=")[0] != change.split("=")[0]]
-            loaded = load_recipe("llama-3.1-8b", [*changed, change])
+        if way.startswith("`--set"):
+            changes = way.removeprefix("`--set ").removesuffix("`").split(" --set ")
+            keys = [change.split("=")[0] for change in changes]
+            kept = [given for given in fixed if given.split("=")[0] not in keys]
+            loaded = load_recipe("llama-3.1-8b", [*kept, *changes])
             assert resolve_job(loaded, cluster).plan.fits
