@@ -161,7 +161,7 @@ def environment_page() -> str:
     """Every environment variable that dslm reads or sets, with its sentence."""
     lines = [
         "# Environment variables\n",
-        "Made from dslm/environment.py by `make docs`. What to train stands in a recipe, never\n"
+        "Made from dslm/environment.py by `make docs`. What to train is said in a recipe, never\n"
         "here.\n",
         "| variable | what it is |",
         "|---|---|",
@@ -195,9 +195,9 @@ def failures_page() -> str:
     """Every failure that dslm recognises, with its cause and fix."""
     lines = [
         "# Failures\n",
-        "Made from dslm/diagnose/failures.yaml by `make docs`. When an attempt fails, dslm looks\n"
-        "for these in what the rank that failed first said, the first of them in this order. A\n"
-        "star: the same command may work the next time.\n",
+        "Made from dslm/diagnose/failures.yaml by `make docs`. When an attempt fails, dslm\n"
+        "searches the output of the rank that failed first for these; the first in this order\n"
+        "counts. A star: the same command may work the next time.\n",
         "| failure | stage | cause | fix |",
         "|---|---|---|---|",
     ]
@@ -214,9 +214,9 @@ def errors_page() -> str:
     leaves = [kind for kind in kinds if not kind.__subclasses__()]
     lines = [
         "# Errors and exit codes\n",
-        "Made from dslm/errors.py by `make docs`; the examples are what the commands answered. An\n"
+        "Made from dslm/errors.py by `make docs`; the examples are real answers. An\n"
         "error goes to stderr: what is wrong and where, then a hint; `--debug` shows a traceback.\n"
-        "Any other exception is a mistake of dslm's own: exit code 1, and a line that says so.\n",
+        "Any other exception is a bug in dslm: exit code 1, and a line that says so.\n",
         "| exit code | meaning | errors |",
         "|---|---|---|",
         "| 0 | Done. | |",

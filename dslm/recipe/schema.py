@@ -53,7 +53,7 @@ class TokenizerTraining(Section):
 
 
 class Model(Section):
-    """Which model."""
+    """The model."""
 
     name: Name | None = None
     """Hub name or local folder, for the weights (`init: pretrained`) and the tokenizer."""
@@ -108,7 +108,7 @@ Sources = Name | Annotated[list[Name | Source], Field(min_length=1, max_length=1
 
 
 class Data(Section):
-    """Which data, and how it becomes samples."""
+    """The data, and how it becomes samples."""
 
     train: Sources | None = None
     """Files, folders, glob patterns (text, code, jsonl, json, csv, parquet, arrow, images; .gz and
@@ -129,7 +129,7 @@ class Data(Section):
     mlm_probability: PositiveShare = 0.15
     """Share of tokens that are masked (task mlm)."""
     max_documents: PositiveInt | None = None
-    """Read at most so many documents."""
+    """Read at most this many documents."""
     key_field: Name | None = None
     """Field that identifies a record, for the held-out share and sharding by hash; else all of it
     does."""
@@ -138,9 +138,9 @@ class Data(Section):
     shards: Few = 1
     """Files that the prepared data is written to."""
     shard_by: Literal["range", "hash"] = "range"
-    """Which file a document goes to: contiguous pieces, or by a stable hash of its key."""
+    """Assign documents to files as contiguous pieces, or by a stable hash of their keys."""
     on_error: Literal["skip", "fail"] = "skip"
-    """What a bad record does: it is skipped and counted, or it is fatal before training starts."""
+    """Skip and count bad records, or fail at the first one, before training starts."""
     workers: Annotated[Whole, Field(le=1024)] = 0
     """Background processes that read samples, per rank."""
 
@@ -200,7 +200,7 @@ class Schedule(Section):
 
 
 class Duration(Section):
-    """How long: exactly one of the three."""
+    """The length of the training: exactly one of the three."""
 
     steps: PositiveInt | None = None
     """Optimizer steps."""
@@ -239,7 +239,7 @@ class Evaluation(Section):
     every: PositiveInt | None = None
     """Steps between evaluations; absent: only at the end."""
     max_samples: PositiveInt | None = None
-    """Evaluate on at most so many samples."""
+    """Evaluate on at most this many samples."""
     sample: str | None = None
     """A prompt that the trained model continues at the end, as a first look at it."""
 
@@ -259,7 +259,7 @@ class Log(Section):
 
 
 class Watchdog(Section):
-    """When a run that makes no progress is ended instead of waited for."""
+    """When a run that makes no progress is ended."""
 
     timeout: Seconds | Auto = "auto"
     """Seconds without any progress while training or evaluating; a rank that computes makes some.
@@ -314,7 +314,7 @@ class Recipe(Section):
     environment: Environment = {}
     """Variables for the ranks; never secrets: those come from your own environment."""
     training_args: dict[str, Any] = {}
-    """Handed on to transformers.TrainingArguments."""
+    """Passed on to transformers.TrainingArguments."""
     deepspeed: dict[str, Any] = {}
     """Merged last into the DeepSpeed config."""
 

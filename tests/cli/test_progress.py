@@ -87,7 +87,7 @@ def test_of_adapters_it_is_said_what_is_trained() -> None:
 
 def test_a_checkpoint_says_that_saving_goes_on_beside_training() -> None:
     saved = events.CheckpointSaved(time=1, attempt=1, step=300, seconds=0.025, complete_seconds=1.5)
-    said = "checkpoint step 300: training stood still for 25 ms, complete after 1.5 s"
+    said = "checkpoint step 300: training paused for 25 ms, complete after 1.5 s"
     assert said in _shown([saved])
 
 

@@ -213,7 +213,7 @@ class RunScreen:
         """Training stood still for a moment; the rest was done beside it."""
         parts = []
         if event.seconds is not None:
-            parts.append(f"training stood still for {render_seconds(event.seconds)}")
+            parts.append(f"training paused for {render_seconds(event.seconds)}")
         if event.complete_seconds is not None:
             parts.append(f"complete after {render_seconds(event.complete_seconds)}")
         self.label("checkpoint", f"step {event.step}" + (f": {', '.join(parts)}" if parts else ""))
