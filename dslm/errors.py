@@ -60,7 +60,7 @@ class Finding:
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """A text that is quoted in a message, its middle left out when nobody would read it all."""
+    """Shorten a text for a message by leaving out its middle."""
     if len(text) <= most:
         return text
     half = (most - 20) // 2

@@ -44,7 +44,7 @@ def ask(
     Args:
         module: such as `dslm.worker.export`.
         request: what it is to do; JSON.
-        on_phase: told what is going on, for people.
+        on_phase: called with the current phase, for people.
 
     Raises:
         InputError: the worker found the request wrong.
@@ -97,7 +97,7 @@ def _send(stdin: IO[bytes], request: Mapping[str, Any]) -> None:
         stdin.write(json.dumps(request).encode())
         stdin.close()
     except BrokenPipeError:
-        return  # it has ended already: that is told by what it printed
+        return  # it has already exited: its output explains why
 
 
 def _answer(answers: IO[bytes], on_phase: Callable[[str], None]) -> dict[str, Any] | None:

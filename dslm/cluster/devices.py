@@ -149,7 +149,7 @@ def device_named(name: str) -> Device:
     """Return a device of the table.
 
     Raises:
-        OptionError: there is none of that name.
+        OptionError: the name is unknown.
     """
     key = name.lower().replace("_", "-").replace(" ", "-")
     device = DEVICES.get(_ALIASES.get(key, key))

@@ -9,7 +9,7 @@ from dslm.cluster.devices import Device
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine with so many slots (accelerators, or ranks on a CPU)."""
+    """A machine with slots (accelerators, or ranks on a CPU)."""
 
     name: str
     slots: int

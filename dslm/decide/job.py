@@ -71,7 +71,7 @@ def resolve_job(
         cluster: where it runs.
         resumed: the resolved recipe of the run that is resumed: its stage stays unless the recipe
             says another, since a checkpoint's optimizer state belongs to a stage.
-        on_phase: told what takes a while.
+        on_phase: called with each phase that takes a while.
 
     Raises:
         InputError: the recipe or the model folder is wrong.

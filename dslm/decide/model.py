@@ -90,7 +90,7 @@ def read_config(file: Path) -> dict[str, object]:
     """Return a model's config.json.
 
     Raises:
-        RecipeError: it can't be read, or is none.
+        RecipeError: it can't be read, or is not a config.
     """
     # some models' configs say Infinity, such as Mamba2's `time_step_limit`: no size does
     config = read_json(file, error=RecipeError, most_bytes=_MOST_BYTES, constant=str)

@@ -62,10 +62,10 @@ def planned_cluster(
 
 
 def planned_device(name: str, ranks: int = 1) -> Device:
-    """A kind of device by its name; a CPU is one like this machine's, shared by so many ranks.
+    """Return a kind of device by its name; a CPU is like this machine's, shared by `ranks`.
 
     Raises:
-        OptionError: there is none of that name.
+        OptionError: the name is unknown.
     """
     if name == CPU:
         return with_measured(cpu_device(this_machine().memory_bytes // ranks))

@@ -32,7 +32,7 @@ def ready_job(
         cluster: where it shall run.
         asking: who asks.
         resumed: the recipe of the run that is resumed.
-        on_phase: told what takes a while.
+        on_phase: called with each phase that takes a while.
 
     Raises:
         InputError: with everything that is wrong, each at its place.

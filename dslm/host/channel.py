@@ -49,7 +49,7 @@ class Channel:
             del self._unsent[:sent]
 
     def receive(self, most: int) -> bytes | None:
-        """Receive up to so many bytes; empty at the end of the connection, None: nothing yet.
+        """Receive up to `most` bytes; empty at the end of the connection, None: nothing yet.
 
         Raises:
             OSError: the connection is broken.

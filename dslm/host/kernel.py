@@ -24,7 +24,7 @@ _RECORD_BYTES = 8192  # the kernel hands out one record a read (Documentation/AB
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OomVerdict:
-    """The kernel's word: `killed` it for memory, or None when it can't be told."""
+    """The kernel's word: `killed` it for memory, or None when it can't be known."""
 
     killed: bool | None
     said: str

@@ -42,7 +42,7 @@ def address_towards(host: str) -> str:
 
 
 def give_up_after(channel: socket.socket, seconds: float) -> None:
-    """Let the kernel end a connection whose other host has not answered for so long.
+    """Let the kernel end a connection whose other host has not answered in time.
 
     Source: tcp(7), TCP_USER_TIMEOUT, which also overrides keepalive's own count.
     """

@@ -51,7 +51,7 @@ def kill_trees(wanted: Iterable[tuple[int, int]]) -> None:
 
 
 def kill(victims: Iterable[psutil.Process], *, seconds: float = _GONE_SECONDS) -> None:
-    """Kill processes with SIGKILL and wait until they are gone, for so many seconds at most."""
+    """Kill processes with SIGKILL and wait until they are gone, for at most `seconds`."""
     victims = [process for process in victims if process.pid != os.getpid()]
     for process in victims:
         send(process, signal.SIGKILL)

@@ -248,7 +248,7 @@ class Control:
             self._receive(connection, connection.words, received)
 
     def _greet(self, connection: _Connection, received: bytes) -> None:
-        """Compare the token, once it is whole: how much of it is right is nobody's business."""
+        """Compare the token, once it is whole: how much of it is right stays unknown."""
         connection.token += received
         expected = self._token.encode() + b"\n"
         if len(connection.token) < len(expected) and b"\n" not in connection.token:

@@ -25,7 +25,7 @@ class Status(StrEnum):
 
 
 class Difference(StrEnum):
-    """In what a rank differs from the others while none of them goes on."""
+    """The difference of a rank from the others while none makes progress."""
 
     SILENT = "silent"  # it says nothing
     PLACE = "place"  # it is somewhere else in the program
@@ -58,7 +58,7 @@ class Outcome:
         host: where.
         noticed: when, in Unix seconds.
         statuses: of the ranks, also where no file can be written.
-        detail: what is known beside: a rank's last line, the word that is none.
+        detail: further facts: a rank's last line, the malformed message.
         code: what the launcher, or ssh to a host, ended with.
         seconds: that a rank was waited for, or that no rank made progress.
         phase: what the ranks were doing then.

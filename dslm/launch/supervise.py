@@ -92,7 +92,7 @@ def supervise(
         grace: seconds between the wish to stop and the end of all processes.
         limits: how long nothing may happen.
         elsewhere: how processes on other hosts are looked at and ended.
-        on_event: told every event of the run as it appears.
+        on_event: called with every event of the run as it appears.
     """
     logs = run.logs(attempt.number)
     logs.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from dslm.run import timings
 from dslm.run.words import Phase
 
 _LEAST_SECONDS = 60.0  # a garbage collection, a slow disk, a long evaluation batch
-_STEPS = 30.0  # so many times the usual step is no hiccup any more
+_STEPS = 30.0  # this many times the usual step is no longer a hiccup
 _PLANNED_STEPS = 100.0  # the plan may be wrong, and a first step compiles and connects
 _HOUR = 3600.0
 # How long a phase may go on without any progress and without computing, where no step time tells:
@@ -51,7 +51,7 @@ class Limits:
     planned_step: float | None = None
 
     def of(self, phase: str, step_seconds: float | None) -> float:
-        """Return how long a phase may go on without any progress.
+        """Return how long a phase may last without any progress.
 
         Until two steps are known only the plan tells how long one is.
         """
@@ -66,7 +66,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stall:
-    """No rank has made progress for so long."""
+    """No rank has made progress for this long."""
 
     seconds: float
     phase: str

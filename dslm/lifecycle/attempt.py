@@ -1,4 +1,4 @@
-"""One attempt of a run: what its ranks are told, how it starts, how it ended and why.
+"""One attempt of a run: its ranks' instructions, its start, its end and the reason.
 
 The edge between a plan of an attempt, which is a value, and watching it (`dslm.launch.supervise`).
 Knows nothing of recipes and of what another attempt would change.

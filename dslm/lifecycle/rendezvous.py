@@ -40,7 +40,7 @@ class Training:
 
     recipe: LoadedRecipe
     asking: Asking
-    report: Callable[[str], None]  # takes what goes on while a model is traced
+    report: Callable[[str], None]  # takes the phases of tracing a model
     resumed: Recipe | None = None  # the resolved recipe of the run that is resumed
 
     def job(self, cluster: Cluster) -> Job:
@@ -154,7 +154,7 @@ def _finding(result: CheckResult) -> Finding:
 
 
 def _resolve(host: Host) -> str:
-    """A host's address, where nobody asked the host itself.
+    """Look up a host's address without asking the host itself.
 
     Raises:
         PreflightError: its name isn't known here, or is a loopback address.

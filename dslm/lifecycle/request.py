@@ -1,7 +1,7 @@
 """A launch's request as one complete value, and the listener that follows its events.
 
 A verb makes the value from its options, and it goes down unchanged: nothing below loads a recipe or
-reads an option again. One listener goes along and is told what comes up.
+reads an option again. One listener goes along and gets the events.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def resume_point(
     """Return the newest sound checkpoint, converted when it has to be; None: there is none.
 
     Args:
-        run: the run to go on with.
+        run: the run to resume.
         world_size: ranks there are now.
         zero_stage: stage they use.
         log: what the converter prints goes there.

@@ -1,6 +1,6 @@
-"""A whole training: make its run directory, launch it, go on after a failure, until it ends.
+"""A whole training: make its run directory, launch it, restart it after failures, until it ends.
 
-A request comes in and a listener is told what happens; what is decided in between are values:
+A request comes in and a listener gets the events; what is decided in between are values:
 hosts (`dslm.lifecycle.rendezvous`), the job (`dslm.decide.job`), the checkpoint to resume from
 (`dslm.lifecycle.resume`), the attempt (`dslm.lifecycle.attempt`).
 """

@@ -3,7 +3,7 @@
 In comes a list of arguments and the transport that takes it to a host: ssh, or one that a site
 brings along; a command for this machine needs none. Out come exit code, output and how long it
 took. Over ssh a command passes one shell, the login shell that sshd starts; each argument is one
-quoted word of it. What a program is told beyond fixed words goes through its stdin.
+quoted word of it. A program's input beyond fixed words goes through its stdin.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from types import TracebackType
 from dslm.cluster.hostfile import check_host_name
 
 LOCALHOST = "localhost"
-_CONNECT_SECONDS = 8  # a host that is off or unplugged is told by then
+_CONNECT_SECONDS = 8  # a host that is off or unplugged is noticed by then
 _MOST_AT_ONCE = 256
 
 
@@ -159,7 +159,7 @@ class Remote:
             return self._process.stdout.readline()
 
     def end(self, seconds: float) -> Answer:
-        """Close its stdin, and wait so long for its end; the answer holds what `line` left over."""
+        """Close its stdin and wait for its end; the answer holds the output that `line` left."""
         assert self._process.stdin is not None  # noqa: S101 - Popen was asked for it
         assert self._process.stdout is not None  # noqa: S101
         with self._limit(seconds):

@@ -44,7 +44,7 @@ class LoadedRecipe:
     def where(self, key: str) -> Where:
         """The place of a dotted key as the user gave it: `--set KEY`, or the file and its line.
 
-        A key that nobody gave is missing in the recipe's own file.
+        A key that was not given is missing in the recipe's own file.
         """
         return place_of(key, self.places, self.source)
 

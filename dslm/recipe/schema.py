@@ -288,7 +288,7 @@ _ZEROPP = ("parallel.zeropp", "parallel.zero_stage")
 
 
 class Recipe(Section):
-    """One training: what stands here is enough to plan it, run it, repeat it."""
+    """One training: enough to plan it, run it and repeat it."""
 
     description: str = ""
     """One line for people."""

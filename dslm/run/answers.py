@@ -73,7 +73,7 @@ def decode_word(line: bytes) -> Word:
     """Return the word of a line.
 
     Raises:
-        Malformed: it is none.
+        Malformed: it is not one.
     """
     name, _, fields = line.strip().partition(b" ")
     kind = _WORDS.get(name.decode("ascii", errors="replace"))

@@ -66,7 +66,7 @@ class Attempt:
         return {**self.environment, **self.host_environment.get(self.host_of(rank), {})}
 
     def write(self, run: RunDirectory) -> None:
-        """Write it into the run directory, for nobody else to read."""
+        """Write it into the run directory, readable for the owner only."""
         file = run.attempt(self.number)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, asdict(self), mode=0o600)

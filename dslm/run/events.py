@@ -177,7 +177,7 @@ class Error(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase(Event):
-    """What is going on while no steps are made: data, model, save …"""
+    """The current phase while no steps are made: data, model, save …"""
 
     name: ClassVar[str] = "phase"
     phase: str
@@ -361,7 +361,7 @@ def parse_event(line: str | bytes) -> Event:
     """Parse the event of a line.
 
     Raises:
-        Malformed: it is none.
+        Malformed: it is not one.
     """
     found = read_object(line)
     name = found.get("event")

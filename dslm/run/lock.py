@@ -81,7 +81,7 @@ def own(
         waiting: called every half second as long as somebody else owns it; by default that is an
             error.
         on_lost: called when another host took the lock over, since this process had stood still
-            for too long; by default this process is told to end at once.
+            for too long; by default this process exits at once.
 
     Raises:
         OptionError: somebody else owns it, or it can't be written.

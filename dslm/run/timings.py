@@ -20,7 +20,7 @@ RANK_ENDS_CHILDREN_SECONDS = 1.5  # for what a rank has started to be gone, once
 
 POLL_SECONDS = 0.2
 DRAIN_SECONDS = 0.5  # once the launcher has ended, for the last words of its ranks to arrive
-STACKS_SECONDS = 3.0  # to collect the stacks of a run that stands still, before it is ended
+STACKS_SECONDS = 3.0  # to collect the stacks of a stalled run before it is ended
 SETTLE_SECONDS = 3.0  # after a rank has failed the others may still say why
 LEAVE_SECONDS = 3.6  # after its last word a rank still leaves Python, and its launcher sees it
 REMOTE_SECONDS = 3.4  # for another host to end what is left there

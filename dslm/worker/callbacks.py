@@ -78,12 +78,12 @@ class Events(TrainerCallback):
             self._rank.record(event)
 
     def phase(self, phase: str, detail: str = "") -> None:
-        """Tell what is going on while no steps are made."""
+        """Report the current phase while no steps are made."""
         self._rank.guard.note(phase=words.Phase(phase))
         self.write(events.Phase(**self.stamp(), phase=phase, detail=detail))
 
     def evaluated_batch(self) -> None:
-        """Note that an evaluation goes on."""
+        """Note that an evaluation is running."""
         self._rank.guard.note(phase=words.Phase.EVALUATING)
 
     def pause(self, seconds: float) -> None:

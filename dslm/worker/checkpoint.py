@@ -1,6 +1,6 @@
 """Write checkpoints, whole or not at all; all ranks call, rank 0 moves them to their place.
 
-Training stands still while the state is copied in memory (`dslm.worker.snapshot`). Beside training
+Training pauses while the state is copied in memory (`dslm.worker.snapshot`). Beside training
 each rank then writes its own files, flushes them to disk and says what their checksums are; when
 all have, rank 0 writes the manifest and renames the folder. Ranks talk through files here, since a
 collective beside those of training could not be ordered.
@@ -43,7 +43,7 @@ from dslm.worker.snapshot import SnapshotEngine
 DESCRIPTION = "model"  # in a checkpoint: what `dslm export` needs beside the tensors
 _WRITTEN = ".rank-{}.json"  # in an unfinished one: the files of a rank, once they are on disk
 _LOOK_SECONDS = 0.05
-# step, folder, seconds that training stood still, seconds until it was complete
+# step, folder, seconds that training paused, seconds until it was complete
 OnComplete = Callable[[int, Path, float, float], None]
 
 
@@ -66,7 +66,7 @@ class CheckpointWriter:
             run: the run.
             settings: what the recipe says.
             facts: what every manifest says beside step and files, such as world size and stage.
-            on_complete: told of each checkpoint that is complete.
+            on_complete: called with each complete checkpoint.
             local_ranks: ranks of this host.
             shared: whether all ranks see the folder; else a checkpoint can't be complete anywhere,
                 and none is written.

@@ -90,7 +90,7 @@ class Guard:
         """Note progress: anything that was done since the last time.
 
         Args:
-            phase: what is going on from now on.
+            phase: the phase that begins now.
             step: the last optimizer step that was finished.
             work: seconds per step that this rank computed without waiting for others.
         """

@@ -28,7 +28,7 @@ def stay_offline_without_hub(recipe: Recipe, tell: Callable[[str], None]) -> Non
 
     Args:
         recipe: the resolved recipe.
-        tell: told of each try that failed, for people.
+        tell: called with each failed try, for people.
     """
     if os.environ.get(environment.HUB_OFFLINE) or not _of_the_hub(recipe):
         return

@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _tell(rank: Rank, detail: str) -> None:
-    """Record what goes on before anything is known of the other ranks."""
+    """Record phases before anything is known of the other ranks."""
     if rank.rank == 0:
         rank.record(Phase(**rank.stamp(), phase="joining", detail=detail))
 

@@ -21,7 +21,7 @@ _MATRIX = {"cpu": 2048, "cuda": 8192}  # rows of the square matrices
 _COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes
 _REDUCED = 2**25  # elements, fp32: 128 MiB
 _WRITTEN = 2**29  # bytes
-_SECONDS = 1.0  # each measurement goes on for at least so long
+_SECONDS = 1.0  # each measurement takes at least this long
 _TRIES = 3
 
 
@@ -55,7 +55,7 @@ def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
 
 
 def _rate(amount: float, action: Callable[[], object], device: torch.device) -> float:
-    """Amount per second, the best of a few tries: what else goes on only makes it slower."""
+    """Amount per second, the best of a few tries: other work only makes it slower."""
     action()
     best = 0.0
     for _ in range(_TRIES):

@@ -39,7 +39,7 @@ class Peaks:
 
     @property
     def measures(self) -> bool:
-        """Whether phases are still told apart."""
+        """Whether phases are still distinguished."""
         return self._open
 
     def end(self, phase: str) -> None:

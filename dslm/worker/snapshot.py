@@ -20,7 +20,7 @@ import psutil
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-_SPARE = 2  # a copy is made when so many would fit into the memory that is free
+_SPARE = 2  # a copy is made when this many would fit into free memory
 
 _Key = tuple[int, int]  # address and bytes of a storage
 

@@ -317,7 +317,7 @@ def _train(trainer: Any, rank: Rank, checkpoint: str | None) -> None:
     """Train from a checkpoint, or from nothing.
 
     Raises:
-        InputError: the checkpoint holds more than tensors, and nobody said to trust it.
+        InputError: the checkpoint holds more than tensors, and is not trusted.
     """
     path = str(rank.run.path / checkpoint) if checkpoint else None
     try:

@@ -82,7 +82,7 @@ _STAGED = (
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Two things of which only one may stand there."""
+    """Two keys of which only one may be given."""
 
     first: Callable[[Config], bool]
     second: Callable[[Config], bool]

@@ -43,7 +43,7 @@ class RunScreen:
             name: of the run.
             live: whether it changes in place; by default if the console is a terminal.
             clock: Unix seconds.
-            follows: whether the run goes on now; if not, time is what its events say.
+            follows: whether the run is in progress; if not, its events give the time.
         """
         self._console = console
         self._live_wanted = console.is_terminal if live is None else live
@@ -117,7 +117,7 @@ class RunScreen:
                 self._on_word(event)
 
     def _on_word(self, event: events.Event) -> None:
-        """An event that is told in a line."""
+        """An event that is shown as a line."""
         match event:
             case events.Resume():
                 self.label("resumed", f"from step {event.step}")

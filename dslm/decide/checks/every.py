@@ -23,7 +23,7 @@ class Asking:
 
     verb: Verb
     here: bool = True  # on this machine, or on hosts like it; else it is planned for other ones
-    force: bool = False  # a plan that does not fit is gone on with
+    force: bool = False  # continue with a plan that does not fit
     device_known: bool = True  # False: the hosts have devices that nobody has seen yet
 
 

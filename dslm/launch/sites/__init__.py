@@ -21,7 +21,7 @@ def site_named(name: str) -> Site:
     """Return a site by its name.
 
     Raises:
-        OptionError: there is none of this name.
+        OptionError: the name is unknown.
     """
     if name not in SITES:
         raise OptionError(

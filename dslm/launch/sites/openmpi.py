@@ -25,7 +25,7 @@ def request(
     Args:
         spec: the attempt.
         inherited: the variables of this process.
-        root: whether root starts it, which mpirun wants to be told; None: look.
+        root: whether root starts it, for which mpirun needs an option; None: look.
 
     Raises:
         HostfileError: certain slots are chosen, or a host is an IPv6 address.

@@ -28,7 +28,7 @@ from dslm.worker.data.store import Ragged, dtype_of, offsets_of
 
 TELL = 0.5  # seconds between two words about progress
 _PART = 4096  # records encoded at a time,
-_PART_SIZE = 2**22  # and no more than hold so many characters, bytes or numbers together
+_PART_SIZE = 2**22  # or until they hold this many characters, bytes or numbers
 
 # what a record that is nested too deep, or has names of several types, can't be hashed for
 NO_KEY = (RecursionError, TypeError, ValueError)

@@ -77,7 +77,7 @@ def prepare(
         recipe: the resolved recipe.
         encoder: of its task.
         tokenizer: the tokenizer of the run, if its task has one.
-        on_phase: told what is going on, for people.
+        on_phase: called with the current phase, for people.
 
     Raises:
         DataError: there is nothing to train on, or a bad record is fatal.

@@ -35,7 +35,7 @@ from dslm.worker.data import builtin_sources
 
 _EXAMPLES = 5
 _SHOWN = 300  # letters of an example
-_DIGITS = 18  # of an item: no model has so many
+_DIGITS = 18  # of an item: no model has more
 # what reading a file raises where it is missing, cut off or packed badly
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 

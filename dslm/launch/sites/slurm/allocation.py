@@ -32,7 +32,7 @@ def expand_hostlist(text: str) -> list[str]:
     """The names of Slurm's compressed list: `gpu-[01-03,7],login` is five of them, in its order.
 
     Raises:
-        HostfileError: brackets that don't match, or a range that is none.
+        HostfileError: brackets that don't match, or an invalid range.
     """
     where = Where(key=_NODELIST)
     names: list[str] = []

@@ -10,7 +10,7 @@ How a job ends, and what the script does about it:
   queues the job again;
 - out of time: Slurm sends SIGTERM to the script beforehand, which passes it on, and so on as above;
 - cancelled, stopped by `dslm runs stop`, done or failed: the job ends.
-The same command finds the unfinished run in its directory and goes on with it.
+The same command finds the unfinished run in its directory and resumes it.
 """
 
 from __future__ import annotations
