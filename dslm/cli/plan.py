@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dslm.cli import complete, options, terminal
+
+if TYPE_CHECKING:
+    from dslm.cli.screens.plan import Document
 
 _SWEEP = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -130,7 +133,7 @@ def plan(
     check_fit(made, can_force=False)
 
 
-def _show_plan(found: dict[str, Any], *, explain: bool, json: bool) -> None:
+def _show_plan(found: Document, *, explain: bool, json: bool) -> None:
     from dslm.cli.ledger import show_terms
     from dslm.cli.screens.plan import plan_page
 
@@ -143,7 +146,7 @@ def _show_plan(found: dict[str, Any], *, explain: bool, json: bool) -> None:
         show_terms(found["memory"])
 
 
-def _show_sweep(rows: list[dict[str, Any]], *, json: bool) -> None:
+def _show_sweep(rows: list[Document], *, json: bool) -> None:
     from dslm.cli.screens.plan import sweep_table
 
     if json:

@@ -15,12 +15,13 @@ from rich.text import Text
 
 from dslm.units import render_bytes, render_count, render_seconds
 
+Document = dict[str, Any]  # as `dslm plan --json` prints it, or a part of it
 _BAR = 32  # characters
 _ITEMS = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "context")
 _MOST_OTHERS = 3
 
 
-def plan_page(found: dict[str, Any]) -> Iterator[RenderableType]:
+def plan_page(found: Document) -> Iterator[RenderableType]:
     """Lay out the document of one plan."""
     yield _title(found)
     device = found["memory"]["device"]
@@ -34,7 +35,7 @@ def plan_page(found: dict[str, Any]) -> Iterator[RenderableType]:
     yield _facts(_rest(found))
 
 
-def _rest(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _rest(found: Document) -> Iterator[tuple[str, str]]:
     if found["memory"]["device"] is not None:
         yield "host", _host(found["memory"]["host"])
     if found["time"] is not None:
@@ -48,7 +49,7 @@ def _rest(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "needs", f"at least {smallest} such device{'s' if smallest > 1 else ''}"
 
 
-def sweep_table(rows: list[dict[str, Any]]) -> Table:
+def sweep_table(rows: list[Document]) -> Table:
     """Lay out plans for clusters of many sizes, a line each."""
     table = Table(box=None, header_style="bold")
     for name in ("gpus", "stage", "micro batch"):
@@ -80,7 +81,7 @@ def _facts(rows: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> Table:
     return table
 
 
-def _title(found: dict[str, Any]) -> Text:
+def _title(found: Document) -> Text:
     parameters, off = found["model"]["parameters"], found["model"]["off"]
     guess = f" (activations within {off:.1%})" if off and not found["model"]["exact"] else ""
     cluster = found["cluster"]
@@ -91,7 +92,7 @@ def _title(found: dict[str, Any]) -> Text:
     )
 
 
-def _choice(choice: dict[str, Any]) -> str:
+def _choice(choice: Document) -> str:
     parts = [
         f"ZeRO stage {choice['zero_stage']}",
         f"micro batch {choice['micro_batch_size']}",
@@ -106,18 +107,18 @@ def _choice(choice: dict[str, Any]) -> str:
     return ", ".join([*parts, *_savings(choice)])
 
 
-def _savings(choice: dict[str, Any]) -> list[str]:
+def _savings(choice: Document) -> list[str]:
     """Name the savings of memory beside the stage."""
     offload = [f"{choice['offload']} offload"] if choice["offload"] != "none" else []
     return offload + ["activation checkpointing"] * bool(choice["activation_checkpointing"])
 
 
-def _other(other: dict[str, Any]) -> str:
+def _other(other: Document) -> str:
     parts = [f"stage {other['zero_stage']}", f"micro batch {other['micro_batch_size']}"]
     return f"{', '.join([*parts, *_savings(other)])}: {other['why']}"
 
 
-def _memory(memory: dict[str, Any], *, fits: bool) -> Table:
+def _memory(memory: Document, *, fits: bool) -> Table:
     device, capacity = memory["device"], memory["capacity"]
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
@@ -136,7 +137,7 @@ def _memory(memory: dict[str, Any], *, fits: bool) -> Table:
     return table
 
 
-def _host(host: dict[str, Any]) -> str:
+def _host(host: Document) -> str:
     parts = ", ".join(
         f"{name} {render_bytes(host[name])}"
         for name in ("pinned", "pageable", "process", "loading", "export")
@@ -153,7 +154,7 @@ def _host(host: dict[str, Any]) -> str:
     )
 
 
-def _time(time: dict[str, Any]) -> str:
+def _time(time: Document) -> str:
     line = (
         f"{render_seconds(time['step_seconds'])} a step, "
         f"{render_count(time['tokens_per_second'])} tokens/s, MFU {time['mfu']:.0%}, "
