@@ -95,9 +95,12 @@ class Guard:
             work: seconds per step that this rank computed without waiting for others.
         """
         self._progress += 1
+        entered = phase is not None and phase != self._phase
         self._phase = self._phase if phase is None else phase
         self._step = self._step if step is None else step
         self._work_seconds = self._work_seconds if work is None else work
+        if entered:
+            self._beat()  # how long a rank may be silent depends on its phase: send it at once
 
     def event(self, event: Event) -> None:
         """Hand an event to the supervisor, from a rank that can't write into the run directory."""
