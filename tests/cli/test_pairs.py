@@ -81,6 +81,7 @@ WALKS = (
         given=("--dry-run", "--json", "RECIPE"),
         options={
             "--set": ["optimizer.lr=1.0e-3"],
+            "--with": ["continue"],
             **_PLACED,
             "--slurm": [],
             "--max-restarts": ["2"],
@@ -99,6 +100,7 @@ WALKS = (
         given=("--dry-run", "--json", "SCRIPT"),
         options={
             "--set": ["optimizer.lr=1.0e-3"],
+            "--with": ["continue"],
             **_PLACED,
             "--recipe": ["quickstart"],
             "--pass-config": [],
@@ -127,6 +129,7 @@ WALKS = (
         given=("RECIPE", "--json"),
         options={
             "--set": ["model.activation_checkpointing=true"],
+            "--with": ["long-context"],
             "--gpus": ["2"],
             "--hosts": ["2"],
             "--device": ["a100-80gb"],
@@ -151,6 +154,7 @@ WALKS = (
         options={
             "RECIPE": ["quickstart"],
             "--set": ["model.activation_checkpointing=true"],
+            "--with": ["continue"],
             "--gpus": ["2"],
             "--hosts": ["2"],
             "--device": ["a100-80gb"],
@@ -175,6 +179,7 @@ WALKS = (
         given=("RECIPE",),
         options={
             "--set": ["optimizer.lr=1.0e-3"],
+            "--with": ["continue"],
             "--num-gpus": ["4"],
             "--device": ["a100-80gb"],
             "--explain": [],
@@ -190,6 +195,7 @@ WALKS = (
         options={
             "RECIPE": ["quickstart"],
             "--set": ["optimizer.lr=1.0e-3"],
+            "--with": ["continue"],
             "--num-gpus": ["4"],
             "--device": ["a100-80gb"],
             "--explain": [],
@@ -201,13 +207,13 @@ WALKS = (
         verb="recipes show",
         base=("recipes", "show", "quickstart"),
         given=("RECIPE",),
-        options={"--set": ["optimizer.lr=1.0e-3"], "--json": []},
+        options={"--set": ["optimizer.lr=1.0e-3"], "--with": ["continue"], "--json": []},
     ),
     Walk(
         verb="recipes new",
         base=("recipes", "new", "mine.yaml"),
         given=("PATH",),
-        options={"--from": ["llama-3.2-1b"]},
+        options={"--from": ["llama-3.2-1b"], "--with": ["continue"]},
     ),
     Walk(verb="recipes schema", base=("recipes", "schema"), options={}),
     Walk(
@@ -216,6 +222,7 @@ WALKS = (
         given=("RECIPE",),
         options={
             "--set": ["optimizer.lr=1.0e-3"],
+            "--with": ["continue"],
             "--shards": ["2"],
             "--shard-by": ["hash"],
             "--json": [],
@@ -225,7 +232,12 @@ WALKS = (
         verb="data show",
         base=("data", "show", "quickstart"),
         given=("RECIPE",),
-        options={"--set": ["optimizer.lr=1.0e-3"], "--samples": ["1"], "--json": []},
+        options={
+            "--set": ["optimizer.lr=1.0e-3"],
+            "--with": ["continue"],
+            "--samples": ["1"],
+            "--json": [],
+        },
     ),
     Walk(
         verb="doctor",

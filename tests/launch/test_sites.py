@@ -247,6 +247,6 @@ def test_slurm_is_named_in_its_own_module_only() -> None:
         "reading.py",  # the source of a limit
         "cli/options.py",  # its option
         "cli/train.py",  # an example in the help
-        "diagnose/explain.py",
+        "diagnose/catalogue.py",
         "diagnose/failures.yaml",
     }

@@ -33,7 +33,7 @@ def test_the_script_asks_for_hosts_and_runs_dslm_word_for_word(tmp_path: Path) -
         capture_output=True,
         text=True,
     ).stdout
-    assert said.removesuffix("\0").split("\0") == ["-m", "dslm", "train", ODD]
+    assert said.removesuffix("\0").split("\0") == ["-P", "-m", "dslm", "train", ODD]
     assert "gpus" not in text_of(tmp_path / "run")
 
 
@@ -75,7 +75,7 @@ def submit_stand_in(slurm: Slurm, folder: Path, *options: str) -> str:
     """Submit the script that dslm writes, with another program in it; the job's id."""
     text = text_of(folder / "my run")
     program = shlex.join([sys.executable, "-c", STAND_IN, str(folder)])
-    whole = shlex.join([sys.executable, "-m", "dslm"])
+    whole = shlex.join([sys.executable, "-P", "-m", "dslm"])
     assert whole in text
     script = folder / "script"
     script.write_text(text.replace(whole, program))

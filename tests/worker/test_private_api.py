@@ -11,7 +11,9 @@ import pytest
 import torch
 from deepspeed.runtime import config as deepspeed_config
 from deepspeed.runtime.engine import DeepSpeedEngine, EngineTimers
-from transformers import AutoConfig, AutoModelForMaskedLM, Trainer
+from torch.utils.flop_counter import flop_registry
+from transformers import AutoConfig, AutoModelForMaskedLM, LlamaForCausalLM, Trainer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import DPOTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +34,11 @@ def _attention_of_a_model() -> bool:
     return model.config._attn_implementation == "eager"
 
 
+def _names_a_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
+    names = [tensor.untyped_storage()._cdata for tensor in (one, one[:1], other)]
+    return names[0] == names[1] != names[2]
+
+
 GUARDS = {
     "_save_optimizer_and_scheduler": lambda: (
         _parameters(Trainer._save_optimizer_and_scheduler) == ["self", "output_dir"]
@@ -49,6 +56,18 @@ GUARDS = {
     ),
     "_REMOVED_ZERO_CONFIG_KEYS": lambda: len(deepspeed_config._REMOVED_ZERO_CONFIG_KEYS) > 0,
     "_all_values": lambda: all(dtype._all_values[1:] for dtype in deepspeed_config.DtypeEnum),
+    # the tracer, dslm.worker.trace
+    "_supports_flash_attn": lambda: isinstance(LlamaForCausalLM._supports_flash_attn, bool),
+    "_global_mapping": lambda: "sdpa" in ALL_ATTENTION_FUNCTIONS._global_mapping,
+    "_schema": lambda: (
+        torch.ops.aten.add_.Tensor._schema.is_mutable
+        and not torch.ops.aten.add.Tensor._schema.is_mutable
+    ),
+    "_overloadpacket": lambda: torch.ops.aten.mm.default._overloadpacket in flop_registry,
+    "_cdata": lambda: _names_a_storage(torch.zeros(2), torch.zeros(2)),
+    "_scaled_dot_product_attention_math": lambda: callable(
+        torch.ops.aten._scaled_dot_product_attention_math
+    ),
     # overridden, not called: TRL would tokenise what dslm has prepared
     "_prepare_dataset": lambda: callable(DPOTrainer._prepare_dataset),
     # replaced on a live engine; see dslm.worker.callbacks
@@ -70,7 +89,9 @@ def _own_names(tree: ast.AST) -> set[str]:
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
                 found.add(name)
-            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+            case ast.Name(id=name, ctx=ast.Store()):
+                found.add(name)
+            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
                 found.add(name)
     return found
 

@@ -27,7 +27,7 @@ STAGES = (0, 1, 2, 3)
 
 def _unfinished(trained: Train, folder: Path, stage: int) -> Path:
     """A run that was killed after its last checkpoint, as somebody else may send it."""
-    run = shutil.copytree(trained("--num-gpus", "2", parallel__zero_stage=stage), folder / "run")
+    run = shutil.copytree(trained(ranks=2, parallel__zero_stage=stage), folder / "run")
     events = run / "events.jsonl"
     lines = events.read_text().splitlines(keepends=True)
     events.write_text("".join(line for line in lines if '"end"' not in line))
@@ -183,7 +183,7 @@ def test_merging_asks_before_it_runs_the_code_of_a_strangers_base_model(
 
 
 def test_modules_in_the_current_folder_stand_for_no_library(trained: Train, tmp_path: Path) -> None:
-    run = trained("--num-gpus", "2", parallel__zero_stage=2)
+    run = trained(ranks=2, parallel__zero_stage=2)
     mark = tmp_path / "touched"
     for name in ("torch", "dslm", "json", "transformers", "huggingface_hub"):
         (tmp_path / f"{name}.py").write_text(f"open({str(mark)!r}, 'w')")
