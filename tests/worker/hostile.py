@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dslm.run.checkpoints import MANIFEST, write_manifest
+from dslm.run.documents import CheckpointManifest, read_document
 
 
 class Touch:
@@ -36,9 +37,7 @@ def plant(file: Path, what: Touch) -> None:
 
 def sign_again(checkpoint: Path) -> None:
     """Let the manifest list the files as they are now: sizes and checksums are right."""
-    facts = json.loads((checkpoint / MANIFEST).read_text())
-    del facts["files"]
-    write_manifest(checkpoint, **facts)
+    write_manifest(checkpoint, read_document(CheckpointManifest, checkpoint / MANIFEST))
 
 
 def _try_all(folder: Path) -> dict[str, list[str]]:
@@ -57,7 +56,7 @@ def _try_all(folder: Path) -> dict[str, list[str]]:
         config = {
             "train_micro_batch_size_per_gpu": 1,
             "zero_optimization": {"stage": stage},
-            "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
+            "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
             "zero_force_ds_cpu_optimizer": False,
             "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 3}},
             "bf16": {"enabled": stage != 0},
