@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, initialization
+from transformers import CONFIG_MAPPING, AutoConfig, initialization
 
+from dslm.errors import RecipeError, Where
 from dslm.worker.trace.standins import fuse_loss
 
 NEXT_TOKEN = ("pretrain", "sft", "dpo", "sequence", "script")
@@ -44,9 +45,19 @@ class Traced:
 
 
 def config_of(architecture: Mapping[str, Any]) -> Any:
-    """Return the transformers config of an architecture block."""
+    """Return the transformers config of an architecture block.
+
+    Raises:
+        RecipeError: the installed transformers has no such type.
+    """
+    kind = architecture["model_type"]
+    if kind not in CONFIG_MAPPING:
+        raise RecipeError(
+            f"transformers {transformers.__version__} has no model type `{kind}`",
+            where=Where(key="model.architecture.model_type"),
+        )
     sizes = {key: value for key, value in architecture.items() if key != "model_type"}
-    return AutoConfig.for_model(architecture["model_type"], **sizes)
+    return AutoConfig.for_model(kind, **sizes)
 
 
 def build(request: Mapping[str, Any]) -> Traced:
