@@ -7,11 +7,6 @@ import re
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _COUNT_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-_SIZE_UNITS = {
-    "": 1, "b": 1,
-    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
-}  # fmt: skip
 
 
 def render_bytes(size: float) -> str:
@@ -57,19 +52,4 @@ def parse_count(text: str) -> int:
     value = float(match[1]) * _COUNT_UNITS[match[2]]
     if not math.isfinite(value) or value < 1:
         raise ValueError(f"`{text}` is not a positive count")
-    return round(value)
-
-
-def parse_bytes(text: str) -> int:
-    """Parse a size as people write it: `80GB` (10^9), `80GiB` (2^30), `1024`.
-
-    Raises:
-        ValueError: the text is no positive size.
-    """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?b?)\s*", text.lower())
-    if not match or match[2] not in _SIZE_UNITS:
-        raise ValueError(f"`{text}` is not a size such as `80GB` or `24GiB`")
-    value = float(match[1]) * _SIZE_UNITS[match[2]]
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"`{text}` is not a positive size")
     return round(value)

@@ -352,11 +352,6 @@ def end_torn_line(path: Path) -> None:
             stream.write(b"\n")
 
 
-def write_record(path: Path, record: Mapping[str, Json]) -> None:
-    """Append an event that another process made, as it is."""
-    append_line(path, line_of(record))
-
-
 def parse_event(line: str | bytes) -> Event:
     """Parse the event of a line.
 

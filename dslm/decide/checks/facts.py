@@ -89,11 +89,6 @@ def model_type(name: str) -> ModelType | None:
     )
 
 
-def types_with(head: str) -> list[str]:
-    """Return the model types that have an auto class."""
-    return [name for name, row in _table()["types"].items() if head in row["heads"]]
-
-
 def arguments(kind: str) -> dict[str, str]:
     """The arguments of `transformers.TrainingArguments`, `trl.SFTConfig` or `trl.DPOConfig`."""
     return _by_name(_table()["arguments"][kind])
