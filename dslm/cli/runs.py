@@ -90,6 +90,11 @@ def show(
         terminal.show(panel(summary.failure, terminal.shown_path(history.run.path)))
         if why:
             terminal.show(why_table(summary.failure))
+    from dslm.lifecycle.resumable import command_to_resume
+
+    command = command_to_resume(summary)
+    if command is not None:
+        terminal.write(f"resume with: {command}")  # one line, however wide: to be copied
 
 
 @app.command("watch", no_args_is_help=True)

@@ -17,7 +17,7 @@ from dslm.recipe.schema import Duration, Recipe
 from dslm.run.directory import RunDirectory
 from dslm.run.history import Status, check_readable
 from dslm.run.manifest import read_manifest
-from dslm.run.summary import RUNS, find_runs, found_run, summarize
+from dslm.run.summary import RUNS, RunSummary, find_runs, found_run, summarize
 
 # Keys, and all below them, that may differ between two attempts of one run, and why.
 MAY_DIFFER = {
@@ -37,6 +37,7 @@ MAY_DIFFER = {
     "environment": "how it is executed",
 }
 _OUTPUT = ("-o", "--output")
+_VERB = "train"  # the only one whose runs can be resumed
 
 
 def run_to_resume(request: TrainingRequest) -> RunDirectory | None:
@@ -119,6 +120,19 @@ def resume_command(command: Sequence[str], run: Path) -> str:
     if not any(word in _OUTPUT or word.startswith("--output=") for word in words):
         words += ["-o", str(run)]
     return shlex.join(words if "--resume" in words else [*words, "--resume"])
+
+
+def command_to_resume(summary: RunSummary) -> str | None:
+    """The command line that resumes a run that isn't done; None where nothing can."""
+    run = RunDirectory(Path(summary.path))
+    if summary.status == Status.DONE or summary.owner is not None:
+        return None
+    try:
+        command = read_manifest(run).command
+    except DslmError:
+        return None  # damaged: the summary names the problem
+    verb = next((word for word in command[1:] if not word.startswith("-")), "")
+    return resume_command(command, run.path) if verb == _VERB and run_in(run.path) else None
 
 
 def run_in(folder: Path) -> RunDirectory | None:

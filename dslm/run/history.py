@@ -25,6 +25,7 @@ from dslm.run.events import (
     Resume,
     Start,
     Step,
+    TakenOver,
     Unreadable,
     tail_events,
 )
@@ -114,10 +115,22 @@ class History:
 
     @property
     def seconds(self) -> float | None:
-        """From the first event to the last."""
+        """Seconds of all attempts, and of the pauses before those that followed by themselves.
+
+        The time between an attempt that had ended and the one that somebody resumed the run with
+        is left out.
+        """
         if not self.events:
             return None
-        return max(0.0, self.events[-1].time - self.events[0].time)
+        by_itself = {restart.attempt for restart in self.restarts}
+        total, before = 0.0, self.events[0]
+        for event in self.events[1:]:
+            resumed = event.attempt > before.attempt and event.attempt not in by_itself
+            idle = isinstance(event, TakenOver) or (resumed and not isinstance(before, TakenOver))
+            if not idle:
+                total += max(0.0, event.time - before.time)
+            before = event
+        return total
 
     @property
     def goodput(self) -> float | None:

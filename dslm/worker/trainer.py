@@ -37,6 +37,8 @@ class RunTrainer:
 
     args: Any
     state: Any
+    control: Any
+    callback_handler: Any
     model_wrapped: Any
     train_dataset: Any
     eval_dataset: Any
@@ -122,6 +124,10 @@ class RunTrainer:
             )
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
             self.log(metrics)  # type: ignore[attr-defined]
+            # as the Trainer's own does: else the last step would be evaluated twice
+            self.control = self.callback_handler.on_evaluate(
+                self.args, self.state, self.control, metrics
+            )
         self.evaluated = self.state.global_step, metrics.get(f"{metric_key_prefix}_loss")
         seconds = time.monotonic() - start
         self._events.pause(seconds)

@@ -35,6 +35,19 @@ def test_a_run_of_version_0_1_is_shown_with_dates_and_four_digits(dslm: Dslm, ru
     assert "17956" not in done.stdout
 
 
+def test_a_run_that_is_not_done_is_shown_with_the_command_that_resumes_it(
+    dslm: Dslm, runs: Path
+) -> None:
+    shown = dslm("runs", "show", "stopped").stdout
+    again = "dslm train tiny.yaml -o /home/ada/runs/stopped --max-restarts 1 --resume"
+    assert f"resume with: {again}\n" in shown
+    assert "resume with" not in dslm("runs", "show", "done").stdout
+    manifest = runs / "stopped" / "manifest.json"
+    launched = {**json.loads(manifest.read_text()), "command": ["dslm", "launch", "train"]}
+    manifest.write_text(json.dumps(launched))
+    assert "resume with" not in dslm("runs", "show", "stopped").stdout
+
+
 def test_a_name_that_is_listed_is_taken_by_every_verb(dslm: Dslm, runs: Path) -> None:
     listed = dslm("runs", "list").stdout
     assert "2026-11-25" in listed

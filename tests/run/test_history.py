@@ -83,6 +83,32 @@ def test_a_run_that_begins_again_without_a_checkpoint_keeps_none_of_the_old_step
     assert [(step.step, step.loss) for step in read_history(run).steps] == [(1, 3.5)]
 
 
+@pytest.mark.parametrize(
+    ("again", "took"),
+    [
+        ([events.Restart(time=160, attempt=2, step=2)], 65),  # by itself, after a pause
+        ([events.TakenOver(time=160, attempt=1)], 15),  # by somebody, after the owner had died
+        ([events.Phase(time=160, attempt=2, phase="resuming")], 15),  # by somebody
+        ([events.TakenOver(time=150, attempt=1), events.Restart(time=160, attempt=2)], 25),
+    ],
+)
+def test_the_time_when_nobody_trained_is_not_counted(
+    tmp_path: Path, again: list[events.Event], took: float
+) -> None:
+    run = run_of(
+        tmp_path,
+        START,
+        events.Step(time=110, attempt=1, step=2, step_seconds=5.0),
+        *again,
+        events.Resume(time=161, attempt=2, step=2),
+        events.Start(time=161, attempt=2, steps=8),
+        events.End(time=165, attempt=2, step=8),
+    )
+    history = read_history(run)
+    assert history.seconds == took
+    assert history.goodput == pytest.approx(10 / took, abs=1e-4)
+
+
 def test_a_run_of_version_0_1_tells_its_whole_story() -> None:
     done = read_history(RunDirectory(FROZEN / "done"))
     assert (done.status, done.step, done.attempts) == (Status.DONE, 120, 1)

@@ -72,6 +72,8 @@ def test_the_metric_of_a_task_moves(task: str, run: Run) -> None:
     metric, more, *_ = TASKS[task]
     found = _metrics(run(task, 2), metric)
     assert len(found) >= 4
+    evaluated = [e.step for e in read_history(RunDirectory(run(task, 2))).all(Eval)]
+    assert len(evaluated) == len(set(evaluated)), "a step was evaluated twice"
     assert found[-1] > found[0] if more else found[-1] < found[0], found
     assert (run(task, 2) / "model" / "config.json").is_file()
 
