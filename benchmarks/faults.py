@@ -38,13 +38,13 @@ class Fault:
 
 
 def _launching_command(run: HostsRun) -> None:
-    next(p for p in run.cluster.head.find("bin/deepspeed") if "pdsh" in command_line(p)).kill()
+    next(p for p in run.cluster.head.find("pdsh") if command_line(p)[0] == "pdsh").kill()
 
 
 FAULTS = (
     Fault("a rank: `kill -9`", lambda run: run.cluster["w2"].kill_rank(1)),
     Fault("DeepSpeed's launcher on a host: `kill -9`", lambda r: r.cluster["w2"].kill_launcher()),
-    Fault("the `deepspeed` command: `kill -9`", _launching_command),
+    Fault("pdsh: `kill -9`", _launching_command),
     Fault(
         "a host: power off",
         lambda run: run.cluster["w2"].power_off(),

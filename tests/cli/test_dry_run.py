@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from tests.conftest import Dslm
+from tests.processes import slots_of
 
 
 def test_it_shows_recipe_config_and_command(dslm: Dslm, tmp_path: Path) -> None:
@@ -22,7 +23,7 @@ def test_it_shows_recipe_config_and_command(dslm: Dslm, tmp_path: Path) -> None:
 
 def test_people_get_the_same_as_text(dslm: Dslm) -> None:
     done = dslm("train", "quickstart", "--dry-run")
-    for words in ("# recipe.yaml", "# ds_config.json", "# command", "--num_gpus 2"):
+    for words in ("# recipe.yaml", "# ds_config.json", "# command", "-m deepspeed.launcher.launch"):
         assert words in done.stdout
 
 
@@ -46,10 +47,11 @@ def test_cuda_devices_are_named_one_by_one() -> None:
         master_port=1,
     )
     request = local.request(spec)
-    assert request.argv[request.argv.index("--include") + 1] == "localhost:4,6"
+    (devices,) = slots_of(request.argv).values()
+    assert devices == [4, 6]
     assert "CUDA_VISIBLE_DEVICES" in request.removed
     assert "DS_ACCELERATOR" not in request.environment
     on_cpu = replace(machine, accelerators=(), visible=())
     request = local.request(replace(spec, cluster=local_cluster(machine=on_cpu, ranks=2)))
     assert request.environment["DS_ACCELERATOR"] == "cpu"
-    assert request.argv[request.argv.index("--num_gpus") + 1] == "2"
+    assert slots_of(request.argv) == {"localhost": [0, 1]}

@@ -1,45 +1,27 @@
-"""This machine: DeepSpeed's launcher on this host, one process a rank."""
+"""This machine: DeepSpeed's launcher of one host, one process a rank."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 from dslm import environment
+from dslm.launch.sites.deepspeed import node_launcher
 from dslm.launch.sites.site import Site
 from dslm.launch.spec import LaunchRequest, LaunchSpec
 
-# DeepSpeed takes /job/hostfile when none is named; this path can never exist, so the run is local.
-_NO_HOSTFILE = "/dev/null/none"
-
 
 def request(spec: LaunchSpec) -> LaunchRequest:
-    """Return the `deepspeed` command of a local attempt."""
-    host = spec.cluster.hosts[0]
-    if host.devices:
-        # DeepSpeed ignores CUDA_VISIBLE_DEVICES beside a number of GPUs, so the devices are named
-        where = ["--include", f"localhost:{','.join(str(index) for index in host.devices)}"]
-    else:
-        where = ["--num_gpus", str(host.slots)]
+    """Return the command of a local attempt.
+
+    It is what `deepspeed` would start after it has loaded torch and itself to look for a hostfile.
+    """
     settings = {environment.SAFE_PATH: "1"}
     if spec.cluster.device.kind == "cpu":
         settings[environment.ACCELERATOR] = "cpu"
+    # the launcher names each rank its devices, out of all that there are
+    chosen = any(host.devices for host in spec.cluster.hosts)
     return LaunchRequest(
-        argv=(
-            sys.executable,
-            str(Path(sys.executable).parent / "deepspeed"),
-            "--hostfile",
-            _NO_HOSTFILE,
-            *where,
-            "--master_port",
-            str(spec.master_port),
-            "--no_local_rank",
-            "--module",
-            spec.module,
-            *spec.arguments,
-        ),
+        argv=node_launcher(spec),
         environment=settings,
-        removed=frozenset({environment.VISIBLE_DEVICES}) if host.devices else frozenset(),
+        removed=frozenset({environment.VISIBLE_DEVICES}) if chosen else frozenset(),
     )
 
 
