@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+from dslm.cluster.speed import COLLECTIVES, Link, Links, Speed
 from dslm.errors import OptionError, Where, did_you_mean
 
 GIB = 2**30
+# Share of the rated bandwidth that operations bound by memory reach: BabelStream on A100 and H100
+# (0.85 to 0.92). Of a link's, that ring collectives reach: nccl-tests, bus bandwidth.
+MEMORY_SHARE = 0.85
+LINK_SHARE = 0.75
+LINK_LATENCY = 2e-5  # of a small NCCL collective between two ranks: nccl-tests, 10 to 30 µs
+LAUNCH_SECONDS = 5e-6  # a kernel launch with PyTorch's dispatch: pytorch.org, CUDA graphs, 2021
+HOST_ADAM_RATE = 1.2e9  # parameters/s of DeepSpeed's CPU Adam on a server, DeepSpeed blog 2020
+NVME_BANDWIDTH = 5e9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,13 +34,59 @@ class Device:
     link_bandwidth: float  # between devices of one host, per device and direction
     network_bandwidth: float  # between hosts, per device and direction
     source: str
-    efficiency: float = 0.5  # of the peak, that a transformer's kernels reach when nothing waits
+    products: float = 0.7  # share of the peak that large matrix products reach
+    attention: float = 0.4  # the same of flash attention, every score counted
+    error: float = 0.3  # by how much a predicted step may well be off
+    measured: str = ""  # when its speeds were measured; empty: they follow from the table
+    speeds: Mapping[str, Speed] = field(default_factory=dict)  # measured, by precision
+    inside: Mapping[str, Link] = field(default_factory=dict)  # measured between ranks of a host
+    between: Mapping[str, Link] = field(default_factory=dict)  # measured between hosts
+    host_adam: float = HOST_ADAM_RATE
+    disk_bandwidth: float = NVME_BANDWIDTH
+
+    def speed(self, precision: str) -> Speed | None:
+        """Return what operations reach, measured or by the table; None where neither is known."""
+        if precision in self.speeds:
+            return self.speeds[precision]
+        peak = self.peak_flops.get(precision)
+        if not peak or not self.memory_bandwidth:
+            return None
+        memory = MEMORY_SHARE * self.memory_bandwidth
+        return Speed(
+            products=self.products * peak,
+            product_bytes=memory,
+            attention=self.attention * peak,
+            memory=memory,
+            launch=LAUNCH_SECONDS,
+        )
+
+    def links(self, slots: int, *, hosts: int) -> Links:
+        """Return the links of ranks, `slots` on each of `hosts`, by collective.
+
+        A ring enters each host once, and all its network cards carry it together: the bus
+        bandwidth of nccl-tests on hosts with a card for each device comes near their sum.
+        """
+        known = self.between if hosts > 1 else self.inside
+        rate = self.link_bandwidth
+        if hosts > 1:
+            rate = min(rate or self.network_bandwidth, self.network_bandwidth * slots)
+        table = Link(LINK_LATENCY, LINK_SHARE * rate) if rate else None
+        return {name: link for name in COLLECTIVES if (link := known.get(name, table)) is not None}
 
     def supports(self, precision: str) -> bool:
         """Return whether it computes in that format; True where its table of peaks is empty."""
         if self.kind == "cpu":
             return precision != "fp16"
         return not self.peak_flops or precision in self.peak_flops
+
+
+# Products, attention and the error of a generation: fitted by benchmarks/planner_published.py on
+# half of the rows of one source; the other half and other sources say how far off they are.
+_AMPERE, _HOPPER, _OTHER = (0.77, 0.646, 0.12), (0.628, 0.366, 0.12), (0.7, 0.4, 0.3)
+_FITS = {
+    **dict.fromkeys(("a100-40gb", "a100-80gb"), _AMPERE),
+    **dict.fromkeys(("h100-80gb", "h100-pcie", "h200"), _HOPPER),
+}
 
 
 def _gpu(
@@ -45,10 +101,10 @@ def _gpu(
     source: str,
     kind: str = "cuda",
     bf16: bool = True,
-    efficiency: float = 0.5,
 ) -> Device:
     """A row: memory in GiB, peaks in TFLOP/s, memory bandwidth and links in GB/s."""
     peaks = {"fp16": half * 1e12, "fp32": fp32 * 1e12} | ({"bf16": half * 1e12} if bf16 else {})
+    products, attention, error = _FITS.get(name, _OTHER)
     return Device(
         name=name,
         kind=kind,
@@ -58,38 +114,36 @@ def _gpu(
         link_bandwidth=link * 1e9,
         network_bandwidth=network * 1e9,
         source=source,
-        efficiency=efficiency,
+        products=products,
+        attention=attention,
+        error=error,
     )
 
 
 # Peaks: tensor cores with fp32 accumulation, dense; fp32 without TF32, which is PyTorch's default.
 # Links: NVLink or PCIe per direction. Network: the usual fabric of a host with eight such devices
 # (HDR 200 Gb/s per A100, NDR 400 Gb/s per H100, 100 Gb/s per host with smaller cards).
-# Efficiency: what published runs reach, recomputation counted (llm-foundry, scripts/train/
-# benchmarking: 0.60 to 0.79 on an A100, 0.40 to 0.59 on an H100, whose tensor cores are harder to
-# feed); a half for devices of which no such tables are known. docs/planner-accuracy.md compares.
 _A100 = "NVIDIA A100 datasheet, 2021"
 _H100 = "NVIDIA H100 datasheet, 2023"
 _TABLE = (
     _gpu(
-        "a100-40gb", 40, half=312, fp32=19.5, memory=1555, link=300, network=25, efficiency=0.7,
+        "a100-40gb", 40, half=312, fp32=19.5, memory=1555, link=300, network=25,
         source=_A100,
     ),
     _gpu(
-        "a100-80gb", 80, half=312, fp32=19.5, memory=2039, link=300, network=25, efficiency=0.7,
+        "a100-80gb", 80, half=312, fp32=19.5, memory=2039, link=300, network=25,
         source=_A100,
     ),
     _gpu(
-        "h100-80gb", 80, half=989.4, fp32=66.9, memory=3350, link=450, network=50, efficiency=0.5,
+        "h100-80gb", 80, half=989.4, fp32=66.9, memory=3350, link=450, network=50,
         source=_H100,
     ),
     _gpu(
-        "h100-pcie", 80, half=756, fp32=51.2, memory=2000, link=64, network=25, efficiency=0.5,
+        "h100-pcie", 80, half=756, fp32=51.2, memory=2000, link=64, network=25,
         source=_H100,
     ),
     _gpu(
         "h200", 141e9 / GIB, half=989.4, fp32=66.9, memory=4800, link=450, network=50,
-        efficiency=0.5,
         source="NVIDIA H200 datasheet, 2023",
     ),
     _gpu(
@@ -191,17 +245,7 @@ def device_reported(product: str, memory_bytes: int) -> Device:
             network_bandwidth=0.0,
             source="reported by the driver",
         )
-    return Device(
-        name=best.name,
-        kind=best.kind,
-        memory_bytes=memory_bytes,
-        peak_flops=best.peak_flops,
-        memory_bandwidth=best.memory_bandwidth,
-        link_bandwidth=best.link_bandwidth,
-        network_bandwidth=best.network_bandwidth,
-        source=best.source,
-        efficiency=best.efficiency,
-    )
+    return replace(best, memory_bytes=memory_bytes)
 
 
 def cpu_device(memory_bytes: int) -> Device:

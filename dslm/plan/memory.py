@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dslm.plan.ledger import Moment, Term, at, phases
 from dslm.plan.states import FP32, REUSE, STATE_BYTES, SUB_GROUP, Held, Setting, held
 from dslm.plan.strategy import Strategy
-from dslm.profile.levels import LAYER, Level, Levels, levels
+from dslm.profile.levels import LAYER, ById, Level, Levels, levels
 from dslm.profile.value import Profile
 from dslm.recipe.schema import Recipe
 
@@ -121,7 +121,7 @@ def pass_levels(recipe: Recipe, profile: Profile, strategy: Strategy) -> Levels:
     # a preference is two sequences: what was chosen and what was rejected
     samples = strategy.micro_batch_size * (2 if recipe.task == "dpo" else 1)
     return _levels(
-        _ById(profile), mode, samples, sample_length(recipe, profile),
+        ById(profile), mode, samples, sample_length(recipe, profile),
         strategy.tensor_parallel, strategy.sequence_parallel,
     )  # fmt: skip
 
@@ -131,21 +131,8 @@ def sample_length(recipe: Recipe, profile: Profile) -> int:
     return profile.fixed_length or recipe.data.sequence_length
 
 
-@dataclass(frozen=True, slots=True)
-class _ById:
-    """A profile as a key: compared by identity, since it is large."""
-
-    profile: Profile
-
-    def __hash__(self) -> int:
-        return id(self.profile)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ById) and other.profile is self.profile
-
-
 @functools.lru_cache(maxsize=4096)  # the search asks for the same pass under every strategy
-def _levels(key: _ById, mode: str, samples: int, length: int, tensor: int, sequence: int) -> Levels:
+def _levels(key: ById, mode: str, samples: int, length: int, tensor: int, sequence: int) -> Levels:
     found = levels(key.profile.pass_of(mode, samples), samples, length, tensor=tensor)
     return found.shared(sequence)
 
@@ -189,7 +176,7 @@ def _activations(states: Held, seen: Levels) -> list[Term]:
 def _evaluation(recipe: Recipe, profile: Profile, strategy: Strategy) -> list[Term]:
     """A forward pass that keeps nothing for a backward one."""
     seen = _levels(
-        _ById(profile), "evaluation", strategy.micro_batch_size, sample_length(recipe, profile),
+        ById(profile), "evaluation", strategy.micro_batch_size, sample_length(recipe, profile),
         strategy.tensor_parallel, strategy.sequence_parallel,
     )  # fmt: skip
     return [

@@ -133,6 +133,7 @@ def time_document(time: StepTime | None, recipe: Recipe, cluster: Cluster) -> di
     seconds = steps * time.step_seconds if steps else None
     return {
         **asdict(time),
+        "unit": "images" if recipe.task == "vision" else "tokens",
         "total_seconds": seconds,
         "gpu_hours": seconds * cluster.world_size / 3600 if seconds else None,
     }

@@ -9,21 +9,22 @@ no prediction, rather than a guess.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dslm.cluster.hosts import Cluster
+from dslm.cluster.speed import Link, Speed, sent
+from dslm.plan.optimizers import updating
+from dslm.plan.roofline import passes
 from dslm.plan.strategy import Strategy
-from dslm.profile.levels import flops
+from dslm.profile.levels import ById, flops
 from dslm.profile.value import Profile
 from dslm.recipe.schema import Recipe
 
-# Share of a link's rated bandwidth that ring collectives reach (nccl-tests, bus bandwidth).
-LINK_EFFICIENCY = 0.75
-# Share of communication that ZeRO hides behind the backward pass when buckets are in flight.
-OVERLAP = 0.7
+# Share of the time of a collective that computation beside it doesn't hide: it takes
+# multiprocessors and memory bandwidth. Fitted by benchmarks/planner_published.py.
+EXPOSED = 0.367
 PCIE_BANDWIDTH = 25e9  # PCIe 4.0 x16, pinned copies, bytes/s
-HOST_ADAM_RATE = 1.2e9  # parameters/s of DeepSpeed's CPU Adam on a server, DeepSpeed blog 2020
-NVME_BANDWIDTH = 5e9
+_SMALLEST_BUCKET = 10**6  # elements; see dslm.plan.search.bucket_elements
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,11 +33,26 @@ class StepTime:
 
     step_seconds: float
     compute_seconds: float
-    communication_seconds: float
+    communication_seconds: float  # on the wire, hidden or not
+    exposed_seconds: float  # of that, what computation doesn't hide
+    offload_seconds: float
     optimizer_seconds: float
     tokens_per_second: float
-    mfu: float
+    mfu: float | None  # None: the peak isn't known
     bound_by: str
+    error: float  # by how much a step may well take more or less
+    source: str  # of the speeds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collective:
+    """What ZeRO sends in a step, and what can hide it."""
+
+    name: str
+    size: float  # bytes of the whole tensors
+    times: int  # in a step
+    beside: str  # forward, backward, or nothing
+    inside: bool = False  # within a host only
 
 
 def flops_per_token(profile: Profile, length: int, mode: str = "plain") -> float:
@@ -49,18 +65,47 @@ def flops_per_token(profile: Profile, length: int, mode: str = "plain") -> float
     return sum(flops(profile.pass_of(mode, 2), 2, tokens).values()) / (2 * tokens)
 
 
-def communication_volume(
-    parameters: int, *, stage: int, element: int, ranks: int, zeropp: bool = False
-) -> float:
-    """Return bytes that one rank sends for one step (one accumulation step at stage 3).
+def collectives(
+    *,
+    whole: float,
+    trained: float,
+    stage: int,
+    accumulation: int,
+    hosts: int = 1,
+    zeropp: bool = False,
+    on_cpu: bool = False,
+) -> list[Collective]:
+    """Return what ZeRO sends in a step, for `whole` bytes of parameters, of which some are trained.
 
     Source: ZeRO (arXiv 1910.02054), section 7: 2Ψ for stages 0 to 2, 3Ψ for stage 3; ZeRO++
-    (arXiv 2306.10209), table 1: 0.75Ψ between hosts.
+    (arXiv 2306.10209), table 1: 0.75Ψ between hosts, where the backward pass gathers within one.
+    Stage 1 reduces in the last micro batch only; DeepSpeed's stage 0 after it (engine.py,
+    allreduce_gradients), and what stages 1 and 2 gather is the updated parameters.
     """
-    if ranks == 1:
-        return 0.0
-    factor = (0.75 if zeropp else 3.0) if stage == 3 else 2.0
-    return factor * parameters * element * (ranks - 1) / ranks
+    if stage == 0:
+        return [Collective(name="all_reduce", size=trained, times=1, beside="")]
+    backward = "" if on_cpu else "backward"  # overlap_comm needs streams
+    if stage < 3:
+        times = accumulation if stage == 2 else 1
+        return [
+            Collective(name="reduce_scatter", size=trained, times=times, beside=backward),
+            Collective(name="all_gather", size=trained, times=1, beside=""),
+        ]
+    quantized = zeropp and hosts > 1
+    forward = "" if on_cpu else "forward"
+    return [
+        Collective(
+            name="all_gather", size=whole * (0.5 if zeropp else 1), times=accumulation,
+            beside=forward,
+        ),
+        Collective(
+            name="all_gather", size=whole, times=accumulation, beside=backward, inside=quantized
+        ),
+        Collective(
+            name="reduce_scatter", size=trained * (0.25 if zeropp else 1), times=accumulation,
+            beside=backward,
+        ),
+    ]  # fmt: skip
 
 
 def predict(
@@ -68,99 +113,162 @@ def predict(
 ) -> StepTime | None:
     """Estimate the time of a step; None where the device's speed in this precision isn't known."""
     device = cluster.device
-    peak = device.peak_flops.get(recipe.precision)
-    if not peak or recipe.task == "vision" or not device.memory_bandwidth:
+    speed = device.speed(recipe.precision)
+    if speed is None:
         return None
-    length = recipe.data.sequence_length
-    tokens = strategy.global_batch_size * length
-    needed = flops_per_token(profile, length)
-    mode = "recompute" if strategy.activation_checkpointing else "plain"
-    done = flops_per_token(profile, length, mode)
-    compute = tokens * done / (cluster.world_size * peak * device.efficiency)
+    on_cpu = device.kind == "cpu"
+    if on_cpu:
+        speed = _shared(speed, cluster.slots_per_host)
+    length = profile.fixed_length or recipe.data.sequence_length
+    forward, backward = _computing(recipe, profile, strategy, speed, length, on_cpu=on_cpu)
+    accumulation = strategy.gradient_accumulation_steps
+    compute = accumulation * (forward + backward)
+    wire, exposed = _sending(recipe, profile, strategy, cluster, (forward, backward))
+    between = accumulation * _between_layers(recipe, profile, strategy, cluster, length)
     element = 4 if recipe.precision == "fp32" else 2
-    trained, whole = profile.trained, profile.trained + profile.frozen
-    volume = communication_volume(
-        whole if strategy.zero_stage == 3 else trained,
-        stage=strategy.zero_stage,
-        element=element,
-        ranks=strategy.data_parallel_size,
-        zeropp=recipe.parallel.zeropp,
-    )
-    # stage 3 gathers parameters in every accumulation step, stage 2 reduces in every one
-    repeats = strategy.gradient_accumulation_steps if strategy.zero_stage >= 2 else 1
-    bandwidth = device.link_bandwidth
-    if len(cluster.hosts) > 1:
-        # a ring enters each host once, and all its network cards carry it together: the bus
-        # bandwidth of nccl-tests on hosts with a card for each device comes near their sum
-        bandwidth = min(bandwidth, device.network_bandwidth * cluster.slots_per_host)
-    wire = volume * repeats / (bandwidth * LINK_EFFICIENCY) if volume else 0.0
-    exposed = _exposed(wire, compute) + _between_layers(
-        recipe, profile, strategy, device.link_bandwidth
-    )
-    fetched = _exposed(_fetching(whole * element, strategy, cluster), compute)
-    optimizer = _optimizer_seconds(trained, strategy, device.memory_bandwidth, cluster)
-    step = compute + exposed + fetched + optimizer
+    fetched = _exposed(_fetching(profile, strategy, cluster, element), compute)
+    optimizer = updating(recipe.optimizer.name, profile, strategy, cluster, speed)
+    step = compute + exposed + between + fetched + optimizer
     parts = {
-        "compute": compute, "communication": exposed, "offload": fetched, "optimizer": optimizer
+        "compute": compute, "communication": exposed + between, "offload": fetched,
+        "optimizer": optimizer,
     }  # fmt: skip
+    tokens = strategy.global_batch_size * length
+    peak = device.peak_flops.get(recipe.precision)
+    needed = flops_per_token(profile, length) * (2 if recipe.task == "dpo" else 1)
     return StepTime(
         step_seconds=step,
         compute_seconds=compute,
-        communication_seconds=wire,
+        communication_seconds=wire + between,
+        exposed_seconds=exposed + between,
+        offload_seconds=fetched,
         optimizer_seconds=optimizer,
         tokens_per_second=tokens / step,
-        mfu=tokens * needed / step / (cluster.world_size * peak),
+        mfu=tokens * needed / step / (cluster.world_size * peak) if peak else None,
         bound_by=max(parts, key=lambda part: parts[part]),
+        error=device.error,
+        source=device.measured or device.source,
     )
+
+
+def _shared(speed: Speed, ranks: int) -> Speed:
+    """The speed of one of several ranks that share a host's cores and memory."""
+    return replace(
+        speed,
+        products=speed.products / ranks,
+        product_bytes=speed.product_bytes / ranks,
+        attention=speed.attention / ranks,
+        memory=speed.memory / ranks,
+    )
+
+
+def _computing(
+    recipe: Recipe, profile: Profile, strategy: Strategy, speed: Speed, length: int, *, on_cpu: bool
+) -> tuple[float, float]:
+    """Seconds of the forward and the backward pass of one micro batch."""
+    mode = "recompute" if strategy.activation_checkpointing else "plain"
+    preferences = recipe.task == "dpo"  # two sequences, and the reference's pass over both
+    samples = strategy.micro_batch_size * (2 if preferences else 1)
+    sizes = {"tensor": strategy.tensor_parallel, "sequence": strategy.sequence_parallel}
+    key = ById(profile)
+    forward, backward = (
+        one.seconds(speed, on_cpu=on_cpu, **sizes) for one in passes(key, mode, samples, length)
+    )
+    if preferences:
+        reference = passes(key, "evaluation", samples, length)[0]
+        forward += reference.seconds(speed, on_cpu=on_cpu, **sizes)
+    return forward, backward
+
+
+def _sending(
+    recipe: Recipe,
+    profile: Profile,
+    strategy: Strategy,
+    cluster: Cluster,
+    seconds: tuple[float, float],
+) -> tuple[float, float]:
+    """Seconds of a step's collectives of ZeRO: on the wire, and exposed."""
+    ranks = strategy.data_parallel_size * strategy.sequence_parallel
+    if ranks == 1:
+        return 0.0, 0.0
+    element = 4 if recipe.precision == "fp32" else 2
+    hosts = len(cluster.hosts)
+    slots = cluster.slots_per_host
+    links = cluster.device.links(slots, hosts=hosts)
+    near = cluster.device.links(slots, hosts=1)
+    beside = dict(zip(("forward", "backward"), seconds, strict=True))
+    bucket = max(_SMALLEST_BUCKET, profile.hidden_size**2)
+    wire = exposed = 0.0
+    hidden: dict[str, float] = {}  # by pass, seconds of the wire beside it
+    for one in collectives(
+        whole=element * profile.total / strategy.tensor_parallel,
+        trained=element * profile.trained / strategy.tensor_parallel,
+        stage=strategy.zero_stage,
+        accumulation=strategy.gradient_accumulation_steps,
+        hosts=hosts,
+        zeropp=recipe.parallel.zeropp,
+        on_cpu=cluster.device.kind == "cpu",
+    ):
+        group = min(ranks, slots) if one.inside else ranks
+        link = (near if one.inside else links).get(one.name)
+        if link is None:
+            continue
+        messages = max(profile.layers, one.size / element / bucket)
+        each = link.seconds(sent(one.name, one.size, group), group, messages)
+        wire += one.times * each
+        if not one.beside:
+            exposed += one.times * each
+        elif one.times == 1:
+            exposed += _exposed(each, beside[one.beside])
+        else:
+            hidden[one.beside] = hidden.get(one.beside, 0.0) + each
+    accumulation = strategy.gradient_accumulation_steps
+    exposed += sum(accumulation * _exposed(each, beside[name]) for name, each in hidden.items())
+    return wire, exposed
 
 
 def _exposed(seconds: float, compute: float) -> float:
     """Return the part of a transfer that computation doesn't hide."""
-    return max(seconds * (1 - OVERLAP), seconds - compute * OVERLAP)
+    return max(seconds * EXPOSED, seconds - compute * (1 - EXPOSED))
 
 
-def _fetching(parameters: int, strategy: Strategy, cluster: Cluster) -> float:
-    """Seconds of a step in which offloaded parameters (bytes) come to the devices.
+def _fetching(profile: Profile, strategy: Strategy, cluster: Cluster, element: int) -> float:
+    """Seconds of a step in which what is offloaded comes and goes.
 
-    Each rank brings its partition twice a micro batch, for the forward and the backward pass.
-    Source: ZeRO-Infinity (arXiv 2104.07857), section 4.1.
+    Parameters come twice a micro batch, each rank its partition (ZeRO-Infinity, arXiv 2104.07857,
+    section 4.1); gradients go down in every micro batch (stage_1_and_2.py,
+    async_accumulate_grad_in_cpu_via_gpu).
     """
-    if strategy.offload not in ("all", "nvme"):
+    if strategy.offload == "none" or cluster.device.kind == "cpu":
         return 0.0
-    share = 2 * strategy.gradient_accumulation_steps * parameters / strategy.data_parallel_size
-    seconds = share / PCIE_BANDWIDTH
-    if strategy.offload == "nvme":
-        seconds += share * cluster.slots_per_host / NVME_BANDWIDTH
-    return seconds
+    ranks = strategy.data_parallel_size * strategy.sequence_parallel
+    accumulation = strategy.gradient_accumulation_steps
+    moved = accumulation * element * profile.trained / ranks
+    if strategy.offload in ("all", "nvme"):
+        share = 2 * accumulation * element * profile.total / ranks
+        moved += share
+        if strategy.offload == "nvme":
+            from_disk = share * cluster.slots_per_host / cluster.device.disk_bandwidth
+            return moved / PCIE_BANDWIDTH + from_disk
+    return moved / PCIE_BANDWIDTH
 
 
 def _between_layers(
-    recipe: Recipe, profile: Profile, strategy: Strategy, bandwidth: float
+    recipe: Recipe, profile: Profile, strategy: Strategy, cluster: Cluster, length: int
 ) -> float:
-    """Seconds of a step that ranks wait for each other's activations.
+    """Seconds of a micro batch in which ranks wait for each other's activations.
 
     Source: Megatron-LM (arXiv 1909.08053), section 3: four all-reduces of hidden states a layer;
     DeepSpeed Ulysses (arXiv 2309.14509), section 3.2: eight all-to-alls, each of a rank's share.
     """
     element = 4 if recipe.precision == "fp32" else 2
     tensor, sequence = strategy.tensor_parallel, strategy.sequence_parallel
-    tokens = strategy.micro_batch_size * recipe.data.sequence_length / sequence
-    states = tokens * profile.hidden_size * element
-    layers = profile.layers * strategy.gradient_accumulation_steps
-    volume = 4 * 2 * (tensor - 1) / tensor + 8 * (sequence - 1) / sequence
-    return layers * volume * states / (bandwidth * LINK_EFFICIENCY) if volume else 0.0
-
-
-def _optimizer_seconds(
-    trained: int, strategy: Strategy, memory_bandwidth: float, cluster: Cluster
-) -> float:
-    share = trained / (strategy.data_parallel_size if strategy.zero_stage else 1)
-    if strategy.offload == "none":
-        # reads and writes parameter, two moments, gradient, in fp32, and the half precision copy
-        return share * 30 / memory_bandwidth
-    per_host = share * cluster.slots_per_host
-    traffic = share * 4 / PCIE_BANDWIDTH  # gradients down, parameters up, two bytes each
-    seconds = traffic + per_host / HOST_ADAM_RATE
-    if strategy.offload == "nvme":
-        seconds += per_host * 24 / NVME_BANDWIDTH  # moments and master copy, read and written
-    return seconds
+    states = strategy.micro_batch_size * length / sequence * profile.hidden_size * element
+    links = cluster.device.links(cluster.slots_per_host, hosts=1)
+    none = Link(0.0, float("inf"))
+    reduced = links.get("all_reduce", none)
+    traded = links.get("all_to_all", none)
+    messages = 4 * profile.layers, 8 * profile.layers
+    return reduced.seconds(
+        messages[0] * sent("all_reduce", states, tensor), tensor, messages[0]
+    ) + traded.seconds(messages[1] * sent("all_to_all", states, sequence), sequence, messages[1])

@@ -5,9 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dslm.profile.polynomial import Monomials, monomials
-from dslm.profile.value import PassProfile
+from dslm.profile.value import PassProfile, Profile
 
 LAYER = "layer"  # the name of a layer's part
+
+
+@dataclass(frozen=True, slots=True)
+class ById:
+    """A profile as a key: compared by identity, since it is large."""
+
+    profile: Profile
+
+    def __hash__(self) -> int:
+        return id(self.profile)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ById) and other.profile is self.profile
 
 
 @dataclass(frozen=True, slots=True)

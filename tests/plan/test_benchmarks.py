@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import pytest
 import torch
@@ -42,9 +42,14 @@ def test_its_configurations_can_be_listed_and_planned() -> None:
         assert job.plan.strategy.zero_stage == configuration.zero_stage
 
 
-def test_the_time_model_is_in_the_range_of_published_runs() -> None:
-    assert len(planner_published.RUNS) >= 8
-    assert all(run.source.startswith("https://") for run in planner_published.RUNS)
-    found = [abs(error) for error in planner_published.errors()]
-    assert mean(found) < 0.2
-    assert max(found) < 0.6
+def test_the_time_model_foresees_published_runs_that_it_was_not_fitted_to() -> None:
+    runs = planner_published.RUNS
+    assert len(runs) >= 100
+    assert {run.source for run in runs} <= set(planner_published.SOURCES)
+    # the whole table is `make bench-planner`; these need three traces
+    models = {"mpt-1b", "mpt-7b", "llama-2-13b"}
+    others = [run for run in runs if not run.fitted and run.model in models]
+    found = [abs(error) for error in planner_published.errors(others)]
+    assert len(found) >= 25
+    assert mean(found) < 0.06
+    assert median(found) < 0.05

@@ -155,10 +155,11 @@ def _host(host: Document) -> str:
 
 
 def _time(time: Document) -> str:
+    mfu = f", MFU {time['mfu']:.0%}" if time["mfu"] is not None else ""
     line = (
-        f"{render_seconds(time['step_seconds'])} a step, "
-        f"{render_count(time['tokens_per_second'])} tokens/s, MFU {time['mfu']:.0%}, "
-        f"bound by {time['bound_by']}"
+        f"{render_seconds(time['step_seconds'])} ± {time['error']:.0%} a step, "
+        f"{render_count(time['tokens_per_second'])} {time['unit']}/s{mfu}, "
+        f"bound by {time['bound_by']} (speeds: {escape(time['source'])})"
     )
     if not time["total_seconds"]:
         return line

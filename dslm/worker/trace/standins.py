@@ -32,7 +32,7 @@ class _Attention(torch.autograd.Function):
         sums = query.new_empty((batch, heads, length), dtype=torch.float32)
         ctx.save_for_backward(query, key, value, output, sums, *(() if mask is None else (mask,)))
         ctx.timeline = timeline
-        ctx.work = _work(query, key, value)
+        ctx.work = _work(query, key, value, mask)
         timeline.attended(*ctx.work)
         return output
 
@@ -52,11 +52,15 @@ def _like(tensor: torch.Tensor) -> torch.Tensor:
     ).transpose(1, 2)
 
 
-def _work(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[int, int]:
+def _work(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[int, int]:
+    """FLOPs and bytes; those of a mask tell its kernel from one that skips what is not seen."""
     rows = query.shape[0] * query.shape[1] * query.shape[2]
     flops = 2 * rows * key.shape[2] * (query.shape[3] + value.shape[3])
     read = query.numel() + key.numel() + value.numel() + rows * value.shape[3]
-    return flops, read * query.element_size()
+    seen = 0 if mask is None else mask.numel() * mask.element_size()
+    return flops, read * query.element_size() + seen
 
 
 @contextmanager
