@@ -1,27 +1,66 @@
-"""Measure this machine in a process of its own and keep the numbers for the planner."""
+"""Measure this machine in a process of its own: seconds of products, passes, collectives, disk."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from dslm.ask.call import ask
-from dslm.cluster.detect import local_cluster, this_machine
-from dslm.cluster.measured import save_measured
+from dslm.cluster.measurement import Measurement, Model
+from dslm.codec import decode
 
-_CPU_RANKS = 2
+CPU_RANKS = 2
+# Small models whose passes are measured, in the same sizes on every machine of a kind. Their shapes
+# reach from what only launches cost to what products fill.
+_CPU_MODELS: tuple[Model, ...] = (
+    Model(
+        architecture={
+            "model_type": "llama", "hidden_size": 128, "intermediate_size": 352, "vocab_size": 1024,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
+            "max_position_embeddings": 2048,
+        },
+        shapes=((1, 32), (2, 128), (8, 128), (1, 1024)),
+    ),
+    Model(
+        architecture={
+            "model_type": "gpt2", "n_embd": 384, "n_layer": 3, "n_head": 6, "n_positions": 2048,
+            "vocab_size": 4096, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+        },
+        shapes=((1, 64), (4, 128), (1, 512)),
+    ),
+)  # fmt: skip
+_GPU_MODELS: tuple[Model, ...] = (
+    Model(
+        architecture={
+            "model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816,
+            "vocab_size": 32000, "num_hidden_layers": 3, "num_attention_heads": 16,
+            "num_key_value_heads": 16, "max_position_embeddings": 8192,
+        },
+        shapes=((1, 64), (4, 1024), (16, 1024), (1, 8192)),
+    ),
+    Model(
+        architecture={
+            "model_type": "gpt2", "n_embd": 4096, "n_layer": 2, "n_head": 32, "n_positions": 4096,
+            "vocab_size": 50304, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+        },
+        shapes=((1, 1024), (4, 2048), (2, 4096)),
+    ),
+)  # fmt: skip
 
 
-def measure_here(on_phase: Callable[[str], None]) -> dict[str, Any]:
-    """Measure the local device, its links and the disk of the current folder."""
-    cluster = local_cluster()
-    cuda = bool(this_machine().accelerators)
+def models(*, cuda: bool) -> tuple[Model, ...]:
+    """The architectures whose passes are measured, and their shapes."""
+    return _GPU_MODELS if cuda else _CPU_MODELS
+
+
+def measure(*, ranks: int, cuda: bool, on_phase: Callable[[str], None]) -> Measurement:
+    """Return what was measured of the local device, its links and the disk of this folder."""
     request = {
-        "ranks": cluster.world_size if cuda else _CPU_RANKS,
+        "ranks": ranks if cuda else CPU_RANKS,
         "cuda": cuda,
         "folder": str(Path.cwd()),
+        "passes": [asdict(model) for model in models(cuda=cuda)],
     }
-    numbers = ask("dslm.worker.measure", request, on_phase)
-    save_measured(cluster.device.name, numbers)
-    return numbers
+    return decode(Measurement, json.dumps(ask("dslm.worker.measure", request, on_phase)))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dslm.codec import Strict
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Speed:
+class Speed(Strict):
     """What a device reaches in one precision; an operation takes the sum of what it needs.
 
     A matrix product of m × n × k is charged for its FLOPs and for the bytes of its three matrices:

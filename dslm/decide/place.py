@@ -9,7 +9,7 @@ from dslm.cluster.detect import local_cluster, this_machine
 from dslm.cluster.devices import Device, cpu_device, device_named
 from dslm.cluster.hostfile import load_hostfile
 from dslm.cluster.hosts import Cluster
-from dslm.cluster.measured import with_measured
+from dslm.cluster.measured import with_links, with_measured
 from dslm.errors import OptionError, Where
 from dslm.plan.report import SLOTS_PER_HOST, cluster_of
 
@@ -31,7 +31,7 @@ def planned_cluster(
         hosts: over how many hosts they are spread; None: eight devices a host.
         device: their kind; None: as here, or H100s where there is no accelerator.
         hostfile: names the hosts, instead of `gpus` and `hosts`.
-        ranks: ranks per host, as the recipe says; for this machine.
+        ranks: ranks per host, as the recipe says.
 
     Raises:
         OptionError: options that contradict each other, or an unknown device.
@@ -48,7 +48,8 @@ def planned_cluster(
         count = each if gpus is not None else each * (hosts or 1)
         kind = planned_device(CPU, max(1, count // (hosts or 1)))
         if hostfile is not None:
-            return Cluster(hosts=load_hostfile(hostfile), device=kind)
+            named = load_hostfile(hostfile)
+            return Cluster(hosts=named, device=with_links(kind, [host.name for host in named]))
         made = cluster_of(kind, count, hosts or 1)
         return replace(made, host_memory_bytes=this_machine().memory_bytes)
     if device is not None:
@@ -57,8 +58,10 @@ def planned_cluster(
         here = this_machine().accelerators
         kind = with_measured(here[0]) if here else planned_device("h100-80gb")
     if hostfile is not None:
-        return Cluster(hosts=load_hostfile(hostfile), device=kind)
-    return cluster_of(kind, gpus or SLOTS_PER_HOST * (hosts or 1), hosts)
+        named = load_hostfile(hostfile)
+        return Cluster(hosts=named, device=with_links(kind, [host.name for host in named]))
+    per_host = ranks if isinstance(ranks, int) else SLOTS_PER_HOST
+    return cluster_of(kind, gpus or per_host * (hosts or 1), hosts or (None if gpus else 1))
 
 
 def planned_device(name: str, ranks: int = 1) -> Device:

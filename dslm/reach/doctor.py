@@ -125,6 +125,6 @@ def _open_files() -> Check:
 
 def _measured() -> Check:
     device = local_cluster().device
-    if device.source.startswith("measured"):
-        return Check("speed", f"{device.source} ({measured_file()})")
+    if device.measured:
+        return Check("speed", f"{device.measured} ({measured_file()})")
     return Check("speed", f"{device.source}", "missing", "`dslm doctor --measure` measures it")

@@ -19,6 +19,8 @@ import pytest
 import typer
 
 from dslm.cli.app import app
+from dslm.cluster.measurement import LinkMeasurement, Measurement
+from dslm.decide.measure import Measured
 from dslm.errors import DslmError
 from dslm.reach.preflight import Preflight
 
@@ -42,10 +44,15 @@ PREPARED = {
     "train": _PART, "eval": _PART, "labels": [], "bad_records": 0, "examples": [], "folder": "data",
     "damaged": [], "shown": [],
 }  # fmt: skip
-MEASURED = {
-    "peak_flops": {"fp32": 1e12}, "memory_bandwidth": 1e9, "link_bandwidth": None, "ranks": 1,
-    "disk_write": None, "disk_read": None,
-}  # fmt: skip
+MEASURED = Measured(
+    device="cpu",
+    speeds={},
+    missed={},
+    found=Measurement(
+        products=(), passes=(), memory_bandwidth=1e9, host_adam=1e8, disk_write=1e9, disk_read=1e9,
+        ranks=1, date="2026-11-25",
+    ),
+)  # fmt: skip
 _ON_HOSTS = {
     "--set": ["optimizer.lr=1.0e-3"],
     "--num-nodes": ["1"],
@@ -242,7 +249,7 @@ WALKS = (
     Walk(
         verb="doctor",
         base=("doctor",),
-        options={"--measure": [], "--json": []},
+        options={"--hostfile": [HOSTS], "--measure": [], "--json": []},
     ),
     Walk(
         verb="hosts show",
@@ -286,7 +293,8 @@ def run(
 
     monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
     monkeypatch.setattr("dslm.ask.call.ask", ask)
-    monkeypatch.setattr("dslm.ask.measure.measure_here", lambda tell: MEASURED)
+    monkeypatch.setattr("dslm.decide.measure.measure_here", lambda tell: MEASURED)
+    monkeypatch.setattr("dslm.lifecycle.links.measure_links", lambda fleet, tell: LinkMeasurement())
     monkeypatch.setattr("dslm.reach.doctor.check_machine", list)
     monkeypatch.setattr("dslm.reach.preflight.preflight", preflight)
     (tmp_path / "script.py").write_text("HfArgumentParser\n")
