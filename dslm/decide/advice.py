@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dslm.ask.profile import profile_of
 from dslm.decide.job import Job
+from dslm.decide.model import model_of
 from dslm.errors import DoesNotFit, RecipeError
 from dslm.plan.memory import MARGIN
-from dslm.plan.search import choose, smallest_world
+from dslm.plan.search import Plan, choose, smallest_world
 from dslm.recipe.schema import Lora, Recipe
 from dslm.units import render_bytes
 
@@ -29,8 +31,10 @@ def check_fit(job: Job, *, can_force: bool = True) -> None:
     if job.plan.fits or memory is None:
         return
     choice = job.plan.choice
-    ways = [*ways_out(job), *(["or continue anyway with `--force`"] if can_force else [])]
-    hint = "; ".join(ways)
+    ways = ways_out(job)
+    if others := [way for way in other_trainings(job) if way not in ways]:
+        ways.append(f"or train something else: {', '.join(others)}")
+    hint = "; ".join([*ways, *(["or continue anyway with `--force`"] if can_force else [])])
     if not choice.fits_device:
         ranks = job.cluster.world_size
         where = f"each of {ranks} ranks" if ranks > 1 else "one rank"
@@ -74,6 +78,46 @@ def ways_out(job: Job) -> list[str]:
     return found[:_WAYS]
 
 
+def other_trainings(job: Job) -> list[str]:
+    """Return changes that train something else and fit, each with what it needs on a device.
+
+    Adapters, half precision, a shorter sequence: everything else is chosen anew for it.
+    """
+    recipe = job.recipe
+    lengths = [("data.sequence_length", recipe.data.sequence_length >> n) for n in (1, 2, 3, 4)]
+    changes: list[list[Change]] = []
+    if recipe.lora is None and recipe.model.init == "pretrained" and recipe.task != "mlm":
+        changes += [[("lora", Lora())], [("lora", Lora()), lengths[1]]]
+    if recipe.precision == "fp32" and job.cluster.device.supports("bf16"):
+        changes.append([("precision", "bf16")])
+    architecture = dict(model_of(job.asked).architecture)
+    found = [way for chain in changes if (way := _other(job, chain, architecture))][:2]
+    for length in lengths:
+        if (plan := _plan_with(job, [length], free=True)) and plan.fits:
+            found.append(_with_need([length], plan))
+            break
+    return found
+
+
+def _other(job: Job, chain: Sequence[Change], architecture: dict[str, object]) -> str:
+    """Changes after which the model must be traced anew, if they fit; else nothing."""
+    if not architecture:
+        return ""
+    changed = _changed(job.asked.recipe, chain)
+    profile, _ = profile_of(changed, architecture, on_cpu=job.cluster.device.kind == "cpu")
+    try:
+        plan = choose(changed, job.cluster, profile)
+    except RecipeError:
+        return ""
+    return _with_need(chain, plan) if plan.fits else ""
+
+
+def _with_need(chain: Sequence[Change], plan: Plan) -> str:
+    memory = plan.choice.memory
+    need = f" ({render_bytes(memory.total)} on each device)" if memory else ""
+    return f"{_said(chain)}{need}"
+
+
 def _more_devices(job: Job) -> list[str]:
     """Advise a number of such devices that is enough with every saving of memory."""
     chain = _CHANGES[:3]
@@ -104,11 +148,21 @@ _CHANGES: tuple[Change, ...] = (
 
 
 def _fits_with(job: Job, changes: Sequence[Change]) -> bool:
-    recipe = _changed(job.recipe, changes)
+    plan = _plan_with(job, changes)
+    return plan is not None and plan.fits
+
+
+def _plan_with(job: Job, changes: Sequence[Change], *, free: bool = False) -> Plan | None:
+    """The plan of a changed recipe, of the one that was asked for if `free`; None: there is none.
+
+    There is none of a combination such as offload at stage 0, nor where nothing changes.
+    """
+    before = job.asked.recipe if free else job.recipe
+    recipe = _changed(before, changes)
     try:
-        return recipe != job.recipe and choose(recipe, job.cluster, job.profile).fits
+        return choose(recipe, job.cluster, job.profile) if recipe != before else None
     except RecipeError:
-        return False  # a combination that there is none of, such as offload at stage 0
+        return None
 
 
 def _changed(recipe: Recipe, changes: Sequence[Change]) -> Recipe:

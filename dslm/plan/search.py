@@ -14,6 +14,7 @@ from typing import TypeGuard
 from dslm.cluster.hosts import Cluster
 from dslm.errors import RecipeError, Where
 from dslm.plan.memory import HOST_MARGIN, MARGIN, Memory, estimate
+from dslm.plan.runnable import Shared, can_share
 from dslm.plan.strategy import Strategy
 from dslm.plan.time import StepTime, predict
 from dslm.profile.value import Profile
@@ -128,8 +129,8 @@ def parallel_sizes(
     found: list[tuple[int, int, int]] = []
     first: RecipeError | None = None
     for tensor, sequence in itertools.product(
-        _sizes(recipe.parallel.tensor, cluster, profile),
-        _sizes(recipe.parallel.sequence, cluster, profile),
+        _sizes("tensor", recipe, cluster, profile),
+        _sizes("sequence", recipe, cluster, profile),
     ):
         if tensor > 1 and sequence > 1 and "auto" in (
             recipe.parallel.tensor, recipe.parallel.sequence,
@@ -146,11 +147,12 @@ def parallel_sizes(
     return found
 
 
-def _sizes(asked: int | str, cluster: Cluster, profile: Profile | None) -> list[int]:
-    """The sizes to try: `auto` stays inside a host and shares heads evenly."""
+def _sizes(what: Shared, recipe: Recipe, cluster: Cluster, profile: Profile | None) -> list[int]:
+    """The sizes to try: `auto` stays inside a host, shares heads evenly, and can be trained."""
+    asked = recipe.parallel.tensor if what == "tensor" else recipe.parallel.sequence
     if isinstance(asked, int):
         return [asked]
-    if not traced(profile) or cluster.device.kind == "cpu":
+    if not traced(profile) or cluster.device.kind == "cpu" or not can_share(what, recipe.task):
         return [1]
     whole = [2**power for power in range(4)]
     return [size for size in whole if size <= cluster.slots_per_host and _divides(profile, size)]
@@ -312,18 +314,29 @@ def _candidate(
     )
 
 
+# By how much faster a saving of memory must make a step before it is taken: what it costs in
+# waiting and in what can go wrong, and what a prediction is off.
+_HANDICAP = {"none": 1.0, "optimizer": 1.15, "all": 1.2, "nvme": 1.3}
+_SHARING_HANDICAP = 1.1
+_RECOMPUTING_HANDICAP = 1.02
+
+
 def _worth(candidate: Candidate) -> tuple[float, ...]:
     """What is tried first: what fits, then the fastest, then the simplest."""
     strategy, memory = candidate.strategy, candidate.memory
     fits = candidate.fits
+    shared = strategy.tensor_parallel * strategy.sequence_parallel
     seconds = candidate.time.step_seconds if candidate.time else 0.0
+    weighed = seconds * _HANDICAP[strategy.offload]
+    weighed *= _SHARING_HANDICAP if shared > 1 else 1.0
+    weighed *= _RECOMPUTING_HANDICAP if strategy.activation_checkpointing else 1.0
     return (
         not fits,
         # what doesn't fit is ordered by how far off it is; of nearly equal speed the simplest wins
         0.0 if fits or memory is None else memory.total,
-        float(f"{seconds:.2g}"),
-        _OFFLOADS.index(strategy.offload) if strategy.offload in _OFFLOADS else 3,
-        strategy.tensor_parallel * strategy.sequence_parallel,
+        float(f"{weighed:.2g}"),
+        _HANDICAP[strategy.offload],
+        shared,
         strategy.activation_checkpointing,
         strategy.zero_stage,
         -strategy.micro_batch_size,
