@@ -10,7 +10,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from dslm import environment
@@ -24,7 +25,7 @@ def write_atomic(path: Path, text: str, *, mode: int = 0o644) -> None:
     """
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with _naming(path), os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
@@ -86,12 +87,34 @@ def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line in one write, so that lines of several processes never mix (O_APPEND)."""
+    """Append one line in one write, so that lines of several processes never mix (O_APPEND).
+
+    Raises:
+        OSError: it can't be written; where a disk fills up, its beginning may be.
+    """
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    rest = line.encode() + b"\n"
     try:
-        os.write(handle, line.encode() + b"\n")
+        with _naming(path):
+            while rest:  # more than once where a disk fills up: the second write says so
+                rest = rest[os.write(handle, rest) :]
     finally:
         os.close(handle)
+
+
+def is_full(failure: OSError) -> bool:
+    """Return whether a file can't be written for want of space, on the disk or in a quota."""
+    return failure.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in a failure to write into it: a write knows only its handle."""
+    try:
+        yield
+    except OSError as failure:
+        failure.filename = failure.filename or str(path)
+        raise
 
 
 def cache_folder(variables: Mapping[str, str]) -> Path:

@@ -30,11 +30,12 @@ from dslm.cli import (
     terminal,
     train,
 )
-from dslm.errors import DslmError, Interrupted, OptionError, shortened, unforeseen
+from dslm.errors import DslmError, Interrupted, OptionError, Where, shortened, unforeseen
+from dslm.files import is_full
 
 _BAD_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO)
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 app = typer.Typer(
     name="dslm",
@@ -127,6 +128,16 @@ def _as_error(exception: Exception) -> DslmError:
         return OptionError(f"{exception.strerror}: {shortened(str(exception.filename))}")
     if isinstance(exception, OSError) and exception.filename is None and exception.errno in _FULL:
         return DslmError(f"the output can't be written: {exception.strerror}")
+    if isinstance(exception, OSError) and is_full(exception):
+        full = (
+            "your disk quota is exceeded" if exception.errno == errno.EDQUOT else "the disk is full"
+        )
+        return DslmError(
+            full,
+            where=Where(file=exception.filename),
+            hint="free some space, or use another folder with `-o`; a run that had begun is "
+            "resumed with `--resume`",
+        )
     if isinstance(exception, OSError) and exception.errno in _REFUSED:
         return OptionError(f"{exception.strerror}: {shortened(str(exception.filename))}")
     return unforeseen(exception)

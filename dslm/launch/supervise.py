@@ -23,6 +23,7 @@ from typing import TypedDict, Unpack
 
 import psutil
 
+from dslm.files import is_full
 from dslm.host.processes import send
 from dslm.launch import watchdog
 from dslm.launch.control import Control, RankState
@@ -201,7 +202,12 @@ class _Watch:
             self.on_event(event)
 
     def _record(self, event: events.Event) -> None:
-        events.write_event(self.run.events, event)
+        """Write down an event; without space for it, the ranks are the ones to fail for that."""
+        try:
+            events.write_event(self.run.events, event)
+        except OSError as failure:
+            if not is_full(failure):
+                raise
 
     def _failure(self, launcher_ended: bool) -> Outcome | None:
         """Return the failure, if any, after waiting a moment for further reports of the ranks."""

@@ -6,7 +6,6 @@ Knows nothing of recipes and of what another attempt would change.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from dslm import environment
 from dslm.diagnose.explain import Diagnosis, diagnose
+from dslm.files import is_full
 from dslm.host.network import address_towards
 from dslm.launch.control import LOOPBACK, Control
 from dslm.launch.outcome import Outcome, Status
@@ -30,6 +30,7 @@ from dslm.lifecycle.resume import ResumePoint
 from dslm.reach.copies import fetch, send
 from dslm.recipe.schema import Watchdog
 from dslm.run.attempt import Attempt, ControlAddress
+from dslm.run.checkpoints import remove_leftovers
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import PlanFile, find_document
 from dslm.run.endings import Kind
@@ -108,6 +109,8 @@ def run_attempt(run: RunDirectory, plan: AttemptPlan, listener: Listener) -> tup
     failed = outcome.status == Status.FAILED
     diagnosis = diagnose(run, outcome, processes) if failed else None
     again = plan.restarts_left > 0 and _worth_retrying(outcome, diagnosis)
+    if outcome.status != Status.DONE:
+        remove_leftovers(run.checkpoints)  # also to have space for what is written down now
     _close(run, outcome, diagnosis, again=again)
     return outcome, again
 
@@ -209,5 +212,5 @@ def _close(
         cause = diagnosis.cause if diagnosis else None
         end_attempt(run, number, status=outcome.status.value, cause=cause)
     except OSError as failure:
-        if diagnosis is None or failure.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if diagnosis is None or not is_full(failure):
             raise

@@ -201,6 +201,13 @@ def remove_unused(checkpoint: Checkpoint) -> bool:
     return True
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what interrupted or no longer wanted work of dslm's left beside the checkpoints."""
+    for pattern in (".step-*.partial", ".universal-*"):
+        for leftover in folder.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def checksum(path: Path) -> str:
     """BLAKE2b of a file, 16 bytes, in hexadecimal."""
     digest = hashlib.blake2b(digest_size=16)

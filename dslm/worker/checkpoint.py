@@ -26,6 +26,7 @@ from dslm.recipe.schema import Checkpoint
 from dslm.run.checkpoints import (
     complete_checkpoints,
     file_entries,
+    remove_leftovers,
     remove_unused,
     superseded,
     write_manifest,
@@ -110,7 +111,8 @@ class CheckpointWriter:
             if rank == 0:
                 self._describe(trainer, partial)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)  # the disk may be full because of it
+            if engine is not None:
+                engine.discard()
             raise
         dist.barrier()
         blocked = time.monotonic() - began
@@ -126,7 +128,8 @@ class CheckpointWriter:
                     self._on_complete(step, final, blocked, time.monotonic() - began)
             except OSError as failure:
                 self._failure = failure
-                shutil.rmtree(partial, ignore_errors=True)
+                if engine is not None:
+                    engine.discard()
 
         self._finishing = threading.Thread(target=work, name="dslm-checkpoint", daemon=True)
         self._finishing.start()
@@ -184,13 +187,6 @@ class CheckpointWriter:
         describe_model(trainer, partial / DESCRIPTION)
         trainer.state.save_to_json(str(partial / TRAINER_STATE_NAME))
         shutil.copy2(self._run.recipe, partial)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what interrupted or no longer wanted work of dslm's left beside the checkpoints."""
-    for pattern in (".step-*.partial", ".universal-*"):
-        for leftover in folder.glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _report(partial: Path, rank: int, files: Iterable[Path]) -> None:

@@ -12,6 +12,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,17 +125,26 @@ def live(rank: Rank, work: Callable[[], None]) -> None:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         report = None
         if isinstance(end.code, str):
-            sys.stderr.write(f"{end.code}\n")  # as Python itself does
+            _print(f"{end.code}\n")  # as Python itself does
     except BaseException as failure:  # noqa: BLE001 - whatever it is, it is written down
-        traceback.print_exc()
+        _print(traceback.format_exc())
         code, report = 1, report_of(failure)
     else:
         code, report = 0, None
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _print("")
     rank.guard.end(code, report)
     if code:
         os._exit(code)
+
+
+def _print(text: str) -> None:
+    """Add to the rank's log; a full disk must not keep the supervisor from the report."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def release_shared_memory(rank: Rank) -> None:

@@ -13,6 +13,7 @@ import io
 import os
 import pickle
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,13 @@ class SnapshotEngine(TorchCheckpointEngine):
         self._free: list[torch.UntypedStorage] = []  # buffers of the last time
         self._copied: list[tuple[str, bytes, dict[_Key, torch.UntypedStorage]]] = []
         self._written: list[Path] = []
+        self._files: list[Path] = []  # of the checkpoint begun last, written or to be written
 
     def save(self, state_dict: Any, path: str) -> None:
         """Copy a state."""
+        if not self._copied and not self._written:
+            self._files = []  # it is the first of another checkpoint
+        self._files.append(Path(path))
         frame = io.BytesIO()
         pickler = _Pickler(frame)
         pickler.dump(state_dict)
@@ -61,6 +66,16 @@ class SnapshotEngine(TorchCheckpointEngine):
             self._free += buffers.values()
         self._copied, written, self._written = [], self._written, []
         return written
+
+    def discard(self) -> None:
+        """Remove what was written of the checkpoint begun last, to make space on the disk again.
+
+        Other ranks still write theirs. Without their folder they would fail too, and of that
+        instead of a full disk; the supervisor removes it when all have ended.
+        """
+        for file in self._files:
+            with suppress(OSError):
+                file.unlink()
 
     def _write(self, state: Any, path: str, size: int) -> None:
         try:

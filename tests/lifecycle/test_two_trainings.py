@@ -91,7 +91,7 @@ def test_a_second_training_is_refused_at_once_and_told_by_whom(
     assert training.wait(60) == 130
     assert owner_of(run) is None
     assert not (run / "lock").exists()
-    assert "run is stopped already" in dslm("runs", "stop", str(run)).stderr
+    assert "run is already stopped" in dslm("runs", "stop", str(run)).stderr
 
 
 def test_a_training_whose_supervisor_was_killed_is_taken_over_loudly(

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,9 +181,15 @@ def _fork_rank(asked: dict[str, Any], rank: int, client: socket.socket) -> int:
     from dslm.worker import ranks
     from dslm.worker.train import train
 
-    this = ranks.join(asked["arguments"])
-    ranks.live(this, lambda: train(this))
-    os._exit(0)
+    code = 1  # what Python ends with after an exception
+    try:
+        this = ranks.join(asked["arguments"])
+        ranks.live(this, lambda: train(this))
+        code = 0
+    except BaseException:  # noqa: BLE001 - whatever it is, it is written down
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def _gone(client: socket.socket) -> bool:
