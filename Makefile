@@ -22,7 +22,7 @@ demo: setup
 	@echo "  . $(VENV)/bin/activate puts dslm on the PATH"
 
 test: setup
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest --numprocesses 2
 
 check: setup
 	$(BIN)/ruff format --check .

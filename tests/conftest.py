@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.namespaces import MakeHosts, make_hosts
+from tests.support.schedule import ModuleScheduling, longest_first
 
 DSLM = Path(sys.executable).parent / "dslm"
-_SHARE_TRAININGS = ("tests/worker/test_equality.py", "tests/worker/test_export.py")
 Dslm = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -24,17 +24,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests run in one process one after another, where several share the work.
+    """Begin with the tests that take longest."""
+    longest_first(items)
 
-    Those with hosts, which wait more than they compute; those that share a module's trainings.
-    """
-    for item in items:
-        if item.get_closest_marker("hosts"):
-            item.add_marker(pytest.mark.xdist_group("hosts"))
-        elif item.get_closest_marker("slow"):
-            module = item.nodeid.partition("::")[0]
-            shared = module in _SHARE_TRAININGS
-            item.add_marker(pytest.mark.xdist_group("trainings" if shared else module))
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ModuleScheduling:
+    """Let each module run in one worker."""
+    return ModuleScheduling(config, log)
 
 
 @pytest.fixture
