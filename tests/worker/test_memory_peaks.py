@@ -9,16 +9,19 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from dslm.worker import memory_peaks
 from dslm.worker.memory_peaks import MEASURED_STEPS, Measure, Peaks, accuracy
 
 MIB = 2**20
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="measures the process's memory")
+can_reset = pytest.mark.skipif(
+    not Peaks().measures, reason="this machine doesn't let a process reset its peak"
+)
 
 
+@can_reset
 def test_a_phase_has_the_peak_of_what_lived_in_it() -> None:
     peaks = Peaks()
-    if not peaks.measures:
-        pytest.skip("this machine doesn't let a process reset its peak")
     peaks.end("before")
     large = torch.ones(64 * MIB)  # 256 MiB
     del large
@@ -29,9 +32,20 @@ def test_a_phase_has_the_peak_of_what_lived_in_it() -> None:
     assert peaks.overall() == peaks.phases["large"]
 
 
+def test_where_a_peak_can_not_be_reset_only_the_highest_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_peaks, "_CLEAR", tmp_path / "no" / "clear_refs")
+    peaks = Peaks()
+    assert not peaks.measures
+    large = torch.ones(64 * MIB)
+    peaks.end("large")
+    assert peaks.phases == {}
+    assert peaks.overall() > large.nbytes
+
+
+@can_reset
 def test_phases_are_told_apart_in_the_first_steps_only(tmp_path: Path) -> None:
-    if not Peaks().measures:
-        pytest.skip("this machine doesn't let a process reset its peak")
     measure = Measure(Peaks())
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     engine = type("Engine", (), {"basic_optimizer": optimizer})()
