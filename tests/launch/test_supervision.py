@@ -179,9 +179,9 @@ def test_a_training_goes_on_under_an_attack_on_its_control_port(running: Running
 def test_a_long_step_that_computes_is_no_stall(start: Callable[..., Running]) -> None:
     """Each step takes longer than the watchdog waits for a rank that does nothing."""
     training = start(
-        "--num-gpus", "1", duration__steps=2, watchdog__timeout=2, batch__global_size=512,
-        batch__micro_size=512, data__sequence_length=256, model__architecture__hidden_size=256,
-        model__architecture__num_hidden_layers=4, data__max_documents=2000,
+        "--num-gpus", "1", duration__steps=2, watchdog__timeout=2, batch__global_size=192,
+        batch__micro_size=192, data__sequence_length=256, model__architecture__hidden_size=256,
+        model__architecture__num_hidden_layers=4, data__max_documents=600, data__eval=0,
         evaluation__sample="null",
     )  # fmt: skip
     code, said = training.end(300)

@@ -16,6 +16,7 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 SHARED = {
     "tests/worker/test_equality.py": "trainings",
     "tests/worker/test_export.py": "trainings",
+    "tests/worker/test_trust.py": "trainings",
 }
 # group -> seconds; only their order matters, and what isn't here comes last
 SECONDS: dict[str, int] = {}
