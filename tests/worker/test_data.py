@@ -63,9 +63,20 @@ def test_interrupted_anywhere_and_resumed_on_any_world_every_sample_is_seen_once
         for batches in zip(*(list(s) for s in ranks), strict=True):
             if len(seen) < end * 8:
                 seen += [place for batch in batches for place in batch]
+    assert len(seen) == 20 * 8
     for epoch in range(len(seen) // count):
         places = sorted(p % count for p in seen if p // count == epoch)
         assert places == list(range(count))
+
+
+def test_the_only_rank_reads_every_step_in_micro_batches() -> None:
+    alone = GlobalBatchSampler(count=5, seed=7, steps=3, micro_batch=2, accumulation=2)
+    batches = list(alone)
+    assert len(alone) == len(batches) == 6
+    assert [len(batch) for batch in batches] == [2] * 6
+    steps = [int(place) for step in range(3) for place in alone.samples_of_step(step)]
+    assert [place for batch in batches for place in batch] == steps
+    assert sorted(place % 5 for place in steps[:10]) == sorted([*range(5)] * 2)
 
 
 WORLDS = st.sampled_from([2, 4])
@@ -127,6 +138,25 @@ def test_packing_loses_nothing_and_marks_every_document(
         assert not predicted[positions == 0].any()
     expected = [tuple(d[i : i + length]) for d in documents for i in range(0, len(d), length)]
     assert sorted(piece for piece in pieces if any(piece)) == sorted(expected)
+
+
+def test_each_piece_goes_where_it_leaves_the_least_space() -> None:
+    assert best_fit(np.array([5, 6, 2, 3, 1, 8]), 8) == [[5], [1, 2], [0, 3], [4]]
+    assert best_fit(np.array([3, 3, 3]), 8) == [[0, 1], [2]]
+    starts, ends = pieces_of(np.array([5, 12, 8]), 8)
+    assert starts.tolist() == [0, 5, 13, 17]
+    assert ends.tolist() == [5, 13, 17, 25]
+
+
+def test_only_what_a_mask_names_is_learnt_and_never_a_first_token_or_padding() -> None:
+    stored = {
+        "input_ids": np.array([11, 12, 13, 21, 22]), "lengths": np.array([3, 2]),
+        "mask": np.array([1, 0, 1, 1, 1]),
+    }  # fmt: skip
+    sample = packed_sample(stored, 7, pad=9)
+    assert sample["input_ids"].tolist() == [11, 12, 13, 21, 22, 9, 9]
+    assert sample["position_ids"].tolist() == [0, 1, 2, 0, 1, 0, 1]
+    assert sample["labels"].tolist() == [-100, -100, 13, -100, 22, -100, -100]
 
 
 def test_packing_is_dense_for_documents_of_real_lengths() -> None:
