@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.namespaces import MakeHosts, make_hosts
+from tests.support.golden import SameAs, make_same_as
 from tests.support.schedule import ModuleScheduling, longest_first
 
 DSLM = Path(sys.executable).parent / "dslm"
@@ -20,7 +21,7 @@ Dslm = Callable[..., subprocess.CompletedProcess[str]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that writes golden files instead of comparing with them."""
-    parser.addoption("--update-golden", action="store_true", help="write tests/golden/screens")
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,6 +49,12 @@ def dslm(tmp_path: Path) -> Dslm:
         )
 
     return run
+
+
+@pytest.fixture
+def same_as(pytestconfig: pytest.Config) -> SameAs:
+    """Compare a text with a file below tests/golden: `same_as("findings/lint.txt", text)`."""
+    return make_same_as(pytestconfig)
 
 
 @pytest.fixture

@@ -21,7 +21,9 @@ from dslm.errors import DslmError
 from dslm.plan.report import cluster_of
 from dslm.recipe.load import LoadedRecipe, load_recipe
 from tests.decide.cases import ROWS, Row, make_files
+from tests.support.golden import SameAs, whole
 
+ROOT = Path(__file__).parents[2]
 _TRACED = "sequences no longer than the model's"  # only the model itself knows how long
 IDS = [f"{row.check}: {' '.join(row.red)}" for row in ROWS]
 
@@ -91,6 +93,26 @@ def test_what_cannot_run_is_refused_and_what_can_is_not(
         assert any(place.file is not None and place.key for place in places)
     if row.green:
         assert _refusal(row, row.green, Verb.TRAIN) is None
+
+
+def test_all_that_is_said_of_what_cannot_run(
+    folder: Path, untraced: None, monkeypatch: pytest.MonkeyPatch, same_as: SameAs
+) -> None:
+    text = ""
+    for row in ROWS:
+        if row.check == _TRACED:
+            continue
+        with monkeypatch.context() as patched:
+            if row.check == "packages that the recipe needs":
+                patched.setitem(sys.modules, "trl", None)
+            for verb in sorted(_verbs(row)):
+                failure = _refusal(row, row.red, verb)
+                assert failure is not None
+                said = whole(failure).replace(str(folder), "FOLDER").replace(str(ROOT), "ROOT")
+                title = f"{row.check}: {row.recipe} {' '.join(row.red)}\n{said}"
+                if not text.endswith(title):  # another verb says the same
+                    text += title
+    same_as("findings/checks.txt", text)
 
 
 COMMANDS = {

@@ -27,8 +27,8 @@ from dslm.lifecycle.forward import forwarded
 from dslm.run.attempt import path_of_word
 from tests.cluster.namespaces import MakeHosts, wait_for
 from tests.processes import command_line, slots_of
+from tests.support.golden import GOLDEN, SameAs
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "launch"
 TWO = (Host("w1", 2), Host("w2", 2))
 SLOTS = {
     "pdsh.txt": {"w1": [0, 1], "w2": [0, 1]},
@@ -64,7 +64,7 @@ def whole(request: LaunchRequest) -> str:
     return text
 
 
-def test_requests_are_what_they_were(pytestconfig: pytest.Config) -> None:
+def test_requests_are_what_they_were(same_as: SameAs) -> None:
     """Each file is one site's request; look at a changed one, then write it (--update-golden)."""
     inherited = {"PYTHONPATH": "/mine", "NCCL_DEBUG": "INFO", "HF_TOKEN": "secret"}
     requests = {
@@ -78,12 +78,10 @@ def test_requests_are_what_they_were(pytestconfig: pytest.Config) -> None:
         "slurm.txt": slurm.request(spec(), inherited),
     }
     for name, request in requests.items():
-        if pytestconfig.getoption("--update-golden"):
-            (GOLDEN / name).write_text(whole(request))
-        assert whole(request) == (GOLDEN / name).read_text(), name
+        same_as(f"launch/{name}", whole(request))
         if name in SLOTS:
             assert slots_of(request.argv[-1].split()) == SLOTS[name]
-    assert sorted(requests) == sorted(path.name for path in GOLDEN.iterdir())
+    assert sorted(requests) == sorted(path.name for path in (GOLDEN / "launch").iterdir())
 
 
 def test_no_rank_starts_where_a_folder_of_the_user_could_stand_for_a_library() -> None:

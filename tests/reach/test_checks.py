@@ -10,6 +10,7 @@ import pytest
 from dslm.cluster.hosts import Host
 from dslm.reach.checks import CHECKS, HostReport, State, interface_of, judge
 from dslm.reach.preflight import device_of_slots
+from tests.support.golden import SameAs
 
 GIB = 2**30
 H100 = {"name": "NVIDIA H100 80GB HBM3", "memory": 80 * GIB, "free": 79 * GIB, "driver": "550.54"}
@@ -58,7 +59,8 @@ def test_all_is_well_on_a_good_host() -> None:
 
 
 # what differs, in what the host says or what the run wants; the check; how it comes out; said
-BAD = [
+Row = tuple[dict[str, Any], dict[str, Any], str, str]
+BAD: list[Row] = [
     ({"versions": {**FACTS["versions"], "torch": "2.5.1"}}, {}, "versions", "torch==2.6.0"),
     ({"versions": {}}, {}, "versions", "missing"),
     ({"python": "3.12.1"}, {}, "versions", "3.11.9"),
@@ -101,7 +103,7 @@ def test_what_is_wrong_is_red_and_has_a_fix(
     assert red[0].fix
 
 
-NOTES = [
+NOTES: list[Row] = [
     ({"marker": None}, {"needs_shared": False}, "run directory", "copy"),
     ({"name_address": "127.0.1.1"}, {}, "master", "GLOO_SOCKET_IFNAME=ib0"),
     ({"accelerators": [H100, {**H100, "free": 40 * GIB}]}, {}, "memory", "device 1"),
@@ -116,6 +118,16 @@ def test_what_is_doubtful_is_noted(
     told = [result for result in judge(subject(there, **other)) if result.state != State.OK]
     assert [(result.check, result.state) for result in told] == [(check, State.NOTE)]
     assert said in told[0].detail + " " + told[0].fix
+
+
+def test_all_that_is_said_of_a_host(same_as: SameAs) -> None:
+    text = ""
+    for there, other, check, _ in [*BAD, *NOTES]:
+        told = [one for one in judge(subject(there, **other)) if one.state != State.OK]
+        text += f"{check}: {', '.join([*there, *other])}\n"
+        text += "".join(f"  {one.state} {one.check}: {one.detail}\n    {one.fix}\n" for one in told)
+    text += "".join(f"{one.check}: {one.detail} {one.fix}\n" for one in judge(subject()))
+    same_as("findings/hosts.txt", text)
 
 
 def test_every_check_has_a_red_case() -> None:

@@ -14,6 +14,7 @@ from dslm.presets import shipped_folder
 from dslm.zero.lint import known, lint, load_config
 from dslm.zero.read import read_config
 from tests.conftest import Dslm
+from tests.support.golden import SameAs, whole
 
 OK: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1}
 STAGE_3: dict[str, Any] = {"stage": 3}
@@ -329,6 +330,31 @@ def test_a_mistake_is_found_with_its_path_and_fix(
     found = [finding for finding in errors if finding.where.key == key]
     assert found, errors
     assert said in f"{found[0].message} {found[0].hint}"
+
+
+LONG = "k" * 70
+DOUBTFUL: list[dict[str, Any]] = [
+    {**OK, "cuda_visible_devices": "0"}, {**OK, LONG: 1}, {**OK, "k" * 60: 1},
+    {**OK, "bf16xx": {"enabled": True}, "bf16_on": True, "offload_param": {}},
+    {**OK, "comment": "mine", "_note": 1, "$schema": "x"},
+    zero(3, comment="mine", **{LONG: 1}), zero(3, **{"#": 1, "gradient_clipping": 1.0}),
+    {**OK, **{f"unheard_of_{n}": 1 for n in range(48)}, "stage": 2, "zero_optimisation": 1},
+    {**OK, **{f"unheard_of_{n}": 1 for n in range(50)}, "stage": 2},
+    zero(3, cpu_offload=True, offload_param=None), {**OK, "fp16": None}, {**OK, "fp16": []},
+    {"name": "mine", "version": 2, "scripts": {}, "more": 1}, {},
+    zero("auto", offload_param={"device": "auto", "pin_memory": "auto"}, sub_group_size="auto"),
+    {**OK, "optimizer": {"type": "Mine", "params": {"lr": "auto", "mine": "auto", "x": math.nan}}},
+    {**OK, "gradient_clipping": math.nan, "steps_per_print": math.inf},
+    {**OK, "zero_allow_untested_optimizer": "auto", "_remark": "auto", "zero_optimization": True},
+]  # fmt: skip
+
+
+def test_all_that_is_said_of_mistakes(same_as: SameAs) -> None:
+    rows = [(title, config) for title, config, *_ in TABLE]
+    rows += [(", ".join(config)[:60], config) for config in DOUBTFUL]
+    text = "".join(f"{title}\n{whole(lint(config))}" for title, config in rows)
+    lines = [line for line in text.splitlines() if "`unheard_of_" not in line]  # fifty alike
+    same_as("findings/lint.txt", "\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize("config", [row[1] for row in GOOD], ids=[row[0] for row in GOOD])
