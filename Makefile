@@ -1,4 +1,5 @@
 # make demo: a whole training in about two minutes.  make test: the tests.  make check: lint and types.
+# make coverage: what the tests execute.  make mutants: what they would notice.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ EXTRAS := lora,trl,metrics,tensorboard,test,lint
 # every parser with hostile inputs, for SECONDS in all
 SECONDS ?= 300
 
-.PHONY: setup demo test check format docs fuzz bench bench-planner bench-gpu soak clean
+.PHONY: setup demo test coverage mutants check format docs fuzz bench bench-planner bench-gpu soak clean
 
 setup: $(VENV)/.installed
 
@@ -23,6 +24,17 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest --numprocesses 2
+
+coverage: setup
+	@mkdir -p build/coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest --numprocesses 2
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered --sort=miss
+
+mutants: setup
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[mutants]'
+	$(BIN)/python -m scripts.mutants
 
 check: setup
 	$(BIN)/ruff format --check .
