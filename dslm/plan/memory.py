@@ -1,8 +1,9 @@
 """Memory of one rank, itemised, and of one host: from a profile and a strategy to bytes.
 
 Plain numbers; nothing is measured here and nothing is chosen. Model states and DeepSpeed's buffers
-come from `states`, activations from the profile's levels; together they are a ledger, and a phase
-is the highest of its moments. docs/planner-accuracy.md holds the sums against DeepSpeed itself.
+come from the modules of the stages, activations from the profile's levels; together they are a
+ledger, and a phase is the highest of its moments. docs/planner-accuracy.md holds the sums against
+DeepSpeed itself.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import functools
 from dataclasses import dataclass
 
 from dslm.plan.ledger import Moment, Term, at, phases
-from dslm.plan.states import FP32, REUSE, STATE_BYTES, SUB_GROUP, Held, Setting, held
+from dslm.plan.stage_0 import without_zero
+from dslm.plan.stage_3 import stage_3
+from dslm.plan.stages_1_2 import stages_1_and_2
+from dslm.plan.states import FP32, REUSE, STATE_BYTES, SUB_GROUP, MemoryInputs, RankMemory
 from dslm.plan.strategy import Strategy
 from dslm.profile.levels import LAYER, ById, Level, Levels, levels
 from dslm.profile.value import Profile
@@ -26,6 +30,7 @@ PROCESS_BYTES = 2 * 2**30
 MARGIN = 0.06
 # The same for a host, whose other processes and page cache need room.
 HOST_MARGIN = 0.1
+_STAGES = {0: without_zero, 1: stages_1_and_2, 2: stages_1_and_2, 3: stage_3}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,10 +86,10 @@ def estimate(
         buckets: elements in each of DeepSpeed's communication buckets.
     """
     on_cpu = device_kind == "cpu"
-    setting = _setting(
+    inputs = _inputs(
         recipe, profile, strategy, on_cpu=on_cpu, ranks_per_host=ranks_per_host, buckets=buckets
     )
-    states = held(setting)
+    states = _STAGES[inputs.stage](inputs)
     seen = pass_levels(recipe, profile, strategy)
     context = Term(
         name="context", bytes=CONTEXT_BYTES[device_kind], lives=frozenset(Moment),
@@ -95,10 +100,10 @@ def estimate(
         *states.terms,
         *_activations(states, seen),
         *_evaluation(recipe, profile, strategy),
-        *_drawing(recipe, setting, states, on_cpu=on_cpu),
+        *_drawing(recipe, inputs, states, on_cpu=on_cpu),
     )
     found = phases(terms)
-    total, items = _host(recipe, setting, states, found, ranks=ranks_per_host, on_cpu=on_cpu)
+    total, items = _host(recipe, inputs, states, found, ranks=ranks_per_host, on_cpu=on_cpu)
     return Memory(
         parameters=states.parameters,
         gradients=states.gradients,
@@ -137,7 +142,7 @@ def _levels(key: ById, mode: str, samples: int, length: int, tensor: int, sequen
     return found.shared(sequence)
 
 
-def _activations(states: Held, seen: Levels) -> list[Term]:
+def _activations(states: RankMemory, seen: Levels) -> list[Term]:
     """The activations at each moment of a pass, and gradients that come meanwhile."""
 
     def term(name: str, bytes_: float, moment: Moment, source: str) -> Term:
@@ -187,11 +192,13 @@ def _evaluation(recipe: Recipe, profile: Profile, strategy: Strategy) -> list[Te
     ]  # fmt: skip
 
 
-def _drawing(recipe: Recipe, setting: Setting, states: Held, *, on_cpu: bool) -> list[Term]:
+def _drawing(
+    recipe: Recipe, inputs: MemoryInputs, states: RankMemory, *, on_cpu: bool
+) -> list[Term]:
     """On a CPU the model is drawn in fp32, in the same memory, before the engine casts it."""
-    if not on_cpu or recipe.model.init != "scratch" or setting.stage == 3:
+    if not on_cpu or recipe.model.init != "scratch" or inputs.stage == 3:
         return []
-    drawn = FP32 * (setting.trained + setting.frozen + setting.largest)
+    drawn = FP32 * (inputs.trained + inputs.frozen + inputs.largest)
     more = max(0, drawn - at(states.terms, Moment.INIT))
     source = "transformers draws weights in fp32"
     return [
@@ -231,7 +238,7 @@ def _zero(recipe: Recipe, key: str, default: int) -> int:
     return int(value) if isinstance(value, int | float) and value > 0 else default
 
 
-def _setting(
+def _inputs(
     recipe: Recipe,
     profile: Profile,
     strategy: Strategy,
@@ -239,7 +246,7 @@ def _setting(
     on_cpu: bool,
     ranks_per_host: int,
     buckets: int,
-) -> Setting:
+) -> MemoryInputs:
     tensor = strategy.tensor_parallel
     trained, frozen = (
         sum(
@@ -252,7 +259,7 @@ def _setting(
     if recipe.task == "dpo" and not frozen:
         frozen = trained  # the model as it was at the start, which the loss compares with
     ranks = strategy.data_parallel_size * strategy.sequence_parallel
-    return Setting(
+    return MemoryInputs(
         trained=trained,
         frozen=frozen,
         largest=profile.largest,
@@ -281,8 +288,8 @@ def _setting(
 
 def _host(
     recipe: Recipe,
-    setting: Setting,
-    states: Held,
+    inputs: MemoryInputs,
+    states: RankMemory,
     phases: dict[str, int],
     *,
     ranks: int,
@@ -295,13 +302,13 @@ def _host(
     the weights (modeling_utils.py, _load_pretrained_model); at the export rank 0 gathers the model
     (engine._zero3_consolidated_16bit_state_dict).
     """
-    whole = setting.trained + setting.frozen
+    whole = inputs.trained + inputs.frozen
     scratch = recipe.model.init == "scratch"
-    if setting.stage == 3:
-        loading = 0 if scratch else setting.element * whole
+    if inputs.stage == 3:
+        loading = 0 if scratch else inputs.element * whole
     else:
-        loading = ranks * (FP32 if scratch else setting.element) * whole
-    export = setting.element * whole
+        loading = ranks * (FP32 if scratch else inputs.element) * whole
+    export = inputs.element * whole
     if on_cpu:
         # device and host are one: a rank's phases are what it takes
         peak = ranks * (max(phases.values()) + states.host)
