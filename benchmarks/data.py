@@ -104,7 +104,7 @@ def _loader_rate() -> float:
     """Samples per second that the loader of one rank delivers, as batches of the quickstart."""
     from torch.utils.data import DataLoader
 
-    from dslm.worker.data.order import GlobalBatchSampler
+    from dslm.worker.data.order import GlobalBatchSampler, Share
     from dslm.worker.data.prepare import prepare
     from dslm.worker.data.tokenizer import load_tokenizer
     from dslm.worker.tasks import task_of
@@ -115,8 +115,9 @@ def _loader_rate() -> float:
         tokenizer = load_tokenizer(recipe, Path(folder))
         data = prepare(recipe, task.encoder(recipe, tokenizer), tokenizer).train
     micro, ranks = 8, 2
+    share = Share(world_size=ranks)
     sampler = GlobalBatchSampler(
-        count=len(data), seed=1, steps=BATCHES, micro_batch=micro, accumulation=1, world_size=ranks
+        count=len(data), seed=1, steps=BATCHES, micro_batch=micro, accumulation=1, share=share
     )
     collate = task.collator(recipe, tokenizer, None)
     start = time.perf_counter()

@@ -42,31 +42,12 @@ def training_arguments(
     Raises:
         RecipeError: `training_args` holds a name that `kind` doesn't know.
     """
-    optimizer, checkpoint = recipe.optimizer, recipe.checkpoint
     values: dict[str, Any] = {
+        **_optimization(recipe, steps),
+        **_rhythm(recipe, steps),
         "output_dir": str(run.checkpoints),
-        "max_steps": steps,
         "per_device_train_batch_size": config["train_micro_batch_size_per_gpu"],
         "gradient_accumulation_steps": config["gradient_accumulation_steps"],
-        "learning_rate": optimizer.lr,
-        "weight_decay": optimizer.weight_decay,
-        "adam_beta1": optimizer.betas[0],
-        "adam_beta2": optimizer.betas[1],
-        "adam_epsilon": optimizer.eps,
-        "max_grad_norm": optimizer.grad_clip,
-        "optim": _OPTIMIZERS.get(optimizer.name, "adamw_torch"),
-        "lr_scheduler_type": _SCHEDULES.get(recipe.schedule.name, recipe.schedule.name),
-        "warmup_steps": warmup_steps(recipe, steps),
-        "bf16": recipe.precision == "bf16",
-        "fp16": recipe.precision == "fp16",
-        "logging_steps": recipe.log.every,
-        "logging_first_step": True,
-        "logging_nan_inf_filter": False,
-        "save_strategy": "steps" if checkpoint.every else "no",
-        "save_steps": checkpoint.every or steps,
-        "eval_strategy": "steps" if recipe.evaluation.every else "no",
-        "eval_steps": recipe.evaluation.every,
-        "report_to": recipe.log.report_to or "none",
         "seed": recipe.seed,
         "deepspeed": config,
         "ignore_data_skip": True,  # the sampler itself starts at the right step
@@ -88,3 +69,37 @@ def training_arguments(
                 hint=did_you_mean(name, known),
             )
     return kind(**{**values, **(extra or {}), **recipe.training_args})
+
+
+def _optimization(recipe: Recipe, steps: int) -> dict[str, Any]:
+    """Return the arguments of optimizer, schedule and number format."""
+    optimizer = recipe.optimizer
+    return {
+        "max_steps": steps,
+        "learning_rate": optimizer.lr,
+        "weight_decay": optimizer.weight_decay,
+        "adam_beta1": optimizer.betas[0],
+        "adam_beta2": optimizer.betas[1],
+        "adam_epsilon": optimizer.eps,
+        "max_grad_norm": optimizer.grad_clip,
+        "optim": _OPTIMIZERS.get(optimizer.name, "adamw_torch"),
+        "lr_scheduler_type": _SCHEDULES.get(recipe.schedule.name, recipe.schedule.name),
+        "warmup_steps": warmup_steps(recipe, steps),
+        "bf16": recipe.precision == "bf16",
+        "fp16": recipe.precision == "fp16",
+    }
+
+
+def _rhythm(recipe: Recipe, steps: int) -> dict[str, Any]:
+    """Return the arguments that say after which steps something is logged, saved, evaluated."""
+    every = recipe.checkpoint.every
+    return {
+        "logging_steps": recipe.log.every,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps" if every else "no",
+        "save_steps": every or steps,
+        "eval_strategy": "steps" if recipe.evaluation.every else "no",
+        "eval_steps": recipe.evaluation.every,
+        "report_to": recipe.log.report_to or "none",
+    }

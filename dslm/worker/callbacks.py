@@ -22,9 +22,9 @@ from deepspeed.utils.timer import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dslm.recipe.schema import Recipe
-from dslm.run import events, words
+from dslm.run import words
 from dslm.run.events import CheckpointSaved, Event, Resume, Stamp, Start, Step
+from dslm.worker.assignment import Assignment
 from dslm.worker.memory_peaks import Measure, Peaks, accuracy
 from dslm.worker.ranks import Rank
 
@@ -51,9 +51,9 @@ _OWN = ("loss", "grad_norm", "learning_rate", "epoch")  # of the Trainer's logs:
 class Events(TrainerCallback):
     """Writes start and step events; `start` is the first of them, as far as it is known before."""
 
-    def __init__(self, rank: Rank, recipe: Recipe, start: Start, process: int) -> None:
-        self._rank = rank
-        self._recipe = recipe
+    def __init__(self, given: Assignment, start: Start, process: int) -> None:
+        self._rank = given.rank
+        self._recipe = given.recipe
         self._start = start
         self.after_step: Callable[[], None] = lambda: None
         self.engine: Callable[[], Any] = lambda: None  # the trainer's, once it has one
@@ -76,11 +76,6 @@ class Events(TrainerCallback):
         """Append an event, on rank 0."""
         if self._rank.rank == 0:
             self._rank.record(event)
-
-    def phase(self, phase: str, detail: str = "") -> None:
-        """Report the current phase while no steps are made."""
-        self._rank.guard.note(phase=words.Phase(phase))
-        self.write(events.Phase(**self.stamp(), phase=phase, detail=detail))
 
     def evaluated_batch(self) -> None:
         """Note that an evaluation is running."""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dslm.worker.data.order import GlobalBatchSampler
+from dslm.worker.data.order import GlobalBatchSampler, Share
 from dslm.worker.data.packing import best_fit, packed_sample, pieces_of
 
 SHARDINGS = ("interleaved", "range", "hash")
@@ -22,9 +22,7 @@ def _sampler(world: int, rank: int, sharding: str, **settings: int) -> GlobalBat
     return GlobalBatchSampler(
         micro_batch=2,
         accumulation=4 // world,
-        rank=rank,
-        world_size=world,
-        sharding=sharding,
+        share=Share(rank=rank, world_size=world, sharding=sharding),
         **given_,
     )
 

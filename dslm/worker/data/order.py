@@ -8,6 +8,7 @@ every sample seen exactly once an epoch. Knows indices, not samples.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,13 +18,35 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """Which of a step's samples a data-parallel rank reads.
+
+    `sharding` says how they are shared out: `interleaved` in turn, `range` in contiguous pieces,
+    `hash` by a hash of the sample's index (evened out, since each rank must get equally many).
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    sharding: str = "interleaved"
+
+    def of(self, samples: np.ndarray, count: int) -> np.ndarray:
+        """Return this rank's part of the samples of a step; `count` are in the data set."""
+        if self.sharding == "interleaved":
+            return samples[self.rank :: self.world_size]
+        if self.sharding == "hash":
+            # Knuth's multiplicative hash (TAOCP 6.4) sorts; equal shares follow
+            hashes = samples % count * 2654435761 % 2**32
+            samples = samples[np.argsort(hashes, kind="stable")]
+        share = len(samples) // self.world_size
+        return samples[self.rank * share : (self.rank + 1) * share]
+
+
 class GlobalBatchSampler:
     """Micro batches for one data-parallel rank, from any step of a run to its end.
 
     A batch is a list of places (see `samples_of_step`). The epochs follow each other without a
-    gap, so a step may hold the last samples of one epoch and the first of the next. `sharding` says
-    who reads which of a step's samples: `interleaved` in turn, `range` in contiguous pieces, `hash`
-    by a hash of the sample's index (evened out, since each rank must get equally many).
+    gap, so a step may hold the last samples of one epoch and the first of the next.
     """
 
     def __init__(
@@ -34,9 +57,7 @@ class GlobalBatchSampler:
         steps: int,
         micro_batch: int,
         accumulation: int,
-        rank: int = 0,
-        world_size: int = 1,
-        sharding: str = "interleaved",
+        share: Share = Share(),
         start_step: int = 0,
     ) -> None:
         self.count = count
@@ -44,9 +65,7 @@ class GlobalBatchSampler:
         self.steps = steps
         self.micro_batch = micro_batch
         self.accumulation = accumulation
-        self.rank = rank
-        self.world_size = world_size
-        self.sharding = sharding
+        self.share = share
         self.start_step = start_step
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
@@ -54,7 +73,7 @@ class GlobalBatchSampler:
     @property
     def global_batch(self) -> int:
         """Samples per optimizer step, over all ranks."""
-        return self.micro_batch * self.accumulation * self.world_size
+        return self.micro_batch * self.accumulation * self.share.world_size
 
     def __len__(self) -> int:
         """Micro batches of one rank in the whole run, wherever it starts."""
@@ -87,12 +106,4 @@ class GlobalBatchSampler:
 
     def samples_of_rank(self, step: int) -> np.ndarray:
         """This rank's share of an optimizer step."""
-        samples = self.samples_of_step(step)
-        if self.sharding == "interleaved":
-            return samples[self.rank :: self.world_size]
-        if self.sharding == "hash":
-            # Knuth's multiplicative hash (TAOCP 6.4) sorts; equal shares follow
-            hashes = samples % self.count * 2654435761 % 2**32
-            samples = samples[np.argsort(hashes, kind="stable")]
-        share = len(samples) // self.world_size
-        return samples[self.rank * share : (self.rank + 1) * share]
+        return self.share.of(self.samples_of_step(step), self.count)

@@ -8,7 +8,7 @@ element (`native_dropout`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -65,10 +65,21 @@ def _work(
 
 @contextmanager
 def standing_in(timeline: Timeline, *, on_cpu: bool) -> Iterator[None]:
-    """Use the stand-ins for SDPA, flash attention and dropout.
+    """Use the stand-ins for SDPA, flash attention and dropout."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    A CPU has no kernel for attention with dropout, and masks of dropout are as wide as the input.
-    """
+    attention, flash = _attention(timeline, on_cpu=on_cpu), _flash(timeline)
+    dropout = _dropout(timeline, functional.dropout, on_cpu=on_cpu)
+    with (
+        mock.patch.object(functional, "scaled_dot_product_attention", attention),
+        mock.patch.object(functional, "dropout", dropout),
+        mock.patch.dict(ALL_ATTENTION_FUNCTIONS._global_mapping, {"flash_attention_2": flash}),
+    ):
+        yield
+
+
+def _attention(timeline: Timeline, *, on_cpu: bool) -> Callable[..., Any]:
+    """Stand in for SDPA; a CPU has no kernel for attention with dropout."""
 
     def sdpa(
         query: torch.Tensor,
@@ -105,10 +116,20 @@ def standing_in(timeline: Timeline, *, on_cpu: bool) -> Iterator[None]:
             )
         return _Attention.apply(timeline, query, key, value, attn_mask)
 
+    return sdpa
+
+
+def _flash(timeline: Timeline) -> Callable[..., Any]:
     def flash(
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *_: Any, **__: Any
     ) -> Any:
         return _Attention.apply(timeline, query, key, value, None).transpose(1, 2), None
+
+    return flash
+
+
+def _dropout(timeline: Timeline, plain: Callable[..., Any], *, on_cpu: bool) -> Callable[..., Any]:
+    """Stand in for dropout; on a CPU its masks are as wide as the input, as `plain` has them."""
 
     def dropout(
         input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
@@ -117,19 +138,10 @@ def standing_in(timeline: Timeline, *, on_cpu: bool) -> Iterator[None]:
             return input
         timeline.drops = True
         if on_cpu:
-            return plain_dropout(input, p, training, inplace)
+            return plain(input, p, training, inplace)
         return torch.native_dropout(input, p, True)[0]
 
-    plain_dropout = functional.dropout
-
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    with (
-        mock.patch.object(functional, "scaled_dot_product_attention", sdpa),
-        mock.patch.object(functional, "dropout", dropout),
-        mock.patch.dict(ALL_ATTENTION_FUNCTIONS._global_mapping, {"flash_attention_2": flash}),
-    ):
-        yield
+    return dropout
 
 
 class _FusedLoss(torch.autograd.Function):

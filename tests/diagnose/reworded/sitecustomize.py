@@ -18,7 +18,7 @@ _FOREIGN = {"_LINKS", "_ALLOCATOR", "_SIZE"}
 _PACKAGES = (
     "dslm.errors", "dslm.launch", "dslm.diagnose", "dslm.lifecycle", "dslm.host", "dslm.reach",
     "dslm.run", "dslm.decide", "dslm.worker.guard", "dslm.worker.ranks", "dslm.worker.script",
-    "dslm.worker.train",
+    "dslm.worker.train", "dslm.worker.finish",
 )  # fmt: skip
 count = 0
 

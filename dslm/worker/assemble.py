@@ -1,0 +1,170 @@
+"""The Trainer of a run with all that goes along: sampler, checkpoints, events, the wish to stop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from dslm import environment
+from dslm.run.documents import CheckpointManifest, PlanFile, find_document
+from dslm.run.events import Start
+from dslm.run.manifest import versions
+from dslm.worker.arguments import training_arguments
+from dslm.worker.assignment import Assignment, Inputs, Models
+from dslm.worker.callbacks import Events, Stop
+from dslm.worker.checkpoint import CheckpointWriter
+from dslm.worker.data.order import GlobalBatchSampler, Share
+from dslm.worker.model import liger
+from dslm.worker.trainer import run_trainer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """A Trainer that is ready, and what is asked of it when it has ended."""
+
+    trainer: Any
+    events: Events
+    writer: CheckpointWriter
+    stop: Stop
+    steps: int
+
+    @property
+    def step(self) -> int:
+        """The last optimizer step that was made."""
+        return int(self.trainer.state.global_step)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether somebody stopped it before its last step."""
+        return self.stop.stopped and self.step < self.steps
+
+
+def arguments_of(given: Assignment, inputs: Inputs) -> TrainingArguments:
+    """Return the arguments of the Trainer; transformers partitions models while they are alive."""
+    _let_trackers_write_into(given)
+    _, kind = _classes(inputs)
+    return training_arguments(
+        given.recipe,
+        given.config,
+        given.run,
+        steps=inputs.steps,
+        on_cpu=given.on_cpu,
+        liger=liger(given.recipe),
+        kind=kind,
+        extra=inputs.task.arguments,
+    )
+
+
+def assemble(
+    given: Assignment, inputs: Inputs, models: Models, arguments: TrainingArguments
+) -> Training:
+    """Put the Trainer together."""
+    recipe, task, data = given.recipe, inputs.task, inputs.data
+    events = Events(given, _start(given, inputs, models), models.resident)
+    writer = _writer(given, inputs, events.on_checkpoint)
+    stop = Stop(given.rank, save=recipe.checkpoint.on_stop)
+    own_data = not task.trainer
+    trainer = run_trainer(_classes(inputs)[0])(
+        recipe=recipe,
+        sampler=_sampler(given, inputs),
+        collate=task.collator(recipe, inputs.tokenizer, models.model.config),
+        metric=task.metric(recipe, len(data.labels)) if task.metric else None,
+        events=events,
+        writer=writer,
+        model=models.model,
+        args=arguments,
+        train=data.train,
+        evaluation=data.eval,
+        train_dataset=data.train if own_data else data.train.as_dataset(),
+        eval_dataset=data.eval if own_data or not data.eval else data.eval.as_dataset(),
+        **({"compute_loss_func": task.loss} if task.loss else {}),
+        processing_class=inputs.tokenizer,
+        **({"ref_model": models.reference} if models.reference is not None else {}),
+    )
+    callbacks: tuple[TrainerCallback, ...] = (stop,)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    return Training(trainer=trainer, events=events, writer=writer, stop=stop, steps=inputs.steps)
+
+
+def share_of(given: Assignment) -> Share:
+    """Return the share of each step's samples that this rank reads."""
+    return Share(
+        rank=given.rank.rank,
+        world_size=given.rank.world_size,
+        sharding=given.recipe.data.sharding,
+    )
+
+
+def _classes(inputs: Inputs) -> tuple[type, type]:
+    """Return the class of the Trainer and of its arguments."""
+    return inputs.task.trainer() if inputs.task.trainer else (Trainer, TrainingArguments)
+
+
+def _sampler(given: Assignment, inputs: Inputs) -> GlobalBatchSampler:
+    return GlobalBatchSampler(
+        count=len(inputs.data.train),
+        seed=given.recipe.seed,
+        steps=inputs.steps,
+        micro_batch=given.config["train_micro_batch_size_per_gpu"],
+        accumulation=given.config["gradient_accumulation_steps"],
+        share=share_of(given),
+        start_step=given.attempt.step,
+    )
+
+
+def _writer(
+    given: Assignment, inputs: Inputs, on_complete: Callable[..., None]
+) -> CheckpointWriter:
+    attempt = given.rank.attempt
+    facts = CheckpointManifest(
+        step=0,
+        world_size=given.rank.world_size,
+        zero_stage=given.stage,
+        global_batch=given.recipe.batch.global_size,
+        data=inputs.data.identity,
+        versions=versions(),
+    )
+    return CheckpointWriter(
+        given.run,
+        given.recipe.checkpoint,
+        facts,
+        on_complete,
+        local_ranks=dict(attempt.hosts)[attempt.host_of(given.rank.rank)],
+        shared=not attempt.hosts_without_run_dir,
+    )
+
+
+def _start(given: Assignment, inputs: Inputs, models: Models) -> Start:
+    """The start event, as far as it is known before there is a Trainer."""
+    recipe = given.recipe
+    plan = find_document(PlanFile, given.run.plan) or PlanFile()
+    parameters = list(models.model.parameters())
+    return Start(
+        **given.rank.stamp(),
+        world_size=given.rank.world_size,
+        precision=recipe.precision,
+        parameters=sum(_size(p) for p in parameters),
+        trained_parameters=sum(_size(p) for p in parameters if p.requires_grad),
+        device="cpu" if given.on_cpu else torch.cuda.get_device_name(),
+        tokens_per_sample=recipe.data.sequence_length if recipe.task != "vision" else 0,
+        samples=len(inputs.data.train),
+        data=inputs.data.summary(),
+        flops_per_token=plan.model.flops_per_token,
+        peak_flops=plan.cluster.peak_flops,
+    )
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    """Elements of a parameter, also of one that ZeRO-3 has partitioned."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _let_trackers_write_into(given: Assignment) -> None:
+    os.environ.setdefault(environment.WANDB, str(given.run.path))
+    os.environ.setdefault(environment.TENSORBOARD, str(given.run.path / "tensorboard"))
