@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 from dslm.cluster.speed import COLLECTIVES, Link, Links, Speed
 from dslm.errors import OptionError, Where, did_you_mean
@@ -89,35 +89,39 @@ _FITS = {
 }
 
 
-def _gpu(
-    name: str,
-    gib: float,
-    *,
-    half: float,
-    fp32: float,
-    memory: float,
-    link: float,
-    network: float,
-    source: str,
-    kind: str = "cuda",
-    bf16: bool = True,
-) -> Device:
+@dataclass(frozen=True, slots=True)
+class _Gpu:
     """A row: memory in GiB, peaks in TFLOP/s, memory bandwidth and links in GB/s."""
-    peaks = {"fp16": half * 1e12, "fp32": fp32 * 1e12} | ({"bf16": half * 1e12} if bf16 else {})
-    products, attention, error = _FITS.get(name, _OTHER)
-    return Device(
-        name=name,
-        kind=kind,
-        memory_bytes=int(gib * GIB),
-        peak_flops=peaks,
-        memory_bandwidth=memory * 1e9,
-        link_bandwidth=link * 1e9,
-        network_bandwidth=network * 1e9,
-        source=source,
-        products=products,
-        attention=attention,
-        error=error,
-    )
+
+    name: str
+    gib: float
+    _: KW_ONLY
+    half: float
+    fp32: float
+    memory: float
+    link: float
+    network: float
+    source: str
+    kind: str = "cuda"
+    bf16: bool = True
+
+    def device(self) -> Device:
+        """Return the device, in bytes and seconds."""
+        peaks = {"fp16": self.half * 1e12, "fp32": self.fp32 * 1e12}
+        products, attention, error = _FITS.get(self.name, _OTHER)
+        return Device(
+            name=self.name,
+            kind=self.kind,
+            memory_bytes=int(self.gib * GIB),
+            peak_flops=peaks | ({"bf16": self.half * 1e12} if self.bf16 else {}),
+            memory_bandwidth=self.memory * 1e9,
+            link_bandwidth=self.link * 1e9,
+            network_bandwidth=self.network * 1e9,
+            source=self.source,
+            products=products,
+            attention=attention,
+            error=error,
+        )
 
 
 # Peaks: tensor cores with fp32 accumulation, dense; fp32 without TF32, which is PyTorch's default.
@@ -126,72 +130,72 @@ def _gpu(
 _A100 = "NVIDIA A100 datasheet, 2021"
 _H100 = "NVIDIA H100 datasheet, 2023"
 _TABLE = (
-    _gpu(
+    _Gpu(
         "a100-40gb", 40, half=312, fp32=19.5, memory=1555, link=300, network=25,
         source=_A100,
     ),
-    _gpu(
+    _Gpu(
         "a100-80gb", 80, half=312, fp32=19.5, memory=2039, link=300, network=25,
         source=_A100,
     ),
-    _gpu(
+    _Gpu(
         "h100-80gb", 80, half=989.4, fp32=66.9, memory=3350, link=450, network=50,
         source=_H100,
     ),
-    _gpu(
+    _Gpu(
         "h100-pcie", 80, half=756, fp32=51.2, memory=2000, link=64, network=25,
         source=_H100,
     ),
-    _gpu(
+    _Gpu(
         "h200", 141e9 / GIB, half=989.4, fp32=66.9, memory=4800, link=450, network=50,
         source="NVIDIA H200 datasheet, 2023",
     ),
-    _gpu(
+    _Gpu(
         "b200", 180e9 / GIB, half=2250, fp32=75, memory=7700, link=900, network=50,
         source="NVIDIA DGX B200 datasheet, 2024",
     ),
-    _gpu(
+    _Gpu(
         "l4", 24, half=121, fp32=30.3, memory=300, link=32, network=3,
         source="NVIDIA L4 datasheet, 2023",
     ),
-    _gpu(
+    _Gpu(
         "l40s", 48, half=362, fp32=91.6, memory=864, link=32, network=6.25,
         source="NVIDIA L40S datasheet, 2023",
     ),
-    _gpu(
+    _Gpu(
         "a10", 24, half=125, fp32=31.2, memory=600, link=32, network=3,
         source="NVIDIA A10 datasheet, 2021",
     ),
-    _gpu(
+    _Gpu(
         "v100-16gb", 16, half=125, fp32=15.7, memory=900, link=150, network=12.5, bf16=False,
         source="NVIDIA V100 datasheet, 2018",
     ),
-    _gpu(
+    _Gpu(
         "v100-32gb", 32, half=125, fp32=15.7, memory=900, link=150, network=12.5, bf16=False,
         source="NVIDIA V100 datasheet, 2018",
     ),
-    _gpu(
+    _Gpu(
         "rtx-3090", 24, half=71, fp32=35.6, memory=936, link=32, network=3,
         source="NVIDIA GA102 whitepaper, 2020",
     ),
-    _gpu(
+    _Gpu(
         "rtx-4090", 24, half=165.2, fp32=82.6, memory=1008, link=32, network=3,
         source="NVIDIA Ada whitepaper, 2022",
     ),
-    _gpu(
+    _Gpu(
         "rtx-5090", 32, half=209.5, fp32=104.8, memory=1792, link=64, network=3,
         source="NVIDIA RTX Blackwell whitepaper, 2025",
     ),
-    _gpu(
+    _Gpu(
         "mi250x", 64, half=191.5, fp32=23.9, memory=1638, link=50, network=25, kind="rocm",
         source="AMD MI250X datasheet, 2021: one of its two dies",
     ),
-    _gpu(
+    _Gpu(
         "mi300x", 192, half=1307.4, fp32=163.4, memory=5300, link=64, network=50, kind="rocm",
         source="AMD MI300X datasheet, 2023",
     ),
 )  # fmt: skip
-DEVICES = {device.name: device for device in _TABLE}
+DEVICES = {row.name: row.device() for row in _TABLE}
 _ALIASES = {
     "a100": "a100-80gb", "h100": "h100-80gb", "h100-sxm": "h100-80gb", "v100": "v100-32gb",
     "h200-141gb": "h200", "b200-180gb": "b200", "3090": "rtx-3090", "4090": "rtx-4090",

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import TypedDict, Unpack
+from typing import BinaryIO, TypedDict, Unpack
 
 import psutil
 
@@ -95,22 +95,11 @@ def supervise(
         elsewhere: how processes on other hosts are looked at and ended.
         on_event: called with every event of the run as it appears.
     """
-    logs = run.logs(attempt.number)
-    logs.mkdir(parents=True, exist_ok=True)
-    for path, content in request.files.items():
-        path.write_text(content, encoding="utf-8")
+    run.logs(attempt.number).mkdir(parents=True, exist_ok=True)
     run.stop_request.unlink(missing_ok=True)
     _become_subreaper()
     with _signals() as stop, run.launcher_log(attempt.number).open("wb") as log:
-        launcher = subprocess.Popen(
-            list(request.argv),
-            env=request.whole_environment(os.environ),
-            cwd=request.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        launcher = _start(request, log)
         watch = _Watch(
             run=run,
             attempt=attempt,
@@ -137,6 +126,21 @@ def supervise(
             _end_launcher(launcher)
             run.stop_request.unlink(missing_ok=True)
             watch.report_events()
+
+
+def _start(request: LaunchRequest, log: BinaryIO) -> subprocess.Popen[bytes]:
+    """Write the files of a request, and start its command."""
+    for path, content in request.files.items():
+        path.write_text(content, encoding="utf-8")
+    return subprocess.Popen(
+        list(request.argv),
+        env=request.whole_environment(os.environ),
+        cwd=request.folder,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -145,6 +145,7 @@ def generate(
     _optimizer(draft, recipe, cluster, strategy)
     _scheduler(draft, recipe)
     _partitioning(draft, recipe, cluster, strategy, profile)
+    _model_parallelism(draft, recipe, strategy)
     _logging(draft, recipe)
     for key, value in leaves(recipe.deepspeed) if recipe.deepspeed else ():
         draft.set(key, value, "override", "the recipe's `deepspeed` section, merged last")
@@ -261,23 +262,42 @@ def _scheduler(draft: _Draft, recipe: Recipe) -> None:
 def _partitioning(
     draft: _Draft, recipe: Recipe, cluster: Cluster, strategy: Strategy, profile: Profile | None
 ) -> None:
-    zero = _ZERO
     given = recipe.parallel.zero_stage != "auto"
     draft.set(
-        f"{zero}.stage",
+        f"{_ZERO}.stage",
         strategy.zero_stage,
         "recipe" if given else "computed",
         "parallel.zero_stage" if given else "the planner: the fastest that fits",
     )
+    _buckets(draft, strategy, profile)
+    if cluster.device.kind == "cpu":
+        _of_a_cpu(draft)
+    if recipe.parallel.nvme_path and strategy.offload == "nvme":
+        for key in ("offload_optimizer", "offload_param"):
+            path = recipe.parallel.nvme_path
+            draft.set(f"{_ZERO}.{key}.nvme_path", path, "recipe", "parallel.nvme_path")
+    if recipe.parallel.zeropp:
+        draft.set(
+            f"{_ZERO}.zero_hpz_partition_size",
+            cluster.slots_per_host,
+            "computed",
+            "the second partition spans one host's slots",
+        )
+
+
+def _buckets(draft: _Draft, strategy: Strategy, profile: Profile | None) -> None:
+    """Sizes by transformers' rule for its Trainer.
+
+    Source: HfTrainerDeepSpeedConfig.trainer_config_finalize.
+    """
     bucket = bucket_elements(profile)
-    hidden = profile.hidden_size if profile else None
-    # transformers' rule for its Trainer (HfTrainerDeepSpeedConfig.trainer_config_finalize)
     square = (
         "hidden size², at least a million" if profile else "DeepSpeed's default: no sizes known"
     )
     if strategy.zero_stage in (1, 2):
         for key in ("reduce_bucket_size", "allgather_bucket_size"):
-            draft.set(f"{zero}.{key}", bucket, "computed", square)
+            draft.set(f"{_ZERO}.{key}", bucket, "computed", square)
+    hidden = profile.hidden_size if profile else None
     if strategy.zero_stage == 3 and hidden is not None:
         sizes = {
             "reduce_bucket_size": (bucket, square),
@@ -285,26 +305,20 @@ def _partitioning(
             "stage3_param_persistence_threshold": (10 * hidden, "10 × hidden size"),
         }
         for key, (value, why) in sizes.items():
-            draft.set(f"{zero}.{key}", value, "computed", why)
-    if cluster.device.kind == "cpu":
-        if "overlap_comm" in draft.values[zero]:
-            draft.set(f"{zero}.overlap_comm", False, "computed", "a CPU has no streams to overlap")
-        for key in ("offload_optimizer", "offload_param"):
-            if key in draft.values[zero]:
-                draft.set(
-                    f"{zero}.{key}.pin_memory", False, "computed", "no accelerator copies from it"
-                )
-    if recipe.parallel.nvme_path and strategy.offload == "nvme":
-        for key in ("offload_optimizer", "offload_param"):
-            path = recipe.parallel.nvme_path
-            draft.set(f"{zero}.{key}.nvme_path", path, "recipe", "parallel.nvme_path")
-    if recipe.parallel.zeropp:
-        draft.set(
-            f"{zero}.zero_hpz_partition_size",
-            cluster.slots_per_host,
-            "computed",
-            "the second partition spans one host's slots",
-        )
+            draft.set(f"{_ZERO}.{key}", value, "computed", why)
+
+
+def _of_a_cpu(draft: _Draft) -> None:
+    zero = draft.values[_ZERO]
+    if "overlap_comm" in zero:
+        draft.set(f"{_ZERO}.overlap_comm", False, "computed", "a CPU has no streams to overlap")
+    for key in ("offload_optimizer", "offload_param"):
+        if key in zero:
+            why = "no accelerator copies from it"
+            draft.set(f"{_ZERO}.{key}.pin_memory", False, "computed", why)
+
+
+def _model_parallelism(draft: _Draft, recipe: Recipe, strategy: Strategy) -> None:
     if strategy.tensor_parallel > 1:
         size = strategy.tensor_parallel
         draft.set("tensor_parallel.autotp_size", size, "recipe", "parallel.tensor")
