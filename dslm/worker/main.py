@@ -18,7 +18,11 @@ def main() -> None:
     def work() -> None:
         # what modules define stays: looking through it for garbage, over and over, takes a second
         gc.disable()
-        stay_offline_without_hub(read_resolved(rank.run.recipe), lambda detail: _tell(rank, detail))
+        recipe = read_resolved(rank.run.recipe)
+        stay_offline_without_hub(recipe, lambda detail: _tell(rank, detail))
+        from dslm.worker.imports import import_libraries
+
+        import_libraries(recipe)
         from dslm.worker.train import train
 
         gc.freeze()
