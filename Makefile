@@ -57,7 +57,9 @@ docs: setup
 fuzz: setup
 	$(BIN)/python -m tests.fuzz $(SECONDS)
 
+# the example script of transformers that it compares with imports evaluate; RUN_CLM=FILE names the script
 bench: setup
+	$(BIN)/pip install --quiet evaluate==0.4.6
 	$(BIN)/python -m benchmarks
 
 bench-planner: setup

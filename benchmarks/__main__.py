@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import checkpoints, data, startup, training
+from benchmarks import checkpoints, data, example, first_step, startup, training
 from benchmarks.pages import Section
 
 
@@ -13,7 +13,8 @@ def main() -> None:
     parts = {
         "startup": startup.report,
         "training": training.report,
-        "first-step": training.first_step,
+        "first-step": first_step.report,
+        "example": example.report,
         "data": data.report,
         "checkpoints": checkpoints.report,
     }

@@ -29,8 +29,8 @@ BIN = Path(sys.executable).parent
 HANDWRITTEN = Path(__file__).with_name("handwritten.py")
 
 
-def _dslm(folder: Path, stage: int, steps: int) -> tuple[float, float]:
-    """Seconds to the end of the first step, and steps per second after it."""
+def _dslm(folder: Path, stage: int, steps: int) -> float:
+    """Steps per second after the first ones."""
     run = folder / f"stage-{stage}-{time.monotonic_ns()}"
     settings = {
         **MODEL, "parallel.zero_stage": stage, "duration.steps": steps, "log.every": WARM,
@@ -39,27 +39,26 @@ def _dslm(folder: Path, stage: int, steps: int) -> tuple[float, float]:
     argv = [str(BIN / "dslm"), "train", "quickstart", "-o", str(run)]
     for key, value in settings.items():
         argv += ["-s", f"{key}={value}"]
-    start = time.time()
     checked(argv)
     ends = {e.step: e.time for e in read_history(RunDirectory(run)).steps}
-    return ends[1] - start, (steps - WARM) / (ends[steps] - ends[WARM])
+    return (steps - WARM) / (ends[steps] - ends[WARM])
 
 
-def _handwritten(folder: Path, stage: int, steps: int) -> tuple[float, float]:
+def _handwritten(folder: Path, stage: int, steps: int) -> float:
     """The same of the loop, with the config of the newest run at this stage."""
     run = sorted(folder.glob(f"stage-{stage}-*"))[-1]
     out = folder / "ends.json"
     argv = [
         sys.executable, str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port",
-        str(free_port()), "--no_local_rank", str(HANDWRITTEN), str(run), str(_data(run)), str(out),
+        str(free_port()), "--no_local_rank",
+        str(HANDWRITTEN), str(run), str(data_of(run)), str(out),
     ]  # fmt: skip
-    start = time.time()
     checked(argv, DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     ends = json.loads(out.read_text())
-    return ends[0] - start, (steps - WARM) / (ends[steps - 1] - ends[WARM - 1])
+    return (steps - WARM) / (ends[steps - 1] - ends[WARM - 1])
 
 
-def _data(run: Path) -> Path:
+def data_of(run: Path) -> Path:
     """The file where dslm keeps the packed samples of a run."""
     from transformers import AutoTokenizer
 
@@ -76,8 +75,7 @@ def report() -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for stage in (0, 1, 2, 3):
-            found = _alternating(folder, stage, STEPS)
-            speeds[stage] = [rate for _, rate in found[0]], [rate for _, rate in found[1]]
+            speeds[stage] = _alternating(folder, stage, STEPS)
     lines = [
         "## Training speed\n",
         f"A Llama of 2.4M parameters, 2 CPU ranks, {STEPS - WARM} steps after {WARM} to warm up; "
@@ -91,24 +89,7 @@ def report() -> str:
     return "\n".join(lines) + "\n"
 
 
-def first_step() -> str:
-    """Seconds from Enter to the end of the first optimizer step: medians of alternating runs."""
-    with tempfile.TemporaryDirectory() as name:
-        ours, theirs = _alternating(Path(name), 2, 2 * WARM)
-    mine, other = median(seconds for seconds, _ in ours), median(seconds for seconds, _ in theirs)
-    return (
-        "## From Enter to the first optimizer step\n\n"
-        f"The same model at stage 2, medians of {REPEATS} alternating runs each; the data is "
-        "prepared, the operators are built.\n\n"
-        "| `dslm train` | `deepspeed` on the loop written by hand | difference |\n"
-        "|---|---|---|\n"
-        f"| {mine:.2f} s | {other:.2f} s | {mine - other:+.2f} s |\n"
-    )
-
-
-def _alternating(
-    folder: Path, stage: int, steps: int
-) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+def _alternating(folder: Path, stage: int, steps: int) -> tuple[list[float], list[float]]:
     """What was measured of dslm and of the loop, in turn; a first run of dslm doesn't count."""
     _dslm(folder, stage, steps)  # builds DeepSpeed's operator and prepares the data
     ours, theirs = [], []
