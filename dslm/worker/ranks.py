@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dslm import environment
 from dslm.errors import RunFailed
+from dslm.host.cores import usable_cores
 from dslm.run.attempt import Attempt, path_of_word, read_attempt
 from dslm.run.directory import RunDirectory
 from dslm.run.endings import report_of
@@ -93,7 +94,7 @@ def _take_on(attempt: Attempt, rank: int, local_rank: int) -> None:
     """Take on the attempt's environment and folder."""
     os.environ.update(attempt.environment_of(rank))
     # so that the ranks of a host don't fight over its cores
-    threads = max(1, len(os.sched_getaffinity(0)) // dict(attempt.hosts)[attempt.host_of(rank)])
+    threads = max(1, usable_cores() // dict(attempt.hosts)[attempt.host_of(rank)])
     os.environ.setdefault(environment.THREADS, str(threads))
     os.environ[environment.EXTENSIONS] = str(build_folder(os.environ))
     # DeepSpeed and torch read no other names
