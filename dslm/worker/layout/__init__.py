@@ -1,0 +1,1 @@
+"""How ranks share one model and one batch: groups of ranks, attention within documents, experts."""
