@@ -33,7 +33,7 @@ from dslm.host.network import free_port
 from dslm.launch.control import Control
 from dslm.lifecycle.resume import resume_point
 from dslm.run.attempt import Attempt, path_word
-from dslm.run.checkpoints import newest_sound
+from dslm.run.checkpoints import SavedLayout, newest_sound
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import HostSlots
 from dslm.run.events import Step
@@ -146,7 +146,9 @@ def _kill_ranks(
     run: RunDirectory, stage: int, dice: random.Random, control: Control, tally: Tally
 ) -> bool:
     """Go on with a run and kill its ranks; False when it was done before."""
-    point = resume_point(run, world_size=RANKS, zero_stage=stage, log=run.path / "convert.log")
+    point = resume_point(
+        run, layout=SavedLayout(world_size=RANKS, zero_stage=stage), log=run.path / "convert.log"
+    )
     hosts = (("localhost", RANKS),)
     number = add_attempt(
         run,

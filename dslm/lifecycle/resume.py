@@ -1,7 +1,8 @@
 """The checkpoint to resume from: which one, whether it fits the ranks there are, its conversion.
 
-At the same world size and stage a checkpoint is loaded as it is. At another one it is converted
-to DeepSpeed's universal format first, by DeepSpeed's own converter, into a folder beside it.
+In the same layout a checkpoint is loaded as it is. For another one it is converted first to the
+portable form, which knows no layout, into a folder beside it; one that has that form already is
+loaded as it is into any.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dslm.errors import OptionError, RunFailed, Where
-from dslm.run.checkpoints import Checkpoint, newest_sound, state_folder
+from dslm.run.checkpoints import Checkpoint, SavedLayout, newest_sound, state_folder
 from dslm.run.directory import RunDirectory
 from dslm.run.pickles import foreign_names
 
-_TRAINER_STATE = "trainer_state.json"
 _CONVERTER = "dslm.worker.convert"
 TRUST = "--trust-checkpoint"
 
@@ -30,15 +30,14 @@ class ResumePoint:
 
     path: str
     step: int
-    universal: bool
+    converted: bool
     seconds: float | None = None  # that a conversion took
 
 
 def resume_point(
     run: RunDirectory,
     *,
-    world_size: int,
-    zero_stage: int,
+    layout: SavedLayout,
     log: Path,
     trust: bool = False,
     report: Callable[[str], None] = lambda detail: None,
@@ -47,15 +46,13 @@ def resume_point(
 
     Args:
         run: the run to resume.
-        world_size: ranks there are now.
-        zero_stage: stage they use.
+        layout: how the ranks that there are now share the work.
         log: what the converter prints goes there.
         trust: a checkpoint may hold more than tensors, which runs code when it is loaded.
         report: takes what people should know: checkpoints that can't be used, a conversion.
 
     Raises:
-        OptionError: no conversion leads from the checkpoint's stage to this one, or it holds more
-            than tensors.
+        OptionError: it holds more than tensors.
         RunFailed: the conversion failed.
     """
     checkpoint, problems = newest_sound(run.checkpoints)
@@ -66,24 +63,23 @@ def resume_point(
         return None
     if not trust:
         check_harmless(checkpoint)
-    same = (checkpoint.world_size, checkpoint.zero_stage) == (world_size, zero_stage)
     # without ZeRO every rank holds the whole state: any number of ranks can load it
-    plain = checkpoint.zero_stage == zero_stage == 0
+    before = checkpoint.layout
+    plain = {before.zero_stage, layout.zero_stage} == {0} and before == replace(
+        layout, world_size=before.world_size
+    )
+    fits = checkpoint.portable or before == layout or plain
     path, seconds = checkpoint.path, None
-    if not (same or plain):
-        _check_stages(run, checkpoint.zero_stage, zero_stage)
-        report(
-            f"converting step {checkpoint.step} from {checkpoint.world_size} ranks, "
-            f"stage {checkpoint.zero_stage}, to {world_size} ranks, stage {zero_stage}"
-        )
-        path = run.checkpoints / f".universal-{checkpoint.step}"
+    if not fits:
+        report(f"converting step {checkpoint.step} from {before} to {layout}")
+        path = run.checkpoints / f".portable-{checkpoint.step}"
         began = time.monotonic()
         convert(checkpoint, path, log, trust=trust)
         seconds = time.monotonic() - began
     return ResumePoint(
         path=str(path.relative_to(run.path)),
         step=checkpoint.step,
-        universal=not (same or plain),
+        converted=not fits,
         seconds=seconds,
     )
 
@@ -105,6 +101,8 @@ def check_harmless(checkpoint: Checkpoint) -> None:
             hint="leave it alone unless you know who wrote it; "
             f"`{TRUST}` loads it as it is, and runs its code",
         )
+    if checkpoint.portable:
+        return
     try:
         folder = state_folder(checkpoint.path)
     except (OSError, ValueError) as failure:
@@ -114,26 +112,21 @@ def check_harmless(checkpoint: Checkpoint) -> None:
 
 
 def convert(checkpoint: Checkpoint, folder: Path, log: Path, *, trust: bool = False) -> None:
-    """Convert a checkpoint to DeepSpeed's universal format; the folder appears whole.
+    """Convert a checkpoint to the portable form; the folder appears whole.
 
     It is made anew each time, and goes when the next checkpoint is saved.
 
     Raises:
-        RunFailed: DeepSpeed's converter failed.
+        RunFailed: the conversion failed.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     for leftover in (partial, folder):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
-    tag = f"global_step{checkpoint.step}"
     argv = [
         sys.executable, "-P", "-m", _CONVERTER, *(["--trust"] if trust else []),
-        "--input_folder", str(checkpoint.path / tag),
-        "--output_folder", str(partial / f"{tag}_universal"),
-        "--num_extract_workers", "1", "--num_merge_workers", "1",
+        str(checkpoint.path), str(checkpoint.layout.zero_stage), str(partial),
     ]  # fmt: skip
-    if checkpoint.zero_stage < 3:
-        argv.append("--inject_missing_state")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
         done = subprocess.run(argv, stdout=stream, stderr=subprocess.STDOUT, check=False)
@@ -142,19 +135,6 @@ def convert(checkpoint: Checkpoint, folder: Path, log: Path, *, trust: bool = Fa
         raise RunFailed(
             f"the checkpoint of step {checkpoint.step} could not be converted",
             where=Where(file=log),
-            hint=f"resume with {checkpoint.world_size} ranks: that needs no conversion",
+            hint=f"resume as it was written, with {checkpoint.layout}: that needs no conversion",
         )
-    shutil.copy2(checkpoint.path / _TRAINER_STATE, partial / _TRAINER_STATE)
     partial.replace(folder)
-
-
-def _check_stages(run: RunDirectory, old: int, new: int) -> None:
-    if old == new or {old, new} == {1, 2}:
-        return
-    raise OptionError(
-        f"the checkpoint was written under ZeRO stage {old}, and its optimizer state can't be "
-        f"carried to stage {new}",
-        where=Where(file=run.path),
-        hint=f"resume with `--set parallel.zero_stage={old}`; or start a new run from the weights: "
-        "`dslm export`, then `--set model.name=FOLDER --set model.init=pretrained`",
-    )

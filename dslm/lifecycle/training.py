@@ -29,6 +29,7 @@ from dslm.recipe.load import dump_recipe, read_resolved
 from dslm.recipe.schema import Recipe
 from dslm.run import events
 from dslm.run.attempt import Attempt
+from dslm.run.checkpoints import SavedLayout
 from dslm.run.directory import RunDirectory
 from dslm.run.history import read_history
 from dslm.run.manifest import read_manifest
@@ -73,7 +74,7 @@ def _train(
         start = None
         if restarts or resumed is not None:
             start = _start(run, job, listener, trust=request.trust_checkpoint)
-            _write_again(run, job, start)
+            _write_again(run, job)
         if restarts:
             _record_restart(run, rendezvous, start, listener)
         plan = AttemptPlan(
@@ -157,14 +158,10 @@ def _files(job: Job) -> dict[str, object]:
     }
 
 
-def _write_again(run: RunDirectory, job: Job, start: ResumePoint | None) -> None:
+def _write_again(run: RunDirectory, job: Job) -> None:
     """The files of a run for an attempt that may have other hosts than the last one."""
-    values = job.config.values
-    if start is not None and start.universal:
-        section = {**values.get("checkpoint", {}), "load_universal": True}
-        values = {**values, "checkpoint": section}
     write_atomic(run.recipe, dump_recipe(job.recipe))
-    write_json(run.ds_config, values)
+    write_json(run.ds_config, job.config.values)
     write_json(run.plan, plan_document(job))
 
 
@@ -179,8 +176,7 @@ def _start(run: RunDirectory, job: Job, listener: Listener, *, trust: bool) -> R
 
     point = resume_point(
         run,
-        world_size=job.cluster.world_size,
-        zero_stage=job.plan.strategy.zero_stage,
+        layout=_layout(job),
         log=run.logs(attempt) / "convert.log",
         trust=trust,
         report=report,
@@ -190,6 +186,17 @@ def _start(run: RunDirectory, job: Job, listener: Listener, *, trust: bool) -> R
         converted = events.Convert(**events.stamp(attempt), step=point.step, seconds=seconds)
         events.write_event(run.events, converted)
     return point
+
+
+def _layout(job: Job) -> SavedLayout:
+    strategy = job.plan.strategy
+    return SavedLayout(
+        world_size=job.cluster.world_size,
+        zero_stage=strategy.zero_stage,
+        tensor=strategy.tensor_parallel,
+        sequence=strategy.sequence_parallel,
+        expert=strategy.expert_parallel,
+    )
 
 
 def _record_restart(

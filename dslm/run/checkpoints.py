@@ -27,13 +27,31 @@ _TAG = re.compile(r"global_step[0-9]+(_universal)?")  # DeepSpeed's name of a fo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SavedLayout:
+    """The layout that a checkpoint was written under, or is to be loaded into."""
+
+    world_size: int
+    zero_stage: int
+    tensor: int = 1
+    sequence: int = 1
+    expert: int = 1
+
+    def __str__(self) -> str:
+        ranks = f"{self.world_size} rank{'s' if self.world_size > 1 else ''}"
+        shared = [
+            f"{n} {s}" for n in ("tensor", "sequence", "expert") if (s := getattr(self, n)) > 1
+        ]
+        return ", ".join([ranks, f"stage {self.zero_stage}", *shared])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
     """A complete checkpoint: every file is there with its size."""
 
     path: Path
     step: int
-    world_size: int
-    zero_stage: int
+    layout: SavedLayout
+    portable: bool = False
     eval_loss: float | None = None
     files: Mapping[str, FileEntry]
 
@@ -103,8 +121,14 @@ def _complete(path: Path) -> Checkpoint | None:
     return Checkpoint(
         path=path,
         step=manifest.step,
-        world_size=manifest.world_size,
-        zero_stage=manifest.zero_stage,
+        layout=SavedLayout(
+            world_size=manifest.world_size,
+            zero_stage=manifest.zero_stage,
+            tensor=manifest.tensor,
+            sequence=manifest.sequence,
+            expert=manifest.expert,
+        ),
+        portable=manifest.portable,
         eval_loss=manifest.eval_loss,
         files=manifest.files,
     )
@@ -203,7 +227,7 @@ def remove_unused(checkpoint: Checkpoint) -> bool:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what interrupted or no longer wanted work of dslm's left beside the checkpoints."""
-    for pattern in (".step-*.partial", ".universal-*"):
+    for pattern in (".step-*.partial", ".portable-*"):
         for leftover in folder.glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
 

@@ -188,6 +188,10 @@ class CheckpointManifest(Document):
     step: Count
     world_size: Count
     zero_stage: Count
+    tensor: Count = 1
+    sequence: Count = 1
+    expert: Count = 1
+    portable: bool = False  # it knows no layout, whatever it was written under
     global_batch: Count | None = None
     data: str | None = None  # the identity of what was trained on
     versions: Mapping[str, str] = field(default_factory=dict)

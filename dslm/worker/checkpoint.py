@@ -39,6 +39,7 @@ from dslm.run.documents import (
     read_document,
     write_document,
 )
+from dslm.worker.portable import write_portable
 from dslm.worker.snapshot import SnapshotEngine
 
 DESCRIPTION = "model"  # in a checkpoint: what `dslm export` needs beside the tensors
@@ -106,7 +107,10 @@ class CheckpointWriter:
         dist.barrier()
         engine = self._engine(trainer.model_wrapped)
         try:
-            trainer._save_optimizer_and_scheduler(str(partial))
+            if self._facts.portable:
+                write_portable(trainer, partial)
+            else:
+                trainer._save_optimizer_and_scheduler(str(partial))
             trainer._save_rng_state(str(partial))
             if rank == 0:
                 self._describe(trainer, partial)

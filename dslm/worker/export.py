@@ -26,8 +26,10 @@ from dslm.worker.answer import Tell, answer
 from dslm.worker.checkpoint import DESCRIPTION
 from dslm.worker.data.records import first_line
 from dslm.worker.hub import in_reach
+from dslm.worker.layout.whole import WEIGHT
 from dslm.worker.model import DTYPES, adapter_config
 from dslm.worker.model_card import model_card
+from dslm.worker.portable import BUFFERS, PORTABLE, Tensors
 from dslm.worker.zero_tensors import StoredTensor, stored_tensors
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # of safetensors
@@ -47,7 +49,11 @@ def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(checkpoint.path / DESCRIPTION, partial)
-        tensors = stored_tensors(checkpoint.path, checkpoint.zero_stage)
+        tensors = (
+            portable_tensors(checkpoint.path)
+            if checkpoint.portable
+            else stored_tensors(checkpoint.path, checkpoint.layout.zero_stage)
+        )
         dtype = DTYPES[request["dtype"] or recipe.precision]
         if recipe.lora is not None:
             _export_adapter(partial, tensors, dtype, recipe, merge=request["merge"], tell=tell)
@@ -75,6 +81,15 @@ def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
         "parameters": sum(_parameters(file) for file in output.glob("*.safetensors")),
         "bytes": sum(file.stat().st_size for file in output.rglob("*") if file.is_file()),
     }
+
+
+def portable_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
+    """Return the trained tensors and the buffers of a portable checkpoint, by name."""
+    found = {}
+    for key in (WEIGHT, BUFFERS):
+        for name, tensor in Tensors(checkpoint / PORTABLE / key).mapped():
+            found[name] = StoredTensor(tensor.shape, tensor.dtype, (tensor,))
+    return found
 
 
 def write_model(

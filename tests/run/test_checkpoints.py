@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dslm.run.checkpoints import (
     MANIFEST,
     Checkpoint,
+    SavedLayout,
     complete_checkpoints,
     newest_sound,
     superseded,
@@ -95,7 +96,11 @@ def test_the_newest_and_the_best_stay(
 ) -> None:
     complete = [
         Checkpoint(
-            path=Path(f"step-{i}"), step=i, world_size=1, zero_stage=0, eval_loss=loss, files={}
+            path=Path(f"step-{i}"),
+            step=i,
+            layout=SavedLayout(world_size=1, zero_stage=0),
+            eval_loss=loss,
+            files={},
         )
         for i, loss in enumerate(losses)
     ]

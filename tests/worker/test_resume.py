@@ -137,6 +137,7 @@ CHAINS = {
     "stage 2": ((2, 2), (1, 2), (4, 2), (2, 2)),
     "stage 3": ((2, 3), (1, 3), (4, 3), (2, 3)),
     "stages 1 and 2": ((2, 1), (2, 2), (1, 1)),
+    "all stages": ((2, 0), (2, 3), (1, 2), (2, 1)),
 }
 _CHAIN_STEPS = 60
 _KILLED_AT = (17, 32, 47)
@@ -158,6 +159,36 @@ def test_at_other_world_sizes_and_stages_the_curve_is_the_same(
     changes = len(ways) - 1 if ways[-1][1] else 0  # without ZeRO every rank has the whole state
     assert [(event.seconds or 0) > 0 for event in converted] == [True] * changes
     assert not list((run / "checkpoints").glob(".*"))
+
+
+# (ranks, stage, sizes) of each attempt; all but the last are killed
+LAYOUTS: dict[str, tuple[tuple[int, int, dict[str, int]], ...]] = {
+    "layers and sequences": (
+        (2, 1, {"tensor": 2}), (2, 2, {"sequence": 2}),
+        (4, 3, {"sequence": 2}), (4, 1, {"tensor": 2}),
+    ),
+    "portable throughout": ((2, 2, {}), (1, 3, {}), (2, 0, {}), (2, 1, {"tensor": 2})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("chain", LAYOUTS)
+def test_in_other_layouts_the_curve_is_the_same(trained: Train, tmp_path: Path, chain: str) -> None:
+    run = tmp_path / "run"
+    more: dict[str, Any] = {"duration.steps": _CHAIN_STEPS}
+    if chain == "portable throughout":
+        more["checkpoint.format"] = "portable"
+    ways = [
+        (ranks, stage, more | {f"parallel.{key}": size for key, size in sizes.items()})
+        for ranks, stage, sizes in LAYOUTS[chain]
+    ]
+    for (ranks, stage, settings), step in zip(ways[:-1], _KILLED_AT, strict=True):
+        _train_until_killed(run, ranks, stage, step, **settings)
+    ranks, stage, settings = ways[-1]
+    _go_on(run, ranks, stage, attempts=len(ways), **settings)
+    undisturbed = trained(
+        ranks=2, **{**SETTINGS, "duration__steps": _CHAIN_STEPS, "parallel__zero_stage": 1}
+    )
+    assert _whole_curve(run) == pytest.approx(losses(undisturbed), abs=1e-4)
 
 
 def _flip_a_bit(file: Path) -> None:
@@ -188,13 +219,12 @@ def test_a_damaged_checkpoint_is_found_and_the_older_one_taken(
     assert _whole_curve(run) == losses(undisturbed)
 
 
-def test_another_recipe_stage_or_data_is_refused_with_the_difference(
+def test_another_recipe_or_length_is_refused_with_the_difference(
     killed: Killed, tmp_path: Path
 ) -> None:
     run = _copy(killed(2, 2), tmp_path)
     for more, code, said in (
         ({"optimizer.lr": 0.5}, 2, "optimizer.lr"),
-        ({"parallel.zero_stage": 3}, 2, "dslm export"),
         ({"duration.steps": STEPS - 1, "log.every": 2}, 2, "duration.steps"),
     ):
         argv = _argv(run, 2, 2) + [part for k, v in more.items() for part in ("-s", f"{k}={v}")]
