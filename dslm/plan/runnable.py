@@ -11,7 +11,10 @@ Shared = Literal["tensor", "sequence"]
 
 # Tasks in which ranks can share layers (AutoTP) or sequences (Ulysses). Whoever teaches the worker
 # another one adds it here.
-TASKS: dict[Shared, frozenset[str]] = {"tensor": frozenset(), "sequence": frozenset()}
+TASKS: dict[Shared, frozenset[str]] = {
+    "tensor": frozenset({"pretrain", "sft", "sequence"}),
+    "sequence": frozenset({"pretrain", "sft"}),
+}
 
 
 def can_share(what: Shared, task: str) -> bool:

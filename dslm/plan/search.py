@@ -132,10 +132,13 @@ def parallel_sizes(
         _sizes("tensor", recipe, cluster, profile),
         _sizes("sequence", recipe, cluster, profile),
     ):
-        if tensor > 1 and sequence > 1 and "auto" in (
-            recipe.parallel.tensor, recipe.parallel.sequence,
-        ):  # fmt: skip
-            continue  # DeepSpeed has no preset for both
+        if tensor > 1 and sequence > 1:
+            first = first or RecipeError(
+                "DeepSpeed shares either layers or sequences between ranks, not both",
+                where=Where(key="parallel.sequence"),
+                hint="`--set parallel.tensor=1`",
+            )
+            continue
         try:
             size = data_parallel_size(recipe, cluster, tensor=tensor, sequence=sequence)
         except RecipeError as failure:
@@ -243,9 +246,8 @@ def _strategies(
     if parallel.zero_stage == "auto" and (data_parallel * sequence == 1 or not known):
         # one rank has nothing to partition; of an unknown model, stage 2 is what mostly works
         stages = (0, 3) if known else (2,)
-    if tensor > 1:
-        # AutoTP shares layers itself: it does not work with stage 3 (DeepSpeed's autotp docs)
-        stages = tuple(stage for stage in stages if stage < 3) or (1,)
+    if tensor > 1 and parallel.zero_stage == "auto":
+        stages = tuple(stage for stage in stages if stage < 3)  # shared layers are small already
     if parallel.zeropp:
         stages = (3,)
     offloads = _OFFLOADS if parallel.offload == "auto" else (parallel.offload,)
@@ -282,6 +284,7 @@ def _strategies(
             tensor_parallel=tensor,
             sequence_parallel=sequence,
             data_parallel_size=data_parallel,
+            expert_parallel=recipe.parallel.expert,
         )
 
 

@@ -17,6 +17,7 @@ class Strategy:
     tensor_parallel: int
     sequence_parallel: int
     data_parallel_size: int
+    expert_parallel: int = 1  # across data-parallel ranks: they read different samples
 
     @property
     def global_batch_size(self) -> int:

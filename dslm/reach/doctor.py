@@ -25,6 +25,8 @@ _OPTIONAL = {
     "liger-kernel": "faster kernels on CUDA: pip install liger-kernel",
     "flash-attn": "faster attention on CUDA: pip install flash-attn",
 }
+# versions of transformers with which each DeepSpeed has been seen to share experts between ranks
+_SHARES_EXPERTS = {"0.19.8": ("5.20.2", "5.22.2", "5.23.0")}
 _PYTHON = (3, 11)
 _FREE_DISK = 5 * 2**30
 _FREE_SHM = 2**30  # DeepSpeed shares 66 MiB a rank there, NCCL and data loaders more
@@ -47,6 +49,7 @@ def check_machine() -> list[Check]:
         _python(),
         *(_package(name) for name in _NEEDED),
         *(_package(name, use) for name, use in _OPTIONAL.items()),
+        _sharing_of_experts(),
         _program("g++", "DeepSpeed builds its CPU operators with it: apt install g++"),
         _program("ninja", "DeepSpeed builds its operators with it: pip install ninja"),
         _program("deepspeed", "it comes with the package deepspeed: is its bin folder there?"),
@@ -74,6 +77,25 @@ def _package(name: str, use: str = "") -> Check:
         if use:
             return Check(name, "not installed", "missing", use)
         return Check(name, "not installed", "wrong", "pip install dslm brings it")
+
+
+def _sharing_of_experts() -> Check:
+    """Whether DeepSpeed and transformers go together where `parallel.expert` is above 1."""
+    name = "shared experts"
+    try:
+        deepspeed, transformers = version("deepspeed"), version("transformers")
+    except PackageNotFoundError:
+        return Check(name, "not known", "missing", "the packages above are needed first")
+    seen = _SHARES_EXPERTS.get(deepspeed.partition("+")[0], ())
+    pair = f"DeepSpeed {deepspeed}, transformers {transformers}"
+    if transformers in seen:
+        return Check(name, pair)
+    known = "; ".join(
+        f"DeepSpeed {d} with transformers {', '.join(t)}" for d, t in _SHARES_EXPERTS.items()
+    )
+    return Check(
+        name, pair, "missing", f"`parallel.expert` is not known to work here, but with {known}"
+    )
 
 
 def _program(name: str, use: str) -> Check:

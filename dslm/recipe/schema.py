@@ -169,6 +169,8 @@ class Parallel(Section):
     """Ranks that share each layer's matrices (DeepSpeed AutoTP); auto: what is fastest."""
     sequence: Few | Auto = 1
     """Ranks that share each sequence (DeepSpeed Ulysses); auto: what is fastest."""
+    expert: Few = 1
+    """Ranks that share the experts of each layer (DeepSpeed AutoEP), of a mixture of experts."""
     ranks: Few | Auto = "auto"
     """Ranks per host; auto: every accelerator, or one on a CPU."""
 
@@ -227,6 +229,9 @@ class Checkpoint(Section):
     """How many of the newest complete checkpoints stay on disk."""
     keep_best: Whole = 0
     """How many more stay: those with the lowest loss of an evaluation after the same step."""
+    format: Literal["native", "portable"] = "native"
+    """`native` is DeepSpeed's, quick to write; `portable` holds every tensor whole, for any layout.
+    Where ranks share layers or experts it is portable."""
     on_stop: Flag = True
     """Save when the run is stopped by Ctrl-C or SIGTERM."""
     grace: Seconds = 30.0

@@ -49,7 +49,8 @@ def training_arguments(
         "per_device_train_batch_size": config["train_micro_batch_size_per_gpu"],
         "gradient_accumulation_steps": config["gradient_accumulation_steps"],
         "seed": recipe.seed,
-        "deepspeed": config,
+        # transformers compares this number with one that counts ranks of a shared batch twice
+        "deepspeed": {k: v for k, v in config.items() if k != "train_batch_size"},
         "ignore_data_skip": True,  # the sampler itself starts at the right step
         "remove_unused_columns": False,
         "disable_tqdm": True,

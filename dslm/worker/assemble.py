@@ -20,6 +20,7 @@ from dslm.worker.callbacks import Events, Stop
 from dslm.worker.checkpoint import CheckpointWriter
 from dslm.worker.data.order import GlobalBatchSampler, Share
 from dslm.worker.model import liger
+from dslm.worker.portable import is_portable
 from dslm.worker.trainer import run_trainer
 
 
@@ -70,7 +71,7 @@ def assemble(
     stop = Stop(given.rank, save=recipe.checkpoint.on_stop)
     own_data = not task.trainer
     trainer = run_trainer(_classes(inputs)[0])(
-        recipe=recipe,
+        given=given,
         sampler=_sampler(given, inputs),
         collate=task.collator(recipe, inputs.tokenizer, models.model.config),
         metric=task.metric(recipe, len(data.labels)) if task.metric else None,
@@ -95,8 +96,8 @@ def assemble(
 def share_of(given: Assignment) -> Share:
     """Return the share of each step's samples that this rank reads."""
     return Share(
-        rank=given.rank.rank,
-        world_size=given.rank.world_size,
+        rank=given.layout.data_rank,
+        world_size=given.layout.data_size,
         sharding=given.recipe.data.sharding,
     )
 
@@ -121,11 +122,15 @@ def _sampler(given: Assignment, inputs: Inputs) -> GlobalBatchSampler:
 def _writer(
     given: Assignment, inputs: Inputs, on_complete: Callable[..., None]
 ) -> CheckpointWriter:
-    attempt = given.rank.attempt
+    attempt, layout = given.rank.attempt, given.layout
     facts = CheckpointManifest(
         step=0,
         world_size=given.rank.world_size,
         zero_stage=given.stage,
+        tensor=layout.tensor,
+        sequence=layout.sequence,
+        expert=layout.expert,
+        portable=is_portable(given.recipe.checkpoint, layout),
         global_batch=given.recipe.batch.global_size,
         data=inputs.data.identity,
         versions=versions(),

@@ -20,6 +20,7 @@ from dslm.run.directory import RunDirectory
 from dslm.run.documents import AttemptRecord
 from dslm.run.manifest import read_manifest
 from dslm.worker.data.prepare import Prepared
+from dslm.worker.layout.ranks import Layout
 from dslm.worker.ranks import Rank
 from dslm.worker.tasks.base import Task
 
@@ -42,6 +43,11 @@ class Assignment:
     def run(self) -> RunDirectory:
         """The run directory."""
         return self.rank.run
+
+    @property
+    def layout(self) -> Layout:
+        """How the ranks share the work, and this rank's place among them."""
+        return Layout.of(self.config, rank=self.rank.rank, world_size=self.rank.world_size)
 
     @property
     def stage(self) -> int:

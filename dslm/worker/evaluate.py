@@ -14,6 +14,9 @@ import torch.distributed as dist
 from torch.utils.data import Dataset
 
 from dslm.worker.data.packing import IGNORED
+from dslm.worker.layout.ranks import Layout
+from dslm.worker.layout.sequence import part_of
+from dslm.worker.layout.tensor import whole_logits
 from dslm.worker.metrics import Metric
 from dslm.worker.tasks.base import Collate
 
@@ -23,6 +26,7 @@ def evaluate(
     dataset: Dataset[Any],
     collate: Collate,
     metric: Metric,
+    layout: Layout,
     *,
     micro_batch: int,
     device: torch.device,
@@ -35,11 +39,12 @@ def evaluate(
         dataset: samples with `labels`; -100 is not predicted.
         collate: makes a batch of samples.
         metric: what is made of logits and labels.
+        layout: who reads what.
         micro_batch: samples in a forward pass of a rank.
         device: where the batch goes.
         on_batch: called after each forward pass.
     """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
+    rank, world_size = layout.data_rank, layout.data_size
     count = len(dataset)  # type: ignore[arg-type]
     total = torch.zeros(metric.size, dtype=torch.float64, device=device)
     was_training = model.training
@@ -49,9 +54,15 @@ def evaluate(
             indices = range(start + rank, start + micro_batch * world_size, world_size)
             batch = collate([dataset[i if i < count else 0] for i in indices])
             batch = {name: value.to(device) for name, value in batch.items()}
-            labels = batch.pop("labels")
-            labels[[i >= count for i in indices]] = IGNORED
-            total += metric.sums(model(**batch).logits, labels, batch)
+            batch["labels"][[i >= count for i in indices]] = IGNORED
+            batch = part_of(batch, layout)
+            labels, shifted = batch.pop("labels"), batch.pop("shift_labels", None)
+            logits = whole_logits(model(**batch).logits, layout, model)
+            if shifted is not None:  # a metric shifts labels itself
+                labels = torch.nn.functional.pad(shifted, (1, 0), value=IGNORED)
+                logits = torch.nn.functional.pad(logits, (0, 0, 0, 1))
+            if layout.reads_first or layout.sequence > 1:  # of equal results count one
+                total += metric.sums(logits, labels, batch)
             on_batch()
     if was_training:
         model.train()

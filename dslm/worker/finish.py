@@ -14,6 +14,7 @@ from dslm.run.events import End
 from dslm.run.words import Phase
 from dslm.worker.assemble import Training
 from dslm.worker.assignment import Assignment, Inputs
+from dslm.worker.layout.whole import whole_model
 from dslm.worker.model_card import model_card
 
 _SAMPLE_TOKENS = 60
@@ -56,7 +57,11 @@ def finish(given: Assignment, inputs: Inputs, training: Training) -> None:
 
 def export(trainer: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
     """Write the model in Hugging Face format, whole or not at all; all ranks call."""
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    state = (
+        whole_model(trainer.model_wrapped)
+        if trainer.layout.shares_parameters
+        else trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    )
     if dist.get_rank() == 0:
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed while exporting

@@ -26,8 +26,10 @@ from dslm.worker.data.prepare import Prepared, prepare
 from dslm.worker.data.tokenizer import load_tokenizer
 from dslm.worker.extension_builds import build_folder, is_built, remove_dead_marks
 from dslm.worker.finish import finish, finish_early
+from dslm.worker.layout.share import share_model
 from dslm.worker.memory_peaks import resident
 from dslm.worker.model import build_model, label_settings
+from dslm.worker.portable import with_portable
 from dslm.worker.ranks import Rank, release_shared_memory
 from dslm.worker.tasks import task_of
 from dslm.worker.tensors_only import tensors_only
@@ -117,6 +119,7 @@ def build_models(given: Assignment, inputs: Inputs) -> Models:
     settings = label_settings(inputs.data.labels)
     set_seed(recipe.seed)
     model = build_model(recipe, task.auto_class, inputs.tokenizer, **settings)
+    share_model(model, recipe, given.layout, given.config["train_micro_batch_size_per_gpu"])
     reference = None
     if task.reference and recipe.lora is None:
         set_seed(recipe.seed)  # the same weights once more
@@ -133,6 +136,7 @@ def run_steps(given: Assignment, training: Training) -> None:
     given.phase(Phase.PARTITIONING, f"ZeRO stage {given.stage}")
     checkpoint = given.attempt.resumed_from
     path = str(given.run.path / checkpoint) if checkpoint else None
+    with_portable()
     try:
         with nullcontext() if given.rank.attempt.trust_checkpoint else tensors_only():
             training.trainer.train(resume_from_checkpoint=path)

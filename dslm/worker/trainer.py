@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dslm.recipe.schema import Recipe
 from dslm.run.events import Eval
 from dslm.run.samples import append_samples
+from dslm.worker.assignment import Assignment
 from dslm.worker.callbacks import Events
 from dslm.worker.checkpoint import CheckpointWriter
 from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.data.store import Samples
 from dslm.worker.evaluate import evaluate
+from dslm.worker.layout.sequence import part_of
 from dslm.worker.metrics import Metric
 from dslm.worker.tasks.base import Collate
 
@@ -46,7 +47,7 @@ class RunTrainer:
     def __init__(
         self,
         *,
-        recipe: Recipe,
+        given: Assignment,
         sampler: GlobalBatchSampler,
         collate: Collate,
         metric: Metric | None,
@@ -56,7 +57,8 @@ class RunTrainer:
         evaluation: Samples | None,
         **settings: Any,
     ) -> None:
-        self._recipe = recipe
+        self._recipe = given.recipe
+        self.layout = given.layout
         self._sampler = sampler
         self._collate = collate
         self._metric = metric
@@ -70,13 +72,23 @@ class RunTrainer:
         # TRL's trainers insist on a `datasets.Dataset` when they are made, and read it nowhere else
         self.train_dataset, self.eval_dataset = train, evaluation
 
-    def compute_loss(self, *args: Any, **settings: Any) -> Any:
+    def get_tp_size(self) -> int:
+        """How many ranks compute the same loss: the Trainer weights losses with it."""
+        return self.layout.tensor
+
+    def _get_num_items_in_batch(self, batches: list[Any], device: torch.device) -> Any:
+        """What losses are divided by; ranks that share sequences count whole ones each."""
+        found = super()._get_num_items_in_batch(batches, device)  # type: ignore[misc]
+        return None if found is None else found / self.layout.sequence
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **settings: Any) -> Any:
         """The forward pass, whose memory ends here."""
+        inputs = part_of(inputs, self.layout)
         measure = self._events.measure
         if not measure.peaks.measures:
-            return super().compute_loss(*args, **settings)  # type: ignore[misc]
+            return super().compute_loss(model, inputs, *args, **settings)  # type: ignore[misc]
         measure.before_forward(self.model_wrapped)
-        found = super().compute_loss(*args, **settings)  # type: ignore[misc]
+        found = super().compute_loss(model, inputs, *args, **settings)  # type: ignore[misc]
         measure.peaks.end("forward")
         return found
 
@@ -118,6 +130,7 @@ class RunTrainer:
                 eval_dataset or self.eval_dataset,
                 self._collate,
                 self._metric,
+                self.layout,
                 micro_batch=self.args.per_device_train_batch_size,
                 device=self.args.device,
                 on_batch=self._events.evaluated_batch,

@@ -39,6 +39,7 @@ _CODE = {  # what a type can do, by what its code says
     "sdpa": "_supports_sdpa = True",
     "flash_attention_2": "_supports_flash_attn = True",
     "activation_checkpointing": "supports_gradient_checkpointing = True",
+    "attention by name": "ALL_ATTENTION_FUNCTIONS.get_interface(",
     "heads divide": ") is not a multiple of the number of attention",
 }
 _SIMPLE = {int: "int", float: "float", bool: "bool", str: "str", list: "list", dict: "dict"}
@@ -116,11 +117,20 @@ def _types() -> dict[str, Any]:
         if can:
             config = CONFIG_MAPPING[name]
             found[name] |= {
-                "code": _code_of(name),
+                "code": [*_code_of(name), *_plan_of(config)],
                 "names": dict(config.attribute_map),
                 "fields": _fields(config, without=common),
             }
     return found
+
+
+def _plan_of(config: Any) -> list[str]:
+    """`shared layers`: transformers says how ranks share them, in words that DeepSpeed has."""
+    from deepspeed.module_inject.tp_plan_converter import SUPPORTED_STYLES
+
+    plan = getattr(config, "base_model_tp_plan", None) or {}
+    known = all(str(style).lower() in SUPPORTED_STYLES for style in plan.values())
+    return ["shared layers"] if plan and known else []
 
 
 def _code_of(name: str) -> list[str]:

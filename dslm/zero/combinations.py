@@ -173,11 +173,6 @@ _PAIRS = (
         "needs the optimizer on the CPU", f"set `{_ZERO}.offload_optimizer.device: cpu`",
         "runtime/zenflow/zenflow_stage_1_and_2.py",
     ),
-    _Pair(
-        lambda c: (number_at(c, "tensor_parallel.autotp_size") or 0) > 1,
-        lambda c: stage_of(c) == 3, "tensor_parallel.autotp_size",
-        "does not work with stage 3", "use stage 1 or 2", "runtime/engine.py",
-    ),
 )  # fmt: skip
 
 

@@ -100,9 +100,9 @@ def preset_name(recipe: Recipe, strategy: Strategy) -> str:
         RecipeError: no preset has this combination.
     """
     stage, offload = strategy.zero_stage, strategy.offload
-    if strategy.sequence_parallel > 1:
+    if offload == "none" and strategy.sequence_parallel > 1:
         return "sequence-parallel"
-    if strategy.tensor_parallel > 1:
+    if offload == "none" and strategy.tensor_parallel > 1:
         return "autotp"
     if recipe.parallel.zeropp:
         return "zeropp"
@@ -144,8 +144,8 @@ def generate(
     _precision(draft, recipe)
     _optimizer(draft, recipe, cluster, strategy)
     _scheduler(draft, recipe)
-    _partitioning(draft, recipe, cluster, strategy, profile)
     _model_parallelism(draft, recipe, strategy)
+    _partitioning(draft, recipe, cluster, strategy, profile)
     _logging(draft, recipe)
     for key, value in leaves(recipe.deepspeed) if recipe.deepspeed else ():
         draft.set(key, value, "override", "the recipe's `deepspeed` section, merged last")
@@ -163,6 +163,9 @@ def explain(config: ResolvedConfig) -> list[tuple[str, Any, str, str]]:
 def _batch(draft: _Draft, recipe: Recipe, strategy: Strategy) -> None:
     size = strategy.global_batch_size
     draft.set("train_batch_size", size, "recipe", "batch.global_size: the same on any cluster")
+    if strategy.tensor_parallel > 1:
+        # DeepSpeed checks it against every rank's micro batches, those of one tensor group as well
+        draft.drop("train_batch_size")
     given = recipe.batch.micro_size != "auto"
     draft.set(
         "train_micro_batch_size_per_gpu",
@@ -310,6 +313,9 @@ def _buckets(draft: _Draft, strategy: Strategy, profile: Profile | None) -> None
 
 def _of_a_cpu(draft: _Draft) -> None:
     zero = draft.values[_ZERO]
+    if "expert_parallel" in draft.values:
+        why = "one product for all experts is an accelerator's"
+        draft.set("expert_parallel.use_grouped_mm", False, "computed", why)
     if "overlap_comm" in zero:
         draft.set(f"{_ZERO}.overlap_comm", False, "computed", "a CPU has no streams to overlap")
     for key in ("offload_optimizer", "offload_param"):
@@ -325,6 +331,11 @@ def _model_parallelism(draft: _Draft, recipe: Recipe, strategy: Strategy) -> Non
     if strategy.sequence_parallel > 1:
         draft.set(
             "sequence_parallel_size", strategy.sequence_parallel, "recipe", "parallel.sequence"
+        )
+    if strategy.expert_parallel > 1:
+        draft.set("expert_parallel.enabled", True, "recipe", "parallel.expert")
+        draft.set(
+            "expert_parallel.autoep_size", strategy.expert_parallel, "recipe", "parallel.expert"
         )
     if strategy.activation_checkpointing:
         draft.set(

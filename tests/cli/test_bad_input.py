@@ -86,8 +86,13 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ("optimizer parameter", [*TRAIN, "-s", "optimizer.learning_rate=1"], ["learning_rate", "lr"]),
     (
         "layers shared by ranks",
-        [*TRAIN, "-s", "parallel.tensor=2"],
-        ["parallel.tensor", "dslm launch"],
+        [*TRAIN, "-s", "parallel.ranks=3", "-s", "parallel.tensor=2"],
+        ["tensor × sequence = 2", "multiple"],
+    ),
+    (
+        "layers and sequences shared",
+        [*TRAIN, "-s", "parallel={tensor: 2, sequence: 2}"],
+        ["parallel.sequence", "either layers or sequences"],
     ),
     ("task of a script", [*TRAIN, "-s", "task=script"], ["task", "dslm launch"]),
     (

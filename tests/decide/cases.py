@@ -58,15 +58,21 @@ _ARGUMENTS = "arguments that the Trainer has, and that are its to decide"
 _SECTION = "a `deepspeed` section that agrees with the recipe"
 _ATTENTION = "attention that the model and the device have"
 _LORA = "adapters on a trained model"
-_SHARING = "ranks that share what dslm's worker can share"
+_TOGETHER = "ranks that share what goes together"
+_RANKS = "parallel.ranks=4 parallel.zero_stage=1"
+_MIXTURE = f"{ARCHITECTURE}.model_type=mixtral {ARCHITECTURE}.num_local_experts=4"
 _DISK = "a disk to offload to"
 _OPTIMIZER = "an optimizer for the device and its offload"
 NVME = "parallel.zero_stage=3 parallel.offload=nvme parallel.nvme_path="
 
 ROWS: tuple[Row, ...] = (
     _row("a task that dslm trains", "task=script", "task=pretrain", "dslm launch"),
-    _row(_SHARING, "parallel.tensor=2", "parallel.tensor=1", "layers", "dslm launch"),
-    _row(_SHARING, "parallel.sequence=2", "parallel.sequence=1", "sequences"),
+    _row(_TOGETHER, f"{_RANKS} parallel.tensor=2 {_MIXTURE}", f"{_RANKS} parallel.tensor=2", "doesn't know"),  # noqa: E501
+    _row(_TOGETHER, f"{_RANKS} parallel.sequence=2", f"{_RANKS} parallel.sequence=1", "pretrain and sft", recipe=BERT),  # noqa: E501
+    _row("heads that ranks can share", f"{_RANKS} parallel.tensor=4 {ARCHITECTURE}.num_attention_heads=6 {ARCHITECTURE}.hidden_size=96", f"{_RANKS} parallel.tensor=2 {ARCHITECTURE}.num_attention_heads=6 {ARCHITECTURE}.hidden_size=96", "6 heads", "2 or 3"),  # noqa: E501
+    _row("sequences that ranks can share", f"{_RANKS} parallel.sequence=2 data.sequence_length=99", f"{_RANKS} parallel.sequence=2 data.sequence_length=98", "98 or 100"),  # noqa: E501
+    _row("experts that ranks can share", f"{_RANKS} parallel.expert=2", f"{_RANKS} parallel.expert=2 {_MIXTURE}", "no experts"),  # noqa: E501
+    _row("experts that ranks can share", f"{_RANKS} parallel.expert=2 {_MIXTURE.replace('=4', '=5')}", f"{_RANKS} parallel.expert=2 {_MIXTURE}", "5 experts"),  # noqa: E501
     _row(_LORA, "lora={}", "lora=null", "starts from scratch", "model.init"),
     _row(_TYPE, f"{ARCHITECTURE}.model_type=lama", f"{ARCHITECTURE}.model_type=mistral", "lama", "llama"),  # noqa: E501
     _row(_TYPE, "model.init=pretrained model.name=./unknown", "model.init=pretrained model.name=./llama", "config.json", "no model type `nope`"),  # noqa: E501

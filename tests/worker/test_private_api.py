@@ -9,11 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.module_inject.layers import TensorParallel_Layer
 from deepspeed.runtime import config as deepspeed_config
 from deepspeed.runtime.engine import DeepSpeedEngine, EngineTimers
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.utils import groups
 from torch.utils.flop_counter import flop_registry
-from transformers import AutoConfig, AutoModelForMaskedLM, LlamaForCausalLM, Trainer
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    LlamaForCausalLM,
+    Trainer,
+    modeling_utils,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import output_capturing
 from trl import DPOTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +68,23 @@ GUARDS = {
     "_all_values": lambda: all(dtype._all_values[1:] for dtype in deepspeed_config.DtypeEnum),
     # the tracer, dslm.worker.trace
     "_supports_flash_attn": lambda: isinstance(LlamaForCausalLM._supports_flash_attn, bool),
+    # dslm.worker.layout
+    "_supports_sdpa": lambda: LlamaForCausalLM._supports_sdpa is True,
+    "_can_set_attn_implementation": LlamaForCausalLM._can_set_attn_implementation,
+    "_CAN_RECORD_REGISTRY": lambda: (
+        isinstance(output_capturing._CAN_RECORD_REGISTRY, dict)
+        and modeling_utils._CAN_RECORD_REGISTRY is output_capturing._CAN_RECORD_REGISTRY
+    ),
+    "_tp_partition": lambda: (
+        _parameters(TensorParallel_Layer._tp_partition) == ["self", "params_list"]
+        and _parameters(TensorParallel_Layer.gather_params) == ["self", "params_list"]
+    ),
+    "_lazy_init_hp_params_optimizer_state": lambda: callable(
+        DeepSpeedZeroOptimizer._lazy_init_hp_params_optimizer_state
+    ),
+    "_get_expert_parallel_group": lambda: (
+        _parameters(groups._get_expert_parallel_group) == ["group_name"]
+    ),
     "_global_mapping": lambda: "sdpa" in ALL_ATTENTION_FUNCTIONS._global_mapping,
     "_schema": lambda: (
         torch.ops.aten.add_.Tensor._schema.is_mutable
@@ -70,6 +97,10 @@ GUARDS = {
     ),
     # overridden, not called: TRL would tokenise what dslm has prepared
     "_prepare_dataset": lambda: callable(DPOTrainer._prepare_dataset),
+    # overridden, so that ranks that share sequences count them once
+    "_get_num_items_in_batch": lambda: (
+        _parameters(Trainer._get_num_items_in_batch) == ["self", "batch_samples", "device"]
+    ),
     # replaced on a live engine; see dslm.worker.callbacks
     "engine_timers": lambda: (
         {"enable_micro_timers", "enable_global_timers"} <= {*_parameters(EngineTimers)}

@@ -132,12 +132,6 @@ TABLE: list[tuple[str, dict[str, Any], str, str]] = [
         "scheduler.params.total_num_steps",
         "needs it",
     ),
-    (
-        "tensor parallel at stage 3",
-        {**OK, "tensor_parallel": {"autotp_size": 2}, "zero_optimization": STAGE_3},
-        "tensor_parallel.autotp_size",
-        "stage",
-    ),
     ("a section that is none", {**OK, "bf16": True}, "bf16", "object"),
     ("a section that is null", {**OK, "fp16": None}, "fp16", "null"),
     ("a section that is a list", {**OK, "optimizer": []}, "optimizer", "object"),

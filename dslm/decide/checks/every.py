@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dslm.decide.checks import data, machine, model, settings
+from dslm.decide.checks import data, layout, machine, model, settings
 from dslm.decide.checks.base import Case, Check, Problem, Verb
 from dslm.errors import Finding, RecipeError
 from dslm.recipe.load import LoadedRecipe
 
-CHECKS: tuple[Check, ...] = (*machine.CHECKS, *model.CHECKS, *data.CHECKS, *settings.CHECKS)
+CHECKS: tuple[Check, ...] = (
+    *machine.CHECKS,
+    *model.CHECKS,
+    *layout.CHECKS,
+    *data.CHECKS,
+    *settings.CHECKS,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

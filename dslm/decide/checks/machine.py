@@ -169,26 +169,6 @@ def _of_a_script(case: Case) -> Iterator[Problem]:
         )
 
 
-_SHARED = {"tensor": "layers", "sequence": "sequences"}
-
-
-def _shared(case: Case) -> Iterator[Problem]:
-    strategy = case.strategy
-    if strategy is None:
-        return
-    for key, size in (
-        ("tensor", strategy.tensor_parallel),
-        ("sequence", strategy.sequence_parallel),
-    ):
-        if size > 1:
-            yield Problem(
-                key=f"parallel.{key}",
-                message=f"`dslm train` can't share {_SHARED[key]} between ranks",
-                hint="leave it out (`parallel.zero_stage: 3` partitions the model), or give the "
-                "config to your own script: `dslm launch SCRIPT --recipe RECIPE --pass-config`",
-            )
-
-
 def _adapters(case: Case) -> Iterator[Problem]:
     if case.recipe.lora is not None and case.recipe.model.init == "scratch":
         yield Problem(
@@ -201,13 +181,6 @@ def _adapters(case: Case) -> Iterator[Problem]:
 
 CHECKS = (
     Check(name="a task that dslm trains", looks_at="task", judge=_of_a_script, verbs=ONLY_TRAIN),
-    Check(
-        name="ranks that share what dslm's worker can share",
-        looks_at="parallel.tensor, parallel.sequence",
-        judge=_shared,
-        verbs=ONLY_TRAIN,
-        planned=True,
-    ),
     Check(
         name="adapters on a trained model",
         looks_at="lora, model.init",

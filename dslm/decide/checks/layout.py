@@ -1,0 +1,200 @@
+"""Checks on ranks that share layers, sequences or experts: what divides, and what goes together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from dslm.decide.checks.base import ONLY_TRAIN, TRAINING, Case, Check, Problem
+from dslm.plan.runnable import can_share
+from dslm.zero.experts import EXPERT_TYPES
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+# entries of a config with which attention is more than causal, full or within a window
+_OTHERWISE = (
+    "attn_logit_softcapping", "attention_chunk_size", "use_bidirectional_attention", "alibi",
+)  # fmt: skip
+# heads whose queries and values differ in size (multi-head latent attention)
+_LATENT = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """How many ranks share what, in the plan or else in the recipe."""
+
+    tensor: int
+    sequence: int
+    expert: int
+
+    @staticmethod
+    def of(case: Case) -> _Sizes:
+        parallel, strategy = case.recipe.parallel, case.strategy
+        if strategy is not None:
+            return _Sizes(
+                strategy.tensor_parallel, strategy.sequence_parallel, strategy.expert_parallel
+            )
+        tensor, sequence = (
+            size if isinstance(size, int) else 1 for size in (parallel.tensor, parallel.sequence)
+        )
+        return _Sizes(tensor, sequence, parallel.expert)
+
+
+def _heads(case: Case) -> Iterator[Problem]:
+    """Sizes that share the heads of the model evenly."""
+    sizes = _Sizes.of(case)
+    heads = _entry(case, "num_attention_heads")
+    shared = _entry(case, "num_key_value_heads")
+    for key, size in (("tensor", sizes.tensor), ("sequence", sizes.sequence)):
+        if type(heads) is int and heads % size:
+            near = [str(n) for n in range(2, heads + 1) if heads % n == 0]
+            yield Problem(
+                key=f"parallel.{key}",
+                message=f"{size} ranks can't share {heads} heads evenly",
+                hint=f"{' or '.join(near[:4])} would work" if near else "",
+            )
+        elif type(shared) is int and shared > 0 and shared % size and size % shared:
+            yield Problem(
+                key=f"parallel.{key}",
+                message=f"{size} ranks can't share {shared} key-value heads evenly",
+                hint=f"a divisor or a multiple of {shared} would work",
+            )
+
+
+def _length(case: Case) -> Iterator[Problem]:
+    size, length = _Sizes.of(case).sequence, case.recipe.data.sequence_length
+    if size > 1 and length % size:
+        below = length // size * size
+        sizes = f"{below} or {below + size}" if below else f"{size}"
+        yield Problem(
+            key="data.sequence_length",
+            message=f"{size} ranks can't share sequences of {length} tokens evenly",
+            hint=f"{sizes} tokens would work",
+        )
+
+
+def _experts(case: Case) -> Iterator[Problem]:
+    """A mixture of experts that DeepSpeed knows, and experts that are shared evenly."""
+    size = _Sizes.of(case).expert
+    if size == 1:
+        return
+    kind = str(case.architecture.get("model_type"))
+    count = next((n for name in _EXPERTS if type(n := _entry(case, name)) is int and n > 0), None)
+    if kind not in EXPERT_TYPES:
+        yield Problem(
+            key="parallel.expert",
+            message=f"DeepSpeed can't share the experts of a model of type `{kind}`"
+            if count
+            else f"a model of type `{kind}` has no experts to share",
+            hint=f"it can those of {', '.join(sorted(EXPERT_TYPES))}"
+            if count
+            else "`--set parallel.expert=1`",
+        )
+    elif count is not None and count % size:
+        fits = [str(n) for n in range(2, count + 1) if count % n == 0]
+        yield Problem(
+            key="parallel.expert",
+            message=f"{size} ranks can't share {count} experts evenly",
+            hint=f"{' or '.join(fits[-4:])} would work",
+        )
+    if case.cluster.world_size % size:
+        yield Problem(
+            key="parallel.expert",
+            message=f"{case.cluster.world_size} ranks can't be grouped by {size}",
+            hint=f"use a multiple of {size} ranks",
+        )
+
+
+def _entry(case: Case, name: str) -> object:
+    return case.kind.value(case.architecture, name) if case.kind else case.architecture.get(name)
+
+
+def _crosses_hosts(case: Case, size: int) -> bool:
+    """Return whether a group of so many neighbouring ranks would have ranks on two hosts."""
+    hosts = case.cluster.hosts
+    return len(hosts) > 1 and any(host.slots % size for host in hosts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Apart:
+    """Two things that don't go together, with the reason."""
+
+    key: str
+    clashes: Callable[[Case, _Sizes], bool]
+    message: str
+    hint: str
+
+
+def _lacks(case: Case, what: str) -> bool:
+    return case.kind is not None and bool(case.kind.heads) and what not in case.kind.code
+
+
+_APART = (
+    _Apart(
+        "parallel.tensor", lambda c, s: s.tensor > 1 and _lacks(c, "shared layers"),
+        "DeepSpeed doesn't know how ranks share the layers of a model of this type",
+        "`--set parallel.tensor=1`, and `parallel.zero_stage: 3` partitions the model",
+    ),
+    _Apart(
+        "parallel.sequence",
+        lambda c, s: s.sequence > 1
+        and (_lacks(c, "attention by name") or any(c.architecture.get(n) for n in _OTHERWISE)),
+        "the attention of a model of this type is not one that ranks can share sequences for",
+        "`--set parallel.sequence=1`",
+    ),
+    _Apart(
+        "parallel.sequence",
+        lambda c, s: s.sequence > 1 and not can_share("sequence", c.recipe.task),
+        "sequences can be shared by ranks in the tasks pretrain and sft only",
+        "`--set parallel.sequence=1`",
+    ),
+    _Apart(
+        "parallel.sequence",
+        lambda c, s: s.sequence > 1 and any(c.architecture.get(name) for name in _LATENT),
+        "sequences can't be shared in a model whose queries and values have heads of two sizes",
+        "`--set parallel.sequence=1`",
+    ),
+    _Apart(
+        "parallel.tensor", lambda c, s: _crosses_hosts(c, s.tensor),
+        "a group of ranks that share layers would cross hosts, and it talks in every layer",
+        "choose a divisor of each host's slots",
+    ),
+    _Apart(
+        "parallel.tensor", lambda c, s: s.tensor > 1 and not can_share("tensor", c.recipe.task),
+        "layers can be shared by ranks in the tasks pretrain, sft and sequence only",
+        "`--set parallel.tensor=1`, and `parallel.zero_stage: 3` partitions the model",
+    ),
+)  # fmt: skip
+
+
+def _together(case: Case) -> Iterator[Problem]:
+    sizes = _Sizes.of(case)
+    for row in _APART:
+        if row.clashes(case, sizes):
+            yield Problem(key=row.key, message=row.message, hint=row.hint)
+
+
+CHECKS = (
+    Check(
+        name="heads that ranks can share",
+        looks_at="parallel.tensor, parallel.sequence, num_attention_heads",
+        judge=_heads,
+    ),
+    Check(
+        name="sequences that ranks can share",
+        looks_at="parallel.sequence, data.sequence_length",
+        judge=_length,
+        verbs=TRAINING,
+    ),
+    Check(
+        name="experts that ranks can share",
+        looks_at="parallel.expert, model_type",
+        judge=_experts,
+    ),
+    Check(
+        name="ranks that share what goes together",
+        looks_at="parallel.tensor, parallel.sequence, parallel.expert",
+        judge=_together,
+        verbs=ONLY_TRAIN,
+        planned=True,
+    ),
+)

@@ -1,0 +1,28 @@
+"""A model as the ranks of a layout share it: called when it is built, before DeepSpeed has it."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from dslm.errors import RecipeError, Where
+from dslm.recipe.schema import Recipe
+from dslm.worker.layout.attention import attends_plainly, use_documents
+from dslm.worker.layout.experts import let_registry_take_names
+from dslm.worker.layout.ranks import Layout
+from dslm.worker.layout.sequence import share_sequences
+
+
+def share_model(model: PreTrainedModel, recipe: Recipe, layout: Layout, micro_batch: int) -> None:
+    """Choose the attention of a model, and prepare what DeepSpeed needs to share it."""
+    if layout.expert > 1:
+        let_registry_take_names()
+    if layout.sequence > 1 and not attends_plainly(model):
+        raise RecipeError(
+            "ranks can't share sequences of a model with this attention",
+            where=Where(key="parallel.sequence"),
+            hint="`--set parallel.sequence=1`",
+        )
+    if layout.sequence > 1:
+        share_sequences(model, layout, micro_batch)
+    else:
+        use_documents(model, recipe)
