@@ -36,7 +36,7 @@ class WorkerError(Exception):
 
 def ask(
     module: str,
-    request: Mapping[str, Any],
+    request: Mapping[str, object],
     on_phase: Callable[[str], None] = lambda detail: None,
 ) -> dict[str, Any]:
     """Run a worker module and return its answer.
@@ -92,7 +92,7 @@ def ask(
     return answer
 
 
-def _send(stdin: IO[bytes], request: Mapping[str, Any]) -> None:
+def _send(stdin: IO[bytes], request: Mapping[str, object]) -> None:
     try:
         stdin.write(json.dumps(request).encode())
         stdin.close()

@@ -20,5 +20,4 @@ def hub_config(name: str, revision: str = "main") -> dict[str, Any]:
         found = ask("dslm.worker.hub_config", {"name": name, "revision": revision})
     except DslmError as failure:
         raise RecipeError(failure.message, where=failure.where, hint=failure.hint) from failure
-    config: dict[str, Any] = found["config"]
-    return config
+    return dict(found["config"])

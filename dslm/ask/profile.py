@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from dslm.ask.call import ask
 from dslm.errors import DslmError
@@ -15,8 +14,8 @@ OnPhase = Callable[[str], None]
 
 
 def profile_request(
-    recipe: Recipe, architecture: dict[str, Any], *, on_cpu: bool
-) -> dict[str, Any]:
+    recipe: Recipe, architecture: Mapping[str, object], *, on_cpu: bool
+) -> dict[str, object]:
     """Build the request for a profile: everything in a recipe that changes the model's work."""
     lora = recipe.lora
     attention = recipe.model.attention
@@ -39,7 +38,7 @@ _NEXT_TOKEN = ("pretrain", "sft", "dpo", "sequence", "script")
 
 def profile_of(
     recipe: Recipe,
-    architecture: dict[str, Any],
+    architecture: Mapping[str, object],
     *,
     on_cpu: bool,
     on_phase: OnPhase = lambda detail: None,
@@ -53,7 +52,7 @@ def profile_of(
     return found, found.why
 
 
-def profiles(requests: list[dict[str, Any]], on_phase: OnPhase) -> list[Profile]:
+def profiles(requests: list[dict[str, object]], on_phase: OnPhase) -> list[Profile]:
     """Return the profiles of requests; what isn't known yet is traced by one process.
 
     Raises:

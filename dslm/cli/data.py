@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -108,7 +109,7 @@ def show(
         terminal.show(Panel(text, title=f"sample {number}"))
 
 
-def _ask(recipe: str, overrides: Any, *, samples: int, verify: bool) -> dict[str, Any]:
+def _ask(recipe: str, overrides: Sequence[str], *, samples: int, verify: bool) -> dict[str, Any]:
     from dslm.ask.call import ask
     from dslm.decide.job import check_data_named
     from dslm.recipe.load import load_recipe

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from dslm import environment
 from dslm.errors import DslmError, shortened
@@ -96,7 +96,7 @@ def write(text: str) -> None:
     stream.flush()
 
 
-def write_json(document: Any) -> None:
+def write_json(document: object) -> None:
     """Put one JSON document on stdout; where that has no letter for something, escaped."""
     text = json_text(document)
     try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from dslm import environment
 from dslm.cluster.devices import Device, device_reported
+from dslm.codec import Json
 from dslm.errors import OptionError, Where
 
 
@@ -40,7 +41,7 @@ def accelerators() -> list[dict[str, Any]]:
         pynvml.nvmlShutdown()
 
 
-def _described(handle: Any) -> dict[str, Any]:
+def _described(handle: object) -> dict[str, Json]:
     import pynvml
 
     total: int | None = None  # unified memory

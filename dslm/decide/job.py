@@ -11,11 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dslm.ask.hub import hub_config
 from dslm.ask.profile import OnPhase, profile_of
 from dslm.cluster.hosts import Cluster
+from dslm.codec import Json
 from dslm.decide.model import ModelSource, model_of, read_config
 from dslm.errors import DataError, OptionError, RecipeError, Where
 from dslm.plan.report import document
@@ -162,7 +162,7 @@ def check_data_named(recipe: Recipe) -> None:
     check_extras(recipe)
 
 
-def plan_document(job: Job) -> dict[str, Any]:
+def plan_document(job: Job) -> dict[str, Json]:
     """plan.json: what was chosen and what is predicted."""
     found = document(job.plan, job.recipe, job.cluster, job.profile, job.untraced)
     return {"format": FORMAT, **found}
@@ -206,9 +206,10 @@ def load_to_plan(name: str, overrides: Sequence[str]) -> LoadedRecipe:
     return load_recipe(name, overrides)
 
 
-def _task(architecture: Mapping[str, Any]) -> str:
+def _task(architecture: Mapping[str, object]) -> str:
     """Return the task of a model, by the class that its config names."""
-    classes = " ".join(architecture.get("architectures") or ())
+    named = architecture.get("architectures")
+    classes = " ".join(map(str, named)) if isinstance(named, list) else ""
     for end, task in _TASKS.items():
         if end in classes:
             return task

@@ -74,11 +74,11 @@ def _given(arguments: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _of_recipe(job: Job) -> dict[str, Any]:
+def _of_recipe(job: Job) -> dict[str, object]:
     """The Trainer's arguments as the recipe has them."""
     recipe, config = job.recipe, job.config.values
     optimizer, steps = recipe.optimizer, total_steps(recipe)
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "learning_rate": optimizer.lr,
         "weight_decay": optimizer.weight_decay,
         "adam_beta1": optimizer.betas[0],
@@ -123,7 +123,7 @@ def _as_arguments(given: Mapping[str, str], job: Job) -> Passed:
     return Passed(arguments=tuple(passed), config=made, yours=yours)
 
 
-def _words(name: str, value: Any) -> tuple[str, str]:
+def _words(name: str, value: object) -> tuple[str, str]:
     return f"--{name}", str(value)
 
 

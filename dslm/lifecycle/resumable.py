@@ -8,8 +8,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from dslm.codec import Json
 from dslm.errors import DslmError, OptionError, Where
 from dslm.lifecycle.request import TrainingRequest
 from dslm.recipe.duration import total_steps
@@ -100,11 +100,11 @@ def check_resumable(run: RunDirectory, old: Recipe, new: Recipe) -> list[str]:
     return []
 
 
-def recipe_difference(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
+def recipe_difference(old: Recipe, new: Recipe) -> list[tuple[str, Json, Json]]:
     """Keys in which two recipes would train differently: key, old value, new value."""
-    found: list[tuple[str, Any, Any]] = []
+    found: list[tuple[str, Json, Json]] = []
 
-    def compare(key: str, left: Any, right: Any) -> None:
+    def compare(key: str, left: Json, right: Json) -> None:
         if key in MAY_DIFFER or key == "duration" or left == right:
             return
         if isinstance(left, dict) and isinstance(right, dict):

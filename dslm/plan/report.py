@@ -8,6 +8,7 @@ from typing import Any
 
 from dslm.cluster.devices import Device
 from dslm.cluster.hosts import Cluster, Host
+from dslm.codec import Json
 from dslm.errors import RecipeError
 from dslm.plan.ledger import Moment
 from dslm.plan.memory import MARGIN
@@ -46,7 +47,7 @@ def cluster_of(device: Device, gpus: int, hosts: int | None = None) -> Cluster:
 
 def document(
     plan: Plan, recipe: Recipe, cluster: Cluster, profile: Profile | None, why: str = ""
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Everything about a plan; what can't be known is null, and `why` says why it can't."""
     choice = plan.choice
     return {
@@ -85,10 +86,10 @@ def document(
     }
 
 
-def memory_document(choice: Candidate) -> dict[str, Any]:
+def memory_document(choice: Candidate) -> dict[str, Json]:
     """Memory as `--json` has it."""
     memory = choice.memory
-    found: dict[str, Any] = {
+    found: dict[str, Json] = {
         "device": None,
         "host": {"total": None, "capacity": choice.host_capacity},
         "capacity": choice.capacity,
@@ -125,7 +126,9 @@ def memory_document(choice: Candidate) -> dict[str, Any]:
     return found
 
 
-def time_document(time: StepTime | None, recipe: Recipe, cluster: Cluster) -> dict[str, Any] | None:
+def time_document(
+    time: StepTime | None, recipe: Recipe, cluster: Cluster
+) -> dict[str, Json] | None:
     """Time as `--json` has it, with that of the whole run where its length is known."""
     if time is None:
         return None
@@ -152,7 +155,7 @@ def why_lost(other: Candidate, choice: Candidate) -> str:
 
 def sweep(
     recipe: Recipe, device: Device, profile: Profile, worlds: Sequence[int]
-) -> list[dict[str, Any]]:
+) -> list[dict[str, float | None]]:
     """Peak memory and speed for each stage on clusters of several sizes."""
     rows = []
     for world in worlds:

@@ -166,7 +166,7 @@ class Profile:
         return single or self.passes[name]
 
 
-def to_document(profile: Profile) -> dict[str, Any]:
+def to_document(profile: Profile) -> dict[str, object]:
     """Return compact JSON, with lists where the order is enough."""
     return {
         "format": FORMAT,
@@ -194,7 +194,7 @@ def _flags(group: ParameterGroup) -> int:
     return sum(getattr(group, name) << bit for bit, name in enumerate(_FLAGS))
 
 
-def _pass_document(one: PassProfile) -> dict[str, Any]:
+def _pass_document(one: PassProfile) -> dict[str, object]:
     return {
         "parts": [
             [

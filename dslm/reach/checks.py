@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 from dslm.cluster.hosts import Host
 from dslm.units import render_bytes
@@ -24,6 +24,9 @@ _OPEN_FILES = 4096
 _LOCKED_MEMORY = 64 * 2**20  # InfiniBand registers its buffers
 _FREE_SHARE = 0.9  # of a device, when the run's own need isn't known
 _RANKS_PER_CORE = 4  # as for a local run: more ranks than cores is slow but right
+
+# What `dslm.reach.probe` prints of a host: read where it is judged, absent where it isn't known.
+Facts: TypeAlias = Mapping[str, Any]
 
 
 class State(StrEnum):
@@ -50,8 +53,8 @@ class HostReport:
     """The subject of the checks: a host's facts, those of this machine, and the run's needs."""
 
     host: Host
-    facts: Mapping[str, Any]
-    here: Mapping[str, Any]
+    facts: Facts
+    here: Facts
     run: str
     marker: (
         str | None

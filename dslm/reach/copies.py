@@ -16,7 +16,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from dslm.errors import PreflightError, Where
 from dslm.reach.remote import SSH, Answer, Transport, run_everywhere
@@ -76,7 +75,7 @@ def fetch(hosts: Sequence[str], run: Path, folder: str, transport: Transport = S
     return made
 
 
-def put(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def put(folder: Path, files: Mapping[str, Mapping[str, str | int]]) -> Mapping[str, str]:
     """Write files below a folder of this host, each whole, with its mode."""
     for name, file in files.items():
         path = folder / _inside(name)
@@ -85,13 +84,13 @@ def put(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         # for its owner alone from the first byte on
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "wb") as stream:
-            stream.write(base64.b64decode(file["content"]))
+            stream.write(base64.b64decode(str(file["content"])))
         partial.chmod(int(file["mode"]))
         partial.replace(path)
     return {}
 
 
-def get(folder: Path) -> dict[str, Any]:
+def get(folder: Path) -> Mapping[str, str]:
     """Return the end of every file of a folder of this host."""
     found = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -125,7 +124,7 @@ def _last_line(answer: Answer) -> str:
     return lines[-1] if lines else f"exit code {answer.exit_code}"
 
 
-_VERBS: Mapping[str, Callable[..., dict[str, Any]]] = {"put": put, "get": get}
+_VERBS: Mapping[str, Callable[..., Mapping[str, str]]] = {"put": put, "get": get}
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from dslm.cluster.measured import with_measured
 from dslm.reach import probe
 from dslm.reach.checks import (
     CheckResult,
+    Facts,
     HostReport,
     State,
     interface_of,
@@ -77,7 +78,7 @@ class HostAnswers:
     hosts: Sequence[Host]
     requirements: Requirements
     said: Sequence[_Said]
-    here: Mapping[str, Any]  # the facts of this machine
+    here: Facts  # the facts of this machine
     marker: str | None  # what the file for them to find holds
     master_address: str | None
     device: Device | None  # what every slot has: the smallest of them; None: nobody said
@@ -88,8 +89,8 @@ class HostAnswers:
 class _Said:
     """The answer of a host, or its failure to answer."""
 
-    hello: Mapping[str, Any]
-    facts: Mapping[str, Any] | None
+    hello: Facts
+    facts: Facts | None
     answer: Answer
     sent: float
     received: float
@@ -172,7 +173,10 @@ def judge_hosts(answers: HostAnswers, memory_bytes: int | None = None) -> Prefli
 
 
 def _ask(
-    hosts: Sequence[Host], requirements: Requirements, request: Mapping[str, Any], deadline: float
+    hosts: Sequence[Host],
+    requirements: Requirements,
+    request: Mapping[str, object],
+    deadline: float,
 ) -> tuple[list[_Said], str | None]:
     """Ask the master first, so that it listens, and then all others at once."""
     argv = [sys.executable, "-P", "-m", "dslm.reach.probe"]
@@ -209,9 +213,7 @@ def _ask(
     return [first, *others], address
 
 
-def device_of_slots(
-    told: Sequence[tuple[Host, Mapping[str, Any]]], kind: str | None = None
-) -> Device | None:
+def device_of_slots(told: Sequence[tuple[Host, Facts]], kind: str | None = None) -> Device | None:
     """Return the device of every slot: an accelerator if any host has some, else a CPU share.
 
     Args:
@@ -230,7 +232,7 @@ def device_of_slots(
     return with_measured(cpu_device(min(facts["memory"] // host.slots for host, facts in told)))
 
 
-def _master_address(host: Host, hello: Mapping[str, Any]) -> str | None:
+def _master_address(host: Host, hello: Facts) -> str | None:
     """Return the address for the rendezvous: the master's towards the others, or ours for it."""
     for address in (hello.get("towards_peers"), hello.get("reached_at")):
         if address and not address.startswith("127.") and address != "::1":
@@ -274,7 +276,7 @@ def _why(host: Host, answer: Answer, transport: Transport) -> tuple[str, str, st
 
 
 @contextlib.contextmanager
-def _marker(run: Path) -> Any:
+def _marker(run: Path) -> Iterator[tuple[Path | None, str | None]]:
     """A file for the hosts to find, below the run directory or the nearest folder above it."""
     folder = next((path for path in (run, *run.parents) if path.is_dir()), None)
     content = secrets.token_hex(8)

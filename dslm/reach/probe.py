@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def main() -> None:
     """Answer one request; see the module."""
     signal.alarm(_LIFE_SECONDS)
     request = json.loads(sys.stdin.readline())
-    hello: dict[str, Any] = {"time": time.time(), "port_problem": None}
+    hello: dict[str, object] = {"time": time.time(), "port_problem": None}
     with contextlib.ExitStack() as stack:
         if request.get("listen") is not None:
             hello["port_problem"] = _listen(stack, request["listen"])
@@ -85,7 +86,7 @@ def main() -> None:
         sys.stdin.read()  # the port stays open until the others have tried it
 
 
-def _say(line: dict[str, Any]) -> None:
+def _say(line: Mapping[str, object]) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 
@@ -103,7 +104,7 @@ def _listen(stack: contextlib.ExitStack, port: int) -> str | None:
     return None
 
 
-def _reach(wanted: list[Any] | None) -> dict[str, Any] | None:
+def _reach(wanted: list[Any] | None) -> dict[str, object] | None:
     """Connect to the master: from which address of ours, or why not."""
     if wanted is None:
         return None

@@ -217,13 +217,13 @@ def _parents(document: Document) -> list[str]:
     return names
 
 
-def _without_gone(places: Mapping[str, Where], values: Mapping[str, Any]) -> dict[str, Where]:
+def _without_gone(places: Mapping[str, Where], values: dict[str, Any]) -> dict[str, Where]:
     """The places of the keys that are still there: what replaces a mapping drops its keys."""
     paths = set(_paths(values, ""))
     return {key: place for key, place in places.items() if key in paths}
 
 
-def _paths(value: Any, prefix: str) -> Iterator[str]:
+def _paths(value: dict[str, Any] | list[Any], prefix: str) -> Iterator[str]:
     """Every dotted path in a tree."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, below in items:
@@ -244,7 +244,7 @@ def _beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
-def _moved(value: Any, folder: Path, is_path: Callable[[str], bool]) -> Any:
+def _moved(value: object, folder: Path, is_path: Callable[[str], bool]) -> object:
     if isinstance(value, list):
         return [_moved(item, folder, is_path) for item in value]
     if isinstance(value, dict):

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from dslm.codec import Json
 from dslm.errors import RecipeError, Where, shortened
 from dslm.reading import (
     LONGEST_KEY,
@@ -81,7 +82,7 @@ def parse_yaml(text: str, file: str | Path, *, verbatim: str = "") -> Document:
     return Document(tree, builder.places)
 
 
-def parse_value(text: str, key: str, *, verbatim: str = "") -> tuple[Any, dict[str, Where]]:
+def parse_value(text: str, key: str, *, verbatim: str = "") -> tuple[Json, dict[str, Where]]:
     """Return the value that `--set` gives to a key, and the place of each key in it.
 
     The text is `8`, `2e-5`, `[a, b]`, `{steps: 10}` or plain words.
@@ -101,12 +102,12 @@ class _Builder:
     file: str | Path
     verbatim: str
     places: dict[str, Where] = field(default_factory=dict)
-    anchors: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    anchors: dict[str, tuple[Json, int]] = field(default_factory=dict)
     open: set[str] = field(default_factory=set)  # anchors of what is being built
     values: int = 0
-    loader: Any = None
+    loader: Any = None  # its methods have no types
 
-    def parse(self, text: str, key: str) -> Any:
+    def parse(self, text: str, key: str) -> Json:
         """Return the value of a text, which is that of a dotted key."""
         if len(text) > MOST_BYTES:
             raise self.wrong(f"it is larger than {MOST_BYTES >> 20} MiB", key)
@@ -136,7 +137,7 @@ class _Builder:
             self.loader.dispose()
         return value
 
-    def value(self, event: Any, key: str, level: int) -> Any:
+    def value(self, event: yaml.Event, key: str, level: int) -> Json:
         """Return the value that an event begins, all events of it read."""
         before = self.values
         self._count(1, key, event)
@@ -144,27 +145,29 @@ class _Builder:
             raise self.wrong(f"it is nested deeper than {MOST_LEVELS} levels", "", event)
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, key)
+        if not isinstance(event, yaml.CollectionStartEvent | yaml.ScalarEvent):
+            raise self.wrong("here is no value", key, event)
         anchor, tag = event.anchor, str(event.tag or "").removeprefix(_CORE)
         if tag not in _TAGS:
             raise self.wrong(f"the tag `{shortened(tag)}` is not supported here", key, event)
         if anchor:
             self.open.add(anchor)
-        value: Any
+        value: Json
         if isinstance(event, yaml.MappingStartEvent):
             value = self._mapping(key, level)
-        elif isinstance(event, yaml.SequenceStartEvent):
+        elif isinstance(event, yaml.ScalarEvent):
+            value = self._scalar(event, key)
+        else:
             value = []
             while not isinstance(item := self.loader.get_event(), yaml.SequenceEndEvent):
                 value.append(self.value(item, f"{key}.{len(value)}", level + 1))
-        else:
-            value = self._scalar(event, key)
         if anchor:
             self.open.discard(anchor)
             self.anchors[anchor] = (value, self.values - before)
         return value
 
-    def _mapping(self, key: str, level: int) -> dict[str, Any]:
-        result: dict[str, Any] = {}
+    def _mapping(self, key: str, level: int) -> dict[str, Json]:
+        result: dict[str, Json] = {}
         while not isinstance(event := self.loader.get_event(), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 raise self.wrong("a key must be a word", key, event)
@@ -184,7 +187,7 @@ class _Builder:
             result[name] = self.value(self.loader.get_event(), path, level + 1)
         return result
 
-    def _scalar(self, event: Any, key: str) -> Any:
+    def _scalar(self, event: yaml.ScalarEvent, key: str) -> Json:
         text = str(event.value)
         if wrong := wrong_text(text):
             raise self.wrong(f"its text {wrong}", key, event)
@@ -197,7 +200,7 @@ class _Builder:
             raise self.wrong(f"`{shortened(text)}` {wrong}", key, event)
         return value
 
-    def _alias(self, event: Any, key: str) -> Any:
+    def _alias(self, event: yaml.AliasEvent, key: str) -> Json:
         if event.anchor in self.open:
             raise self.wrong(f"`*{event.anchor}` refers to itself", key, event)
         if event.anchor not in self.anchors:
@@ -206,15 +209,16 @@ class _Builder:
         self._count(size, key, event)
         return value
 
-    def _count(self, values: int, key: str, event: Any) -> None:
+    def _count(self, values: int, key: str, event: yaml.Event) -> None:
         self.values += values
         if self.values > MOST_VALUES:
             raise self.wrong(f"it holds more than {MOST_VALUES:,} values", key, event)
 
-    def _line(self, event: Any) -> int | None:
-        return None if self.file == OPTION else event.start_mark.line + 1
+    def _line(self, event: yaml.Event) -> int | None:
+        mark = event.start_mark
+        return None if self.file == OPTION or mark is None else mark.line + 1
 
-    def wrong(self, message: str, key: str, event: Any = None) -> RecipeError:
+    def wrong(self, message: str, key: str, event: yaml.Event | None = None) -> RecipeError:
         line = self._line(event) if event is not None else None
         return RecipeError(message, where=Where(file=self.file, line=line, key=key or None))
 
@@ -230,7 +234,7 @@ class _Builder:
         )
 
 
-def _plain(text: str) -> Any:
+def _plain(text: str) -> Json:
     """The value of a scalar without quotes."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
@@ -256,7 +260,7 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def dump_yaml(tree: dict[str, Any]) -> str:
+def dump_yaml(tree: dict[str, Json]) -> str:
     """Return a tree as text that `parse_yaml` gives back unchanged."""
     return yaml.dump(
         tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100,

@@ -9,34 +9,35 @@ token, which is worth nothing once the attempt has ended.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
+from dslm.codec import Count, Strict
 from dslm.environment import RANK_VARIABLES
-from dslm.files import write_json
 from dslm.run.directory import RunDirectory
+from dslm.run.documents import Document, read_document, write_document
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ControlAddress:
+class ControlAddress(Strict):
     """The address of the supervisor for the ranks: addresses to try in turn, port, token."""
 
     addresses: tuple[str, ...]
-    port: int
+    port: Count
     token: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
+class Attempt(Document):
     """One launch within a run."""
 
-    number: int
-    hosts: tuple[tuple[str, int], ...]  # name and ranks of each, in the order of the ranks
+    what: ClassVar[str] = "the attempt"
+    number: Count
+    hosts: tuple[tuple[str, Count], ...]  # name and ranks of each, in the order of the ranks
     master_address: str
-    master_port: int
+    master_port: Count
     control: ControlAddress
     folder: str  # where dslm was started: relative data paths begin there
     environment: Mapping[str, str] = field(default_factory=dict)  # of every rank
@@ -69,23 +70,16 @@ class Attempt:
         """Write it into the run directory, readable for the owner only."""
         file = run.attempt(self.number)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, asdict(self), mode=0o600)
+        write_document(file, self, mode=0o600)
 
 
 def read_attempt(run: RunDirectory, number: int) -> Attempt:
-    """Return the attempt that a supervisor wrote."""
-    content: dict[str, Any] = json.loads(run.attempt(number).read_text(encoding="utf-8"))
-    control = content.pop("control")
-    return Attempt(
-        **{
-            **content,
-            "hosts": tuple((name, slots) for name, slots in content["hosts"]),
-            "hosts_without_run_dir": tuple(content["hosts_without_run_dir"]),
-            "rank_variables": tuple(content["rank_variables"]),
-            "arguments": tuple(content["arguments"]),
-            "control": ControlAddress(**{**control, "addresses": tuple(control["addresses"])}),
-        }
-    )
+    """Return the attempt that a supervisor wrote.
+
+    Raises:
+        OptionError: there is none, or it is of a later format.
+    """
+    return read_document(Attempt, run.attempt(number))
 
 
 def path_word(path: Path) -> str:

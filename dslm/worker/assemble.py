@@ -21,6 +21,7 @@ from dslm.worker.checkpoint import CheckpointWriter
 from dslm.worker.data.order import GlobalBatchSampler, Share
 from dslm.worker.model import liger
 from dslm.worker.portable import is_portable
+from dslm.worker.progress import sizes
 from dslm.worker.trainer import run_trainer
 
 
@@ -149,13 +150,13 @@ def _start(given: Assignment, inputs: Inputs, models: Models) -> Start:
     """The start event, as far as it is known before there is a Trainer."""
     recipe = given.recipe
     plan = find_document(PlanFile, given.run.plan) or PlanFile()
-    parameters = list(models.model.parameters())
+    parameters, trained = sizes(models.model)
     return Start(
         **given.rank.stamp(),
         world_size=given.rank.world_size,
         precision=recipe.precision,
-        parameters=sum(_size(p) for p in parameters),
-        trained_parameters=sum(_size(p) for p in parameters if p.requires_grad),
+        parameters=parameters,
+        trained_parameters=trained,
         device="cpu" if given.on_cpu else torch.cuda.get_device_name(),
         tokens_per_sample=recipe.data.sequence_length if recipe.task != "vision" else 0,
         samples=len(inputs.data.train),
@@ -163,11 +164,6 @@ def _start(given: Assignment, inputs: Inputs, models: Models) -> Start:
         flops_per_token=plan.model.flops_per_token,
         peak_flops=plan.cluster.peak_flops,
     )
-
-
-def _size(parameter: torch.nn.Parameter) -> int:
-    """Elements of a parameter, also of one that ZeRO-3 has partitioned."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _let_trackers_write_into(given: Assignment) -> None:

@@ -23,9 +23,10 @@ from deepspeed.utils.timer import (
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dslm.run import words
-from dslm.run.events import CheckpointSaved, Event, Resume, Stamp, Start, Step
+from dslm.run.events import CheckpointSaved, Resume, Stamp, Start, Step
 from dslm.worker.assignment import Assignment
 from dslm.worker.memory_peaks import Measure, Peaks, accuracy
+from dslm.worker.progress import Progress, finite
 from dslm.worker.ranks import Rank
 
 
@@ -48,11 +49,11 @@ _TIMERS: tuple[tuple[_Part, str], ...] = (
 _OWN = ("loss", "grad_norm", "learning_rate", "epoch")  # of the Trainer's logs: fields of their own
 
 
-class Events(TrainerCallback):
+class Events(Progress):
     """Writes start and step events; `start` is the first of them, as far as it is known before."""
 
     def __init__(self, given: Assignment, start: Start, process: int) -> None:
-        self._rank = given.rank
+        super().__init__(given.rank)
         self._recipe = given.recipe
         self._start = start
         self.after_step: Callable[[], None] = lambda: None
@@ -71,11 +72,6 @@ class Events(TrainerCallback):
     def stamp(self) -> Stamp:
         """Return the beginning of an event that happens now."""
         return self._rank.stamp()
-
-    def write(self, event: Event) -> None:
-        """Append an event, on rank 0."""
-        if self._rank.rank == 0:
-            self._rank.record(event)
 
     def evaluated_batch(self) -> None:
         """Note that an evaluation is running."""
@@ -125,11 +121,6 @@ class Events(TrainerCallback):
         self._rank.guard.note(phase=words.Phase.TRAINING, step=state.global_step)
         self.after_step()
 
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._rank.guard.note()
-
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -154,16 +145,16 @@ class Events(TrainerCallback):
             Step(
                 **self.stamp(),
                 step=state.global_step,
-                loss=_finite(logs["loss"]),
-                learning_rate=_finite(logs.get("learning_rate")),
-                grad_norm=_finite(logs.get("grad_norm")),
+                loss=finite(logs["loss"]),
+                learning_rate=finite(logs.get("learning_rate")),
+                grad_norm=finite(logs.get("grad_norm")),
                 step_seconds=round(seconds / steps, 6),
                 samples_per_second=round(samples / seconds, 3),
                 tokens_per_second=round(samples * tokens_per_sample / seconds, 3),
                 tokens=seen * tokens_per_sample,
                 memory_peak_bytes=self.measure.peaks.overall(),
                 epoch=round(seen / (self._start.samples or 1), 5),
-                metrics={n: _finite(value) for n, value in logs.items() if n not in _OWN},
+                metrics={n: finite(value) for n, value in logs.items() if n not in _OWN},
                 **timers,
             )
         )
@@ -202,11 +193,3 @@ class Stop(TrainerCallback):
             self.stopped = True
             control.should_training_stop = True
             control.should_save = control.should_save or self._save
-
-
-def _finite(value: Any) -> float | None:
-    """A number for JSON, which knows no NaN."""
-    if value is None:
-        return None
-    number = float(value)
-    return number if number - number == 0 else None

@@ -64,12 +64,10 @@ def join(arguments: Sequence[str]) -> Rank:
             run = RunDirectory(path_of_word(word))
         case _:
             raise RunFailed("this module is started by `dslm train`, not by hand")
-    try:
-        attempt = read_attempt(run, int(number))
-    except OSError as failure:
-        raise RunFailed(
-            f"{socket.gethostname()} does not see the run directory {run.path}: {failure.strerror}"
-        ) from failure
+    file = run.attempt(int(number))
+    if not os.access(file, os.R_OK):
+        raise RunFailed(f"{socket.gethostname()} does not see the run directory: no {file}")
+    attempt = read_attempt(run, int(number))
     missing = [name for name in attempt.rank_variables if name not in os.environ]
     if missing:
         raise RunFailed(f"no launcher has started this rank: {', '.join(missing)} is not set")

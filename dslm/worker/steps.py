@@ -5,45 +5,39 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from dslm.run.events import Eval, Event, Start, Step
+from dslm.run.events import Eval, Start, Step
+from dslm.worker.progress import Progress, finite, sizes
 from dslm.worker.ranks import Rank
 
 _EVERY_SECONDS = 1.0  # between events of steps that the Trainer logs nothing of
 
 
-class Steps(TrainerCallback):
+class Steps(Progress):
     """Writes start, step and eval events on rank 0, and tells the guard that there is progress.
 
     It names no phase: what a script does between two steps, and for how long, is its own affair.
     """
 
     def __init__(self, rank: Rank) -> None:
-        self._rank = rank
+        super().__init__(rank)
         self._written = (0.0, 0)  # when the last step event was written, and of which step
-
-    def _write(self, event: Event) -> None:
-        if self._rank.rank == 0:
-            self._rank.record(event)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model = kwargs.get("model")
-        sizes = [
-            (int(getattr(p, "ds_numel", p.numel())), p.requires_grad)
-            for p in (model.parameters() if model is not None else ())
-        ]
+        parameters, trained = sizes(model) if model is not None else (0, 0)
         self._written = (time.monotonic(), state.global_step)
         self._rank.guard.note(step=state.global_step)
-        self._write(
+        self.write(
             Start(
                 **self._rank.stamp(),
                 steps=state.max_steps,
                 world_size=self._rank.world_size,
-                parameters=sum(size for size, _ in sizes),
-                trained_parameters=sum(size for size, trained in sizes if trained),
+                parameters=parameters,
+                trained_parameters=trained,
                 device=str(args.device),
             )
         )
@@ -54,16 +48,6 @@ class Steps(TrainerCallback):
         self._rank.guard.note(step=state.global_step)
         if time.monotonic() - self._written[0] >= _EVERY_SECONDS and not control.should_log:
             self._step(args, state, {})
-
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._rank.guard.note()
-
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._rank.guard.note()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -78,12 +62,12 @@ class Steps(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         metrics = kwargs.get("metrics") or {}
-        named = {str(k).removeprefix("eval_"): _finite(v) for k, v in metrics.items()}
+        named = {str(k).removeprefix("eval_"): finite(v) for k, v in metrics.items()}
         seconds = named.pop("runtime", None)
         loss = named.pop("loss", None)
         for name in ("epoch", "samples_per_second", "steps_per_second"):
             named.pop(name, None)
-        self._write(
+        self.write(
             Eval(
                 **self._rank.stamp(),
                 step=state.global_step,
@@ -101,13 +85,13 @@ class Steps(TrainerCallback):
         seconds = max(now - since, 1e-9)
         self._written = (now, state.global_step)
         samples = steps * args.train_batch_size * args.gradient_accumulation_steps
-        self._write(
+        self.write(
             Step(
                 **self._rank.stamp(),
                 step=state.global_step,
-                loss=_finite(logs.get("loss")) if "loss" in logs else self._last_loss(state),
-                learning_rate=_finite(logs.get("learning_rate")),
-                grad_norm=_finite(logs.get("grad_norm")),
+                loss=finite(logs.get("loss")) if "loss" in logs else self._last_loss(state),
+                learning_rate=finite(logs.get("learning_rate")),
+                grad_norm=finite(logs.get("grad_norm")),
                 step_seconds=round(seconds / steps, 6),
                 samples_per_second=round(samples * self._rank.world_size / seconds, 3),
                 epoch=round(float(state.epoch), 5) if state.epoch is not None else None,
@@ -118,12 +102,4 @@ class Steps(TrainerCallback):
     def _last_loss(state: TrainerState) -> float | None:
         """The loss that was logged last, for steps that none is logged of."""
         logged = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        return _finite(logged[-1]) if logged else None
-
-
-def _finite(value: Any) -> float | None:
-    """A number for JSON, which knows no NaN; None for what is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    number = float(value)
-    return number if number - number == 0 else None
+        return finite(logged[-1]) if logged else None

@@ -67,7 +67,7 @@ class _Draft:
     values: dict[str, Any]
     reasons: dict[str, Reason] = field(default_factory=dict)
 
-    def set(self, key: str, value: Any, source: str, text: str) -> None:
+    def set(self, key: str, value: object, source: str, text: str) -> None:
         *parents, last = key.split(".")
         place = self.values
         for parent in parents:
@@ -84,7 +84,7 @@ class _Draft:
             del self.reasons[below]
 
 
-def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
     """Yield every value of a nested mapping with its dotted key."""
     if isinstance(value, Mapping) and value:
         for name, below in value.items():
@@ -152,7 +152,7 @@ def generate(
     return ResolvedConfig(preset=name, values=draft.values, reasons=draft.reasons)
 
 
-def explain(config: ResolvedConfig) -> list[tuple[str, Any, str, str]]:
+def explain(config: ResolvedConfig) -> list[tuple[str, object, str, str]]:
     """Rows of key, value, source, reason, in the config's order."""
     return [
         (key, value, config.reasons[key].source, config.reasons[key].text)

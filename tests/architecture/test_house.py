@@ -64,12 +64,17 @@ def test_every_module_says_what_it_is() -> None:
     assert not silent
 
 
-MOST_ANY = 149  # lines: falls, and never rises; 80 is where it should end
+MOST_ANY = 79  # lines; they may only become fewer
 
 
-def test_any_is_named_on_fewer_and_fewer_lines_outside_the_worker() -> None:
+def test_any_is_named_on_few_lines_outside_the_worker() -> None:
     files = [f for f in (ROOT / "dslm").rglob("*.py") if ROOT / "dslm" / "worker" not in f.parents]
     assert len(files) > 100
     lines = [line for f in files for line in f.read_text().splitlines()]
     named = sum(bool(re.search(r"\bAny\b", line)) for line in lines)
     assert named <= MOST_ANY
+
+
+def test_the_steps_of_a_script_are_reported_without_loading_deepspeed() -> None:
+    code = "import sys, dslm.worker.steps; sys.exit('deepspeed' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

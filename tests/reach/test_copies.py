@@ -17,7 +17,7 @@ ODD = "a folder'\"; $HOME `id`"
 
 
 def test_files_cannot_leave_their_folder(tmp_path: Path) -> None:
-    content = {"content": base64.b64encode(b"x").decode(), "mode": 0o600}
+    content: dict[str, str | int] = {"content": base64.b64encode(b"x").decode(), "mode": 0o600}
     for name in ("../out", "/etc/out", "a/../../out", ""):
         with pytest.raises(ValueError, match="leads out"):
             put(tmp_path, {name: content})

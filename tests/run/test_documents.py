@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dslm.errors import OptionError
+from dslm.run.attempt import Attempt
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import (
     FORMAT,
@@ -25,6 +26,7 @@ FROZEN = Path(__file__).parents[1] / "data" / "run-0.1"
 DOCUMENTS: dict[str, type[Document]] = {
     "manifest.json": Manifest,
     "plan.json": PlanFile,
+    "logs/attempt-2/attempt.json": Attempt,
     "logs/attempt-2/rank-1.json": RankStatus,
     "checkpoints/step-56/manifest.json": CheckpointManifest,
 }

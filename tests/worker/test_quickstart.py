@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dslm.recipe.load import read_resolved
 from dslm.run import events
 from dslm.run.directory import RunDirectory
+from dslm.run.documents import FORMAT
 from dslm.run.history import History, read_history
 from dslm.worker.data.packing import packed_sample
 from dslm.worker.data.prepare import prepare
@@ -118,6 +119,15 @@ def test_the_run_directory_holds_what_reproduces_it(run: Path) -> None:
         f"step-{STEPS}",
     }
     assert not list(run.rglob("training_args.bin"))
+
+
+def test_every_document_of_the_run_says_its_format(run: Path) -> None:
+    folders = (run, *sorted((run / "logs").iterdir()), *sorted((run / "checkpoints").iterdir()))
+    foreign = {"ds_config.json", "trainer_state.json"}  # DeepSpeed's, and transformers'
+    files = [file for folder in folders for file in folder.glob("*.json")]
+    documents = {file for file in files if file.name not in foreign}
+    assert {"manifest.json", "plan.json", "attempt.json"} <= {file.name for file in documents}
+    assert {json.loads(file.read_text())["format"] for file in documents} == {FORMAT}
 
 
 def test_the_model_loads_and_gives_the_reported_loss(run: Path) -> None:

@@ -33,7 +33,7 @@ _NEEDS = {
     "vision": "images and their labels",
 }
 _WITHOUT_TEXT = frozenset({"vision", "sequence", "script"})
-# Any of these makes a folder a tokenizer's.
+# Each of these makes a folder a tokenizer's.
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.txt",
     "vocab.json", "sentencepiece.bpe.model",

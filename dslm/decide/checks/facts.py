@@ -98,7 +98,7 @@ def _by_name(by_kind: Mapping[str, str]) -> dict[str, str]:
     return {name: kind for kind, names in by_kind.items() for name in names.split()}
 
 
-def is_of(value: Any, kind: str, *, exact: bool) -> bool:
+def is_of(value: object, kind: str, *, exact: bool) -> bool:
     """Return whether a value is of a kind such as `int|none`; a whole number is a number, too."""
     if kind == "any":
         return True

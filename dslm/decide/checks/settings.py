@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from dslm.codec import Json
 from dslm.decide.checks import facts
 from dslm.decide.checks.base import ALL, TRAINING, Case, Check, Problem
 from dslm.errors import did_you_mean
@@ -158,7 +158,7 @@ def _deepspeed(case: Case) -> Iterator[Problem]:
             )
 
 
-def _said_by_recipe(case: Case, path: str) -> tuple[Any, bool]:
+def _said_by_recipe(case: Case, path: str) -> tuple[Json, bool]:
     """The value that the recipe and the plan give, and whether there is one."""
     recipe, strategy = case.recipe, case.strategy
     if strategy is None:
@@ -166,7 +166,7 @@ def _said_by_recipe(case: Case, path: str) -> tuple[Any, bool]:
     section, _, last = path.rpartition(".")
     if last == "device":
         return _OFFLOADED[section.rpartition(".")[2]][strategy.offload], True
-    values: Mapping[str, Any] = {
+    values: Mapping[str, Json] = {
         "train_batch_size": recipe.batch.global_size,
         "train_micro_batch_size_per_gpu": strategy.micro_batch_size,
         "gradient_accumulation_steps": strategy.gradient_accumulation_steps,
