@@ -134,11 +134,14 @@ def time_document(
         return None
     steps = total_steps(recipe)
     seconds = steps * time.step_seconds if steps else None
+    hours = seconds * cluster.world_size / 3600 if seconds else None
+    price = recipe.cluster.price
     return {
         **asdict(time),
         "unit": "images" if recipe.task == "vision" else "tokens",
         "total_seconds": seconds,
-        "gpu_hours": seconds * cluster.world_size / 3600 if seconds else None,
+        "gpu_hours": hours,
+        "cost": hours * price if hours is not None and price is not None else None,
     }
 
 

@@ -288,6 +288,13 @@ class Lora(Section):
     """Which linear layers get adapters."""
 
 
+class Costs(Section):
+    """What the cluster costs."""
+
+    price: NotNegative | None = None
+    """Money that an hour of one device costs, in any currency: plans then say what a run costs."""
+
+
 _OFFLOAD = ("parallel.offload", "parallel.zero_stage")
 _ZEROPP = ("parallel.zeropp", "parallel.zero_stage")
 
@@ -314,6 +321,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     log: Log = Log()
     watchdog: Watchdog = Watchdog()
+    cluster: Costs = Costs()
     seed: Seed = 42
     """Fixes initial weights, order of the samples and dropout."""
     environment: Environment = {}

@@ -158,6 +158,8 @@ class PlannedTime(Strict):
     """Time as it was planned."""
 
     step_seconds: float | None = None
+    total_seconds: float | None = None
+    cost: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

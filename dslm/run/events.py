@@ -233,6 +233,18 @@ class Accuracy(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate(Event):
+    """The time of the whole run, corrected by the steps that were made; once, early in it."""
+
+    name: ClassVar[str] = "estimate"
+    step: Count
+    steps: Count
+    seconds: Seconds  # of all steps, at the pace so far
+    predicted_seconds: Seconds | None = None
+    cost: float | None = None  # at that pace; None: no price was given
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stall(Event):
     """No rank makes progress; which one differs, if any does."""
 
@@ -289,7 +301,7 @@ KINDS: Mapping[str, type[Event]] = {
     kind.name: kind
     for kind in (
         Start, Step, Eval, CheckpointSaved, End, Error, Phase, Resume, Convert, Stop, Accuracy,
-        Stall, Slow, Restart, TakenOver,
+        Estimate, Stall, Slow, Restart, TakenOver,
     )
 }  # fmt: skip
 

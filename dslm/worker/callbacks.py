@@ -25,7 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dslm.run import words
 from dslm.run.events import CheckpointSaved, Resume, Stamp, Start, Step
 from dslm.worker.assignment import Assignment
-from dslm.worker.memory_peaks import Measure, Peaks, accuracy
+from dslm.worker.memory_peaks import Measure, Peaks, accuracy, estimate
 from dslm.worker.progress import Progress, finite
 from dslm.worker.ranks import Rank
 
@@ -62,6 +62,7 @@ class Events(Progress):
         self._process = process  # bytes that were resident before there was a model
         self._since = 0.0
         self._step = 0
+        self._estimated = False
         self._paused = 0.0  # seconds of evaluating and saving since the last step event
 
     @property
@@ -120,6 +121,11 @@ class Events(Progress):
     ) -> None:
         self._rank.guard.note(phase=words.Phase.TRAINING, step=state.global_step)
         self.after_step()
+        if not self._estimated and self._rank.rank == 0:
+            found = estimate(self._rank.run.plan, self.measure, state.global_step, state.max_steps)
+            if found is not None:
+                self._estimated = True
+                self.write(replace(found, **self.stamp()))
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

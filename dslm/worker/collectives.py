@@ -17,6 +17,8 @@ import torch.distributed as dist
 
 _SMALL = 2**10  # elements, fp32: all of it is latency
 _LARGE = {"cpu": 2**21, "cuda": 2**26}  # elements at first
+_MOST = {"cpu": 2**24, "cuda": 2**28}
+_SHARE = 0.12  # of a collective's time, that one of its large ones takes
 _TRIES = 5
 _SMALL_TRIES = 20
 
@@ -37,10 +39,10 @@ def measured_collectives(
         elements = _LARGE[device.type]
         action = make(elements, ranks, device, group)
         large = _least(action, device, group, 1, each)
-        # a slow link gets less to carry, a fast one is measured several times
-        if large > each / 2:
-            elements = max(_SMALL * 64, int(elements * each / 4 / large))
-            action = make(elements, ranks, device, group)
+        # neither so much that it takes too long, nor so little that a connection only warms up
+        fitting = int(elements * each * _SHARE / large)
+        elements = max(_SMALL * 64, min(fitting, _MOST[device.type]))
+        action = make(elements, ranks, device, group)
         large = _least(action, device, group, _TRIES, each / 2)
         sent = factor * 4 * elements * (ranks - 1) / ranks
         less = factor * 4 * _SMALL * (ranks - 1) / ranks

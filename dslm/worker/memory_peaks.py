@@ -18,9 +18,10 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dslm.run.documents import PlanFile, PlannedDevice, find_document
-from dslm.run.events import Accuracy, Peak
+from dslm.run.events import Accuracy, Estimate, Peak
 
 MEASURED_STEPS = 5
+_EARLY = 0.05  # of a run, after which its time is estimated anew
 # What torch and DeepSpeed load on a CPU when they first compute, beside any tensor: kernels,
 # threads' stacks, gloo's buffers. 23 to 176 MiB in sixty runs of small models, stages 0 to 3.
 _FIRST_PASS_BYTES = 100 * 2**20
@@ -67,7 +68,7 @@ class Measure(TrainerCallback):
         self.peaks = peaks
         self._seconds: deque[float] = deque(maxlen=1000)
         self._before: float | None = None
-        self._steps = 0
+        self.steps = 0
         self._hooked: Any = None
         self._forwarded = False  # in this step
 
@@ -99,8 +100,8 @@ class Measure(TrainerCallback):
     ) -> None:
         self.peaks.end("step")
         self._forwarded = False
-        self._steps += 1
-        if self._steps == MEASURED_STEPS:
+        self.steps += 1
+        if self.steps == MEASURED_STEPS:
             self.peaks.stop()
             if self._hooked is not None:
                 self._hooked.remove()
@@ -155,6 +156,28 @@ def accuracy(plan: Path, measure: Measure, process: int) -> Accuracy:
         predicted_step_seconds=seconds,
         measured_step_seconds=measure.step_seconds,
         step_difference=_difference(seconds, measure.step_seconds),
+    )
+
+
+def estimate(plan: Path, measure: Measure, step: int, steps: int) -> Estimate | None:
+    """The time of the whole run at the pace of its steps so far, as an event without a time.
+
+    None before a twentieth of the run, or before there are a few steps to go by.
+    """
+    seconds = measure.step_seconds
+    if seconds is None or measure.steps <= MEASURED_STEPS or step < steps * _EARLY:
+        return None
+    planned = find_document(PlanFile, plan) or PlanFile()
+    predicted = planned.time.step_seconds if planned.time else None
+    cost = planned.time.cost if planned.time else None
+    return Estimate(
+        time=0.0,
+        attempt=0,
+        step=step,
+        steps=steps,
+        seconds=steps * seconds,
+        predicted_seconds=steps * predicted if predicted else None,
+        cost=cost * seconds / predicted if cost is not None and predicted else None,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from dslm.worker import memory_peaks
-from dslm.worker.memory_peaks import MEASURED_STEPS, Measure, Peaks, accuracy
+from dslm.worker.memory_peaks import MEASURED_STEPS, Measure, Peaks, accuracy, estimate
 
 MIB = 2**20
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="measures the process's memory")
@@ -68,3 +68,25 @@ def test_phases_are_told_apart_in_the_first_steps_only(tmp_path: Path) -> None:
     found = accuracy(file, measure, 0)
     assert found.difference == pytest.approx(1.0, abs=0.01)
     assert found.predicted_step_seconds is None
+
+
+def test_early_in_a_run_its_time_and_cost_are_corrected_by_its_own_steps(tmp_path: Path) -> None:
+    measure = Measure(Peaks())
+    nothing = (TrainingArguments("unused", report_to="none"), TrainerState(), TrainerControl())
+    file = tmp_path / "plan.json"
+    time = {"step_seconds": 1e-9, "total_seconds": 2e-7, "cost": 3.0}
+    file.write_text(json.dumps({"time": time}))
+    assert estimate(file, measure, 0, 200) is None
+    for _ in range(MEASURED_STEPS + 1):
+        measure.on_step_end(*nothing)
+    assert estimate(file, measure, 9, 200) is None  # 4.5 %
+    found = estimate(file, measure, 10, 200)
+    assert found is not None
+    assert measure.step_seconds is not None
+    assert found.seconds == pytest.approx(200 * measure.step_seconds)
+    assert found.predicted_seconds == pytest.approx(2e-7)
+    assert found.cost == pytest.approx(3.0 * measure.step_seconds / 1e-9)
+    file.unlink()
+    alone = estimate(file, measure, 10, 200)
+    assert alone is not None
+    assert alone.predicted_seconds is alone.cost is None

@@ -163,6 +163,6 @@ def _time(time: Document) -> str:
     )
     if not time["total_seconds"]:
         return line
-    return (
-        f"{line}; {render_seconds(time['total_seconds'])} in all, {time['gpu_hours']:.0f} GPU-hours"
-    )
+    hours = f"{render_seconds(time['total_seconds'])} in all, {time['gpu_hours']:.0f} GPU-hours"
+    money = f", costs {time['cost']:,.2f}" if time.get("cost") is not None else ""
+    return f"{line}; {hours}{money}"

@@ -121,6 +121,8 @@ class RunScreen:
         match event:
             case events.Resume():
                 self.label("resumed", f"from step {event.step}")
+            case events.Estimate():
+                self.label("estimate", _corrected(event))
             case events.TakenOver():
                 self.label("taken over", f"from {event.owner}, which has died", "bold yellow")
             case events.Error():
@@ -275,3 +277,14 @@ class RunScreen:
             Text.assemble((f"{name} ", "dim"), value, no_wrap=True) for name, value in self._cells()
         ]
         return Columns(cells, padding=(0, 3))
+
+
+def _corrected(event: events.Estimate) -> str:
+    """The time of the run at its pace so far, beside what was planned."""
+    parts = [f"{render_seconds(event.seconds)} in all, by the first {event.step} steps"]
+    if event.predicted_seconds:
+        off = event.seconds / event.predicted_seconds - 1
+        parts.append(f"planned {render_seconds(event.predicted_seconds)} ({off:+.0%})")
+    if event.cost is not None:
+        parts.append(f"costs {event.cost:,.2f}")
+    return ", ".join(parts)
