@@ -29,6 +29,7 @@ from dslm.cli import (
     streams,
     terminal,
     train,
+    tune,
 )
 from dslm.errors import DslmError, Interrupted, OptionError, Where, shortened, unforeseen
 from dslm.files import is_full
@@ -66,6 +67,7 @@ def _root(
 
 app.command("train", no_args_is_help=True)(train.train)
 app.command("plan", no_args_is_help=True)(plan.plan)
+app.command("tune", no_args_is_help=True)(tune.tune)
 app.command("config")(config.config)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(hosts.app, name="hosts")

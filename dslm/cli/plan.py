@@ -58,10 +58,6 @@ def plan(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show every term of memory: bytes, life, source.")
     ] = False,
-    price: Annotated[
-        float | None,
-        typer.Option("--price", min=0, help="Money an hour of a device; short for cluster.price."),
-    ] = None,
     longest: Annotated[
         bool, typer.Option("--longest", help="Find the longest sequence that fits.")
     ] = False,
@@ -80,7 +76,7 @@ def plan(
 
         dslm plan --params 7.5B --zero 1 --gpus 64 --json
     """
-    from dslm.errors import OptionError, Where
+    from dslm.errors import OptionError
 
     if (recipe is None) == (params is None):
         raise OptionError(
@@ -88,7 +84,7 @@ def plan(
         )
     given: dict[str, object] = {"--with": with_, "--set": set_, "--gpus": gpus, "--hosts": hosts}
     given |= {"--hostfile": hostfile, "--sweep": sweep, "--explain": explain}
-    given |= {"--longest": longest, "--largest": largest, "--price": price}
+    given |= {"--longest": longest, "--largest": largest}
     if params is not None:
         _refuse_beside_params({**given, "--gpus": None})
         _plan_states(params, zero or 0, gpus or 1, device, json=json)
@@ -99,9 +95,7 @@ def plan(
     if sweep:
         _refuse_beside_sweep({**given, "--with": None, "--set": None, "--sweep": None})
     if longest or largest:
-        options.refuse_ignored(
-            {"--explain": explain, "--price": price}, "with `--longest` and `--largest`"
-        )
+        options.refuse_ignored({"--explain": explain}, "with `--longest` and `--largest`")
     from dslm.cli.ledger import show_limits
     from dslm.decide.advice import check_fit
     from dslm.decide.checks.base import Verb
@@ -113,8 +107,7 @@ def plan(
     from dslm.plan.report import sweep as sweep_rows
 
     here = all(given is None for given in (gpus, hosts, device, hostfile))
-    priced = [] if price is None else [f"cluster.price={price}"]
-    loaded = load_to_plan(str(recipe), [*options.settings(set_, with_), *priced])
+    loaded = load_to_plan(str(recipe), options.settings(set_, with_))
     cluster = planned_cluster(
         gpus=gpus,
         hosts=hosts,
@@ -136,15 +129,6 @@ def plan(
         _show_sweep(sweep_rows(made.recipe, cluster.device, made.profile, _SWEEP), json=json)
         return
     found = document(made.plan, made.recipe, cluster, made.profile, made.untraced)
-    if price is not None and (found["time"] is None or found["time"]["cost"] is None):
-        unknown = "the device's speed" if found["time"] is None else "the number of steps"
-        raise OptionError(
-            f"there is no cost: {unknown} isn't known",
-            where=Where(key="--price"),
-            hint="`dslm doctor --measure` measures this machine"
-            if found["time"] is None
-            else "`--set duration.steps=N`",
-        )
     _show_plan(found, explain=explain, json=json)
     check_fit(made, can_force=False)
 

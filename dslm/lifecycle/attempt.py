@@ -49,6 +49,7 @@ class RankProgram:
     grace: float = 0.0  # between the request to stop and the end of all processes
     watchdog: Watchdog = field(default_factory=Watchdog)
     trust_checkpoint: bool = False
+    probe_steps: int = 0  # after which it ends; 0: it trains to the end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +161,7 @@ def describe(number: int, plan: AttemptPlan, control: ControlAddress) -> Attempt
         script=program.script,
         arguments=program.arguments,
         trust_checkpoint=program.trust_checkpoint,
+        probe_steps=program.probe_steps,
     )
 
 

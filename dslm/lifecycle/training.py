@@ -80,7 +80,7 @@ def _train(
         plan = AttemptPlan(
             fleet=request.fleet,
             rendezvous=rendezvous,
-            program=_program(job.recipe, trust=request.trust_checkpoint),
+            program=_program(job.recipe, trust=request.trust_checkpoint, probe=request.probe),
             port=port,
             start=start,
             restarts_left=most - restarts,
@@ -140,13 +140,14 @@ def _resolve(
     return replace(rendezvous, cluster=job.cluster), job
 
 
-def _program(recipe: Recipe, *, trust: bool) -> RankProgram:
+def _program(recipe: Recipe, *, trust: bool, probe: int = 0) -> RankProgram:
     return RankProgram(
         module=_WORKER,
         environment=recipe.environment,
         grace=recipe.checkpoint.grace,
         watchdog=recipe.watchdog,
         trust_checkpoint=trust,
+        probe_steps=probe,
     )
 
 

@@ -1,8 +1,10 @@
 """From measured seconds to a device's speeds: what fits products and passes of small models best.
 
 A pass takes the sum of what its operations need (`dslm.plan.roofline`); measured are products, of
-which everything is known, and passes, whose profile says what they do. The unknowns, five for each
-precision, are seconds per FLOP and per byte, none of which can be less than nothing.
+which everything is known, and passes, whose profile says what they do. Products say what their
+FLOPs and bytes cost; what is left of the passes is for other bytes and for launches. Attention's
+products are charged as products. No cost is below what the device could do at best, so that a
+measurement beside other work gives slow speeds, not senseless ones.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from dslm.profile.levels import ById
 from dslm.profile.value import Profile
 
 _ROUNDS = 4000
-_PASS_WEIGHT = 3.0  # a pass is what a training does; a product only a part of it
-_NOTHING = 1e-30
+_CACHED = 4.0  # times the memory's bandwidth, at which small operations read from caches
+_NOTHING = 1e-16  # seconds per FLOP or byte: faster than any device
 
-Row = tuple[tuple[float, ...], float, float]  # amounts, seconds, weight
+Row = tuple[tuple[float, ...], float]  # amounts, seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,13 @@ def calibrate(
         runs = [one for one in measured.passes if one.precision == precision]
         if not products or not runs:
             continue
-        rows = [_of_product(one) for one in products]
+        of_products = [_of_product(one) for one in products]
+        flops, moved, _ = not_negative(of_products, (_NOTHING, _NOTHING, 0.0))
         seen = [_of_pass(one, models[one.model]) for one in runs]
-        costs = not_negative([*rows, *seen])
-        misses = [_miss(costs, amounts, seconds) for amounts, seconds, _ in seen]
+        least = 1 / (_CACHED * measured.memory_bandwidth)
+        left = [_without_products(row, flops, moved) for row in seen]
+        costs = [flops, moved, flops, *not_negative(left, (least, 0.0))]
+        misses = [_miss(costs, amounts, seconds) for amounts, seconds in seen]
         found[precision] = Calibrated(_speed(costs), sum(misses) / len(misses))
     return found
 
@@ -57,7 +62,7 @@ def calibrate(
 def _of_product(one: Product) -> Row:
     rows, inner, columns = one.rows, one.inner, one.columns
     moved = one.element * (rows * inner + inner * columns + rows * columns)
-    return (2.0 * rows * inner * columns, moved, 0.0, 0.0, 1.0), one.seconds, 1.0
+    return (2.0 * rows * inner * columns, moved, 1.0), one.seconds
 
 
 def _of_pass(one: TimedPass, profile: Profile) -> Row:
@@ -70,7 +75,14 @@ def _of_pass(one: TimedPass, profile: Profile) -> Row:
         sum(work.moved for work in works),
         sum(work.launches for work in works),
     )
-    return amounts, one.seconds, _PASS_WEIGHT
+    return amounts, one.seconds
+
+
+def _without_products(row: Row, flops: float, moved: float) -> Row:
+    """What is left of a pass for its other bytes and launches: a tenth of it at least."""
+    amounts, seconds = row
+    known = flops * (amounts[0] + amounts[2]) + moved * amounts[1]
+    return amounts[3:], max(seconds - known, 0.1 * seconds)
 
 
 def _miss(costs: Sequence[float], amounts: Sequence[float], seconds: float) -> float:
@@ -88,25 +100,22 @@ def _speed(costs: Sequence[float]) -> Speed:
     )
 
 
-def not_negative(rows: Sequence[Row]) -> list[float]:
-    """Costs of each amount, none below zero, with the least squares of the relative misses.
+def not_negative(rows: Sequence[Row], least: Sequence[float]) -> list[float]:
+    """Costs of each amount, none below its least, with the least squares of the relative misses.
 
     Coordinate descent: each cost in turn takes what is best for it, the others given.
     """
-    scaled = [[weight * a / seconds for a in amounts] for amounts, seconds, weight in rows]
-    wanted = [weight for _, _, weight in rows]
-    count = len(scaled[0])
-    norms = [sum(row[n] ** 2 for row in scaled) for n in range(count)]
-    costs = [0.0] * count
-    left = list(wanted)
+    scaled = [[a / seconds for a in amounts] for amounts, seconds in rows]
+    costs = list(least)
+    norms = [sum(row[n] ** 2 for row in scaled) for n in range(len(costs))]
+    left = [1.0 - sum(c * a for c, a in zip(costs, row, strict=True)) for row in scaled]
     for _ in range(_ROUNDS):
-        for n in range(count):
-            if not norms[n]:
+        for n, norm in enumerate(norms):
+            if not norm:
                 continue
-            step = sum(row[n] * rest for row, rest in zip(scaled, left, strict=True)) / norms[n]
-            new = max(0.0, costs[n] + step)
-            change = new - costs[n]
+            step = sum(row[n] * rest for row, rest in zip(scaled, left, strict=True)) / norm
+            change = max(least[n], costs[n] + step) - costs[n]
             if change:
                 left = [rest - row[n] * change for row, rest in zip(scaled, left, strict=True)]
-                costs[n] = new
+                costs[n] += change
     return costs

@@ -48,6 +48,7 @@ class Attempt(Document):
     script: str | None = None  # of `dslm launch`
     arguments: tuple[str, ...] = ()
     trust_checkpoint: bool = False  # load more of it than tensors, which may run code
+    probe_steps: int = 0  # a probe ends after so many steps, with nothing saved
 
     @property
     def world_size(self) -> int:

@@ -69,7 +69,8 @@ def assemble(
     recipe, task, data = given.recipe, inputs.task, inputs.data
     events = Events(given, _start(given, inputs, models), models.resident)
     writer = _writer(given, inputs, events.on_checkpoint)
-    stop = Stop(given.rank, save=recipe.checkpoint.on_stop)
+    probe = given.rank.attempt.probe_steps
+    stop = Stop(given.rank, save=recipe.checkpoint.on_stop, probe=probe)
     own_data = not task.trainer
     trainer = run_trainer(_classes(inputs)[0])(
         given=given,

@@ -180,11 +180,15 @@ class Events(Progress):
 
 
 class Stop(TrainerCallback):
-    """Ends training after a step that all ranks agree on, when somebody asked for it."""
+    """Ends training after a step that all ranks agree on, when somebody asked for it.
 
-    def __init__(self, rank: Rank, *, save: bool) -> None:
+    A probe ends after so many steps, and saves nothing.
+    """
+
+    def __init__(self, rank: Rank, *, save: bool, probe: int = 0) -> None:
         self._rank = rank
-        self._save = save
+        self._save = save and not probe
+        self._probe = probe
         # over gloo: on a GPU the answer needs no synchronisation with the device
         self._group = dist.new_group(backend="gloo") if rank.world_size > 1 else None
         self.stopped = False
@@ -192,7 +196,8 @@ class Stop(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        wish = torch.tensor([int(self._rank.guard.stop_asked)])
+        probed = 0 < self._probe <= state.global_step
+        wish = torch.tensor([int(probed or self._rank.guard.stop_asked)])
         if self._group is not None:
             dist.all_reduce(wish, op=dist.ReduceOp.MAX, group=self._group)
         if wish.item():

@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,6 @@ WALKS = (
             "--params": ["7B"],
             "--zero": ["1"],
             "--sweep": [],
-            "--price": ["2"],
             "--longest": [],
             "--largest": [],
             "--explain": [],
@@ -169,7 +168,6 @@ WALKS = (
             "--hostfile": [HOSTS],
             "--zero": ["1"],
             "--sweep": [],
-            "--price": ["2"],
             "--longest": [],
             "--largest": [],
             "--explain": [],
@@ -249,6 +247,22 @@ WALKS = (
         },
     ),
     Walk(
+        verb="tune",
+        base=("tune", "quickstart"),
+        given=("RECIPE",),
+        options={
+            "--set": ["optimizer.lr=1.0e-3"],
+            "--with": ["continue"],
+            **{k: v for k, v in _PLACED.items() if k not in ("--force", "--master-port")},
+            "--trials": ["3"],
+            "--steps": ["3"],
+            "--minutes": ["5"],
+            "--output": ["out"],
+            "--json": [],
+        },
+        unseen={"--include": _ALIKE, "--exclude": _ALIKE},
+    ),
+    Walk(
         verb="doctor",
         base=("doctor",),
         options={"--hostfile": [HOSTS], "--measure": [], "--json": []},
@@ -289,6 +303,10 @@ def run(
         asked.append(json.dumps([module, request], default=str, sort_keys=True))
         return PREPARED
 
+    def tune(tuning: Any, on_trial: Any, tell: Any) -> list[Any]:
+        asked.append(repr(replace(tuning, request=replace(tuning.request, command=()))))
+        return []
+
     def preflight(hosts: Any, requirements: Any) -> Preflight:
         asked.append(repr((list(hosts), requirements.run, requirements.port)))
         return Preflight(results=(), master_address=None)
@@ -298,6 +316,7 @@ def run(
     monkeypatch.setattr("dslm.decide.measure.measure_here", lambda tell: MEASURED)
     monkeypatch.setattr("dslm.lifecycle.links.measure_links", lambda fleet, tell: LinkMeasurement())
     monkeypatch.setattr("dslm.reach.doctor.check_machine", list)
+    monkeypatch.setattr("dslm.lifecycle.tuning.tune", tune)
     monkeypatch.setattr("dslm.reach.preflight.preflight", preflight)
     (tmp_path / "script.py").write_text("HfArgumentParser\n")
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2}}

@@ -14,7 +14,7 @@ from dslm.cluster.measurement import LinkMeasurement
 from dslm.lifecycle.links import judged
 from tests.cluster.namespaces import MakeHosts
 
-_MEGABITS = 400
+_MEGABITS = 100
 _DELAY = 20  # milliseconds
 _PAYLOAD = 1448 / 1514  # of an Ethernet frame, what TCP carries
 
