@@ -1,9 +1,11 @@
-"""Experts shared by ranks: what DeepSpeed's AutoEP needs of the installed transformers."""
+"""Mixtures of experts: what DeepSpeed needs to know of them, and of the installed transformers."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from deepspeed.utils import set_z3_leaf_module
 from transformers.utils import output_capturing
 
 
@@ -37,3 +39,33 @@ def let_registry_take_names() -> None:
 
 def _name(model: Any) -> str:
     return model if isinstance(model, str) else str(model.__class__)
+
+
+def gather_together(model: torch.nn.Module) -> list[str]:
+    """Let stage 3 gather the experts of a mixture together; the names of those layers.
+
+    Which experts a rank needs depends on its tokens, so ranks that gather them one by one wait for
+    each other for ever. A mixture is known by its structure: a list of modules of one class, and
+    beside it a router with an output for each of them.
+    """
+    found = [(name, module) for name, module in model.named_modules() if _routes(module)]
+    for _, module in found:
+        set_z3_leaf_module(module, True)
+    return [name for name, _ in found]
+
+
+def _routes(module: torch.nn.Module) -> bool:
+    children = dict(module.named_children())
+    counts = {
+        len(child)
+        for child in children.values()
+        if isinstance(child, torch.nn.ModuleList) and len({type(each) for each in child}) == 1
+    }
+    outputs = {
+        getattr(weight, "ds_shape", weight.shape)[0]
+        for child in children.values()
+        if not isinstance(child, torch.nn.ModuleList)
+        and (weight := getattr(child, "weight", None)) is not None
+        and len(getattr(weight, "ds_shape", weight.shape)) == 2
+    }
+    return bool({count for count in counts if count > 1} & outputs)

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from dslm.errors import RecipeError, Where
 from dslm.recipe.schema import Recipe
 from dslm.worker.layout.attention import attends_plainly, use_documents
-from dslm.worker.layout.experts import let_registry_take_names
+from dslm.worker.layout.experts import gather_together, let_registry_take_names
 from dslm.worker.layout.ranks import Layout
 from dslm.worker.layout.sequence import share_sequences
 
@@ -16,6 +16,8 @@ def share_model(model: PreTrainedModel, recipe: Recipe, layout: Layout, micro_ba
     """Choose the attention of a model, and prepare what DeepSpeed needs to share it."""
     if layout.expert > 1:
         let_registry_take_names()
+    if layout.stage == 3:
+        gather_together(model)
     if layout.sequence > 1 and not attends_plainly(model):
         raise RecipeError(
             "ranks can't share sequences of a model with this attention",
