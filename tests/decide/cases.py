@@ -67,8 +67,9 @@ NVME = "parallel.zero_stage=3 parallel.offload=nvme parallel.nvme_path="
 
 ROWS: tuple[Row, ...] = (
     _row("a task that dslm trains", "task=script", "task=pretrain", "dslm launch"),
+    _row(_TOGETHER, "optimizer.name=adafactor checkpoint.format=portable", "optimizer.name=adafactor", "no portable form"),  # noqa: E501
     _row(_TOGETHER, f"{_RANKS} parallel.tensor=2 {_MIXTURE}", f"{_RANKS} parallel.tensor=2", "doesn't know"),  # noqa: E501
-    _row(_TOGETHER, f"{_RANKS} parallel.sequence=2", f"{_RANKS} parallel.sequence=1", "pretrain and sft", recipe=BERT),  # noqa: E501
+    _row(_TOGETHER, f"{_RANKS} parallel.sequence=2", f"{_RANKS} parallel.sequence=1", "pretrain only", recipe=BERT),  # noqa: E501
     _row("heads that ranks can share", f"{_RANKS} parallel.tensor=4 {ARCHITECTURE}.num_attention_heads=6 {ARCHITECTURE}.hidden_size=96", f"{_RANKS} parallel.tensor=2 {ARCHITECTURE}.num_attention_heads=6 {ARCHITECTURE}.hidden_size=96", "6 heads", "2 or 3"),  # noqa: E501
     _row("sequences that ranks can share", f"{_RANKS} parallel.sequence=2 data.sequence_length=99", f"{_RANKS} parallel.sequence=2 data.sequence_length=98", "98 or 100"),  # noqa: E501
     _row("experts that ranks can share", f"{_RANKS} parallel.expert=2", f"{_RANKS} parallel.expert=2 {_MIXTURE}", "no experts"),  # noqa: E501

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from dslm.recipe.load import load_recipe
 from dslm.worker.layout import attention
-from dslm.worker.layout.attention import DOCUMENTS, attends_plainly, watch
+from dslm.worker.layout.attention import DOCUMENTS, attends_plainly, use_documents, watch
 from dslm.worker.layout.documents import Documents
 
 SIZES = {
@@ -65,6 +66,19 @@ def test_a_pack_gives_what_its_documents_give_alone(kind: str) -> None:
     model.set_attn_implementation(DOCUMENTS)
     watch(model)
     torch.testing.assert_close(_logits(model, ids, positions), expected, atol=1e-5, rtol=0)
+
+
+def test_adapters_change_nothing_of_it() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = _model("llama")
+    ids, positions = _packed()
+    expected = _alone(model, ids)
+    recipe = load_recipe("quickstart", ["task=sft"]).recipe
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear"))
+    assert use_documents(adapted, recipe)
+    assert model.config._attn_implementation == DOCUMENTS
+    torch.testing.assert_close(_logits(adapted, ids, positions), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", OTHER)

@@ -14,6 +14,8 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _OTHERWISE = (
     "attn_logit_softcapping", "attention_chunk_size", "use_bidirectional_attention", "alibi",
 )  # fmt: skip
+# optimizers whose state has other shapes than the parameters
+_FACTORED = ("adafactor", "muon")
 # heads whose queries and values differ in size (multi-head latent attention)
 _LATENT = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim")
 
@@ -128,7 +130,23 @@ def _lacks(case: Case, what: str) -> bool:
     return case.kind is not None and bool(case.kind.heads) and what not in case.kind.code
 
 
+def _portable(case: Case, sizes: _Sizes) -> bool:
+    """Return whether checkpoints hold each moment whole, as the worker decides it."""
+    shared = sizes.tensor > 1 or sizes.expert > 1
+    return shared or case.recipe.checkpoint.format == "portable"
+
+
 _APART = (
+    _Apart(
+        "lora", lambda c, s: c.recipe.lora is not None and (s.tensor > 1 or s.expert > 1),
+        "adapters can't be put on layers or experts that ranks share",
+        "leave `parallel.tensor` and `parallel.expert` out, or `lora`",
+    ),
+    _Apart(
+        "optimizer.name", lambda c, s: c.recipe.optimizer.name in _FACTORED and _portable(c, s),
+        "the state of this optimizer is not kept for each parameter, so it has no portable form",
+        "`--set optimizer.name=adamw`, or native checkpoints without shared layers or experts",
+    ),
     _Apart(
         "parallel.tensor", lambda c, s: s.tensor > 1 and _lacks(c, "shared layers"),
         "DeepSpeed doesn't know how ranks share the layers of a model of this type",
@@ -144,7 +162,7 @@ _APART = (
     _Apart(
         "parallel.sequence",
         lambda c, s: s.sequence > 1 and not can_share("sequence", c.recipe.task),
-        "sequences can be shared by ranks in the tasks pretrain and sft only",
+        "sequences can be shared by ranks in the task pretrain only",
         "`--set parallel.sequence=1`",
     ),
     _Apart(
@@ -160,7 +178,7 @@ _APART = (
     ),
     _Apart(
         "parallel.tensor", lambda c, s: s.tensor > 1 and not can_share("tensor", c.recipe.task),
-        "layers can be shared by ranks in the tasks pretrain, sft and sequence only",
+        "layers can be shared by ranks in the tasks pretrain and sequence only",
         "`--set parallel.tensor=1`, and `parallel.zero_stage: 3` partitions the model",
     ),
 )  # fmt: skip

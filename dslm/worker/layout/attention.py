@@ -26,6 +26,7 @@ _LAYERS = {"full_attention", "sliding_attention"}
 _OTHERWISE = (
     "attn_logit_softcapping", "attention_chunk_size", "use_bidirectional_attention", "alibi",
 )  # fmt: skip
+_INPUTS = ("input_ids", "inputs_embeds")  # of a forward pass: either
 _HALF = (torch.bfloat16, torch.float16)
 _HEAD_MULTIPLE = 8  # of the size of a head, for the kernels
 
@@ -39,18 +40,24 @@ def use_documents(model: PreTrainedModel, recipe: Recipe) -> bool:
         return False
     if not attends_plainly(model):
         return False
-    model.set_attn_implementation(DOCUMENTS)
+    without_adapters(model).set_attn_implementation(DOCUMENTS)
     watch(model)
     return True
 
 
+def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
+    """Return transformers' model, also of one that peft put adapters on."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 def attends_plainly(model: PreTrainedModel) -> bool:
     """Return whether a model's attention is causal, full or within a window, and nothing else."""
-    config = model.config.get_text_config()
+    base = without_adapters(model)
+    config = base.config.get_text_config()
     layers = getattr(config, "layer_types", None) or ()
     return (
-        type(model)._can_set_attn_implementation()
-        and bool(model._supports_sdpa)
+        type(base)._can_set_attn_implementation()
+        and bool(base._supports_sdpa)
         and not any(getattr(config, name, None) for name in _OTHERWISE)
         and set(layers) <= _LAYERS
     )
@@ -67,8 +74,8 @@ def watch(model: PreTrainedModel, gather: _Gather = lambda positions: positions)
     def note(module: torch.nn.Module, args: Any, settings: dict[str, Any]) -> None:
         positions = settings.get("position_ids")
         if positions is None:
-            shape = settings["input_ids"].shape
-            positions = torch.arange(shape[1], device=settings["input_ids"].device).expand(shape)
+            given = next(v for n in _INPUTS if (v := settings.get(n, *args[:1])) is not None)
+            positions = torch.arange(given.shape[1], device=given.device).expand(given.shape[:2])
         _current[:] = [Documents.of(gather(positions))]
 
     model.register_forward_pre_hook(note, with_kwargs=True)

@@ -19,7 +19,7 @@ from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 from transformers import AttentionInterface, PreTrainedModel
 
 from dslm.worker.data.packing import IGNORED
-from dslm.worker.layout.attention import attend, watch
+from dslm.worker.layout.attention import attend, watch, without_adapters
 from dslm.worker.layout.ranks import Layout
 
 _SHARED = "documents_of_shared_sequences"
@@ -30,7 +30,8 @@ def share_sequences(model: PreTrainedModel, layout: Layout, micro_batch: int) ->
     starts = range(0, layout.world_size, layout.sequence)
     groups = [dist.new_group(range(start, start + layout.sequence)) for start in starts]
     group = groups[layout.rank // layout.sequence]
-    config = model.config.get_text_config()
+    base = without_adapters(model)
+    config = base.config.get_text_config()
     heads = config.num_attention_heads
     exchange = UlyssesSPAttentionHF(
         attn=attend,
@@ -63,7 +64,7 @@ def share_sequences(model: PreTrainedModel, layout: Layout, micro_batch: int) ->
         return found.unflatten(-1, (heads, -1)), None
 
     AttentionInterface.register(_SHARED, attend_shared)
-    model.set_attn_implementation(_SHARED)
+    base.set_attn_implementation(_SHARED)
     watch(model, gathered)
 
 
