@@ -78,7 +78,7 @@ def show(
 ) -> None:
     """Show statistics of a recipe's data, and a few samples with the learnt part marked.
 
-    Bold text is learnt, dim text is only read; in a file or a pipe, learnt text is between
+    Green, bold text is learnt, dim text is only read; in a file or a pipe, learnt text is between
     ⟦ and ⟧.
 
     [dim]Example:[/dim] dslm data show quickstart-sft --samples 1
@@ -103,7 +103,7 @@ def show(
             shown = segment["text"]
             if segment["learnt"] and not styled:
                 shown = f"⟦{shown}⟧"
-            text.append(shown, style="bold" if segment["learnt"] else "dim")
+            text.append(shown, style="bold green" if segment["learnt"] else "dim")
             if "column" in segment:
                 text.append("\n")
         terminal.show(Panel(text, title=f"sample {number}"))
@@ -142,6 +142,8 @@ def _say_statistics(found: dict[str, Any]) -> None:
             f"{filled:.2%}" if filled is not None else "-",
         )
     terminal.show(table)
+    if found["formats"]:
+        terminal.say(_said_formats(found))
     if found["labels"]:
         terminal.say(f"labels: {', '.join(found['labels'])}")
     if found["bad_records"]:
@@ -150,3 +152,16 @@ def _say_statistics(found: dict[str, Any]) -> None:
         for example in found["examples"]:
             terminal.people().print(f"  {example}", markup=False, soft_wrap=True)
     terminal.say(f"prepared data: {found['folder']}")
+
+
+def _said_formats(found: dict[str, Any]) -> str:
+    """What was recognised, such as `1,204 records: ShareGPT, 3 with tools`."""
+    from dslm.recipe.formats import BY_NAME
+
+    counts = found["formats"]
+    several = len(counts) > 1
+    parts = [f"{n:,} {BY_NAME[name].said}" if several else BY_NAME[name].said
+             for name, n in counts.items()]  # fmt: skip
+    parts += [f"{found['with_tools']:,} with tools"] if found["with_tools"] else []
+    parts += [f"{found['cut']:,} cut to fit"] if found["cut"] else []
+    return f"{sum(counts.values()):,} records: {', '.join(parts)}"

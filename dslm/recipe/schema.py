@@ -91,6 +91,15 @@ class Model(Section):
         return self
 
 
+Format = Literal[
+    "preference", "labelled", "sharegpt", "messages", "prompt_completion", "alpaca", "prompts"
+]
+FieldName = Literal[
+    "messages", "tools", "system", "prompt", "completion", "chosen", "rejected", "label",
+    "instruction", "input", "output", "answer",
+]  # fmt: skip
+
+
 class Source(Section):
     """One of several data sources, with its weight in the mixture."""
 
@@ -102,6 +111,10 @@ class Source(Section):
     """Configuration of a Hub data set."""
     split: Name = "train"
     """Split of a Hub data set."""
+    format: Format | None = None
+    """Shape of its records; `data.format` when absent."""
+    fields: dict[FieldName, Name] = {}
+    """dslm's names of fields, and its records' own; on top of `data.fields`."""
 
 
 Sources = Name | Annotated[list[Name | Source], Field(min_length=1, max_length=10_000)]
@@ -120,6 +133,15 @@ class Data(Section):
     """Field of a record that holds its text."""
     label_field: Name = "label"
     """Field of a record that holds its label."""
+    format: Format | Auto = "auto"
+    """Shape of the records of chats, answers and preferences; auto: recognised by their fields."""
+    fields: dict[FieldName, Name] = {}
+    """dslm's names of fields, and the records' own: `{prompt: question, completion: answer}`."""
+    chat_template: Name | None = None
+    """How chats are written: a file, `chatml`, or the preset whose tokenizer's template it is; the
+    tokenizer's own when absent."""
+    answers: Literal["all", "last"] = "all"
+    """Which answers of a chat are learnt (task sft)."""
     sequence_length: Annotated[PositiveInt, Field(le=10**9)] = 1024
     """Tokens per sample."""
     packing: Flag = True

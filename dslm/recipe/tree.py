@@ -272,6 +272,7 @@ def _looks_like_data(text: str) -> bool:
 _PATHS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     ("data", "train", _looks_like_data),
     ("data", "eval", _looks_like_data),
+    ("data", "chat_template", lambda text: "/" in text or "." in text),
     ("model", "name", lambda text: text.startswith((".", "/"))),
     ("model", "tokenizer", lambda text: text.startswith((".", "/"))),
     ("parallel", "nvme_path", bool),

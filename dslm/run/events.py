@@ -59,6 +59,9 @@ class DataSummary(Strict):
     labels: tuple[str, ...] = ()
     bad_records: Count = 0
     examples: tuple[str, ...] = ()  # of bad records
+    formats: Mapping[str, Count] = field(default_factory=dict)  # records of each recognised shape
+    with_tools: Count = 0
+    cut: Count = 0  # documents that lost their end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -52,6 +52,7 @@ _SHARED = "key-value heads divide the heads"
 _ACTIVATION = "an activation that there is"
 _POSITIONS = "positions and special tokens that there are"
 _KIND = "data of the kind that the task reads"
+_SHAPE = "records of a shape that the task learns from"
 _EVALUATE = "something to evaluate on"
 _TOKENIZER = "a tokenizer that is there and fits"
 _ARGUMENTS = "arguments that the Trainer has, and that are its to decide"
@@ -104,6 +105,9 @@ ROWS: tuple[Row, ...] = (
     _row(_KIND, "data.train=digits", "data.train=stdlib", "images", "pretrain"),
     _row(_KIND, "data.train=stdlib", "data.train=digits", "images", recipe="quickstart-vision"),
     _row(_KIND, "data.train=text.txt", "data.train=records.jsonl", "plain text", "prompt", recipe="quickstart-sft"),  # noqa: E501
+    _row(_SHAPE, "data.train=pairs.jsonl", "data.train=records.jsonl", "pairs.jsonl:1", "better and a worse", recipe="quickstart-sft"),  # noqa: E501
+    _row(_SHAPE, "data.train=odd.jsonl", "data.train=odd.jsonl data.fields.prompt=frage data.fields.completion=antwort", "`frage`", recipe="quickstart-sft"),  # noqa: E501
+    _row(_SHAPE, "data.train=chats.jsonl", "data.train=chats.jsonl data.chat_template=chatml", "no chat template", recipe="quickstart-sft"),  # noqa: E501
     _row(_EVALUATE, "evaluation.every=10 data.eval=0", "evaluation.every=10", "evaluation.every"),
     _row(_EVALUATE, "checkpoint.keep_best=1", "checkpoint.keep_best=1 evaluation.every=300", "only at the end"),  # noqa: E501
     _row("a prompt only where one is continued", "evaluation.sample=hello", "evaluation.sample=null", "mlm", recipe=BERT),  # noqa: E501
@@ -153,6 +157,11 @@ def make_files(folder: Path) -> None:
     (folder / "text.txt").write_text("some text\n")
     (folder / "empty.txt").touch()
     (folder / "records.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (folder / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    (folder / "odd.jsonl").write_text('{"frage": "a", "antwort": "b"}\n')
+    (folder / "chats.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    )
     (folder / "hollow").mkdir()
     (folder / "script.py").touch()
     sizes = {

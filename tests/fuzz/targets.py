@@ -25,6 +25,7 @@ from dslm.codec import Malformed
 from dslm.errors import DslmError
 from dslm.launch.control import Control
 from dslm.presets import shipped_folder
+from dslm.recipe.formats import Kind, formed
 from dslm.recipe.load import dump_recipe, load_recipe
 from dslm.run.directory import RunDirectory
 from dslm.run.events import as_record, tail_events
@@ -225,9 +226,14 @@ def _encoders() -> tuple[Any, Any]:
 
 
 def _records(records: list[dict[str, Any]]) -> None:
-    for encoder in _encoders():
-        found = encoder.encode(records)
-        assert len(found) == len(records)
+    from dslm.worker.data.encode_parts import _encode
+
+    kinds: tuple[Kind, ...] = ("answers", "preferences")
+    for encoder, kind in zip(_encoders(), kinds, strict=True):
+        shaped = [formed(record, kind)[1] for record in records]
+        values = [value for value in shaped if not isinstance(value, str)]
+        found = _encode(encoder, values)
+        assert len(found) == len(values)
         assert all(isinstance(one, str | dict) for one in found)
 
 

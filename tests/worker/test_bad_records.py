@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from dslm.worker.data.encode_parts import _encode_part, _write_part
+from dslm.worker.data.encode_parts import Shaper, _encode_part, _write_part
 from dslm.worker.data.records import BadRecords, Record
 from dslm.worker.data.tokenizer import texts_in
 from dslm.worker.tasks import task_of
@@ -89,13 +89,13 @@ def test_whatever_a_record_holds_the_good_ones_beside_it_are_prepared(
         records = [Record(f"file:{number}", value) for number, value in enumerate(values)]
         part = tmp_path / "part.npz"
         part.unlink(missing_ok=True)
-        made = _encode_part(encoder, part, records)
+        made = _encode_part(encoder, part, records, Shaper(recipe, "train"))
         assert made is not None
-        encoded, labels = made
+        encoded = made.documents
         assert len(encoded) == len(records)
         assert not isinstance(encoded[0], str)
         assert not isinstance(encoded[-1], str)
-        _write_part(recipe, part, records, encoded, labels)
+        _write_part(recipe, part, records, made)
         with np.load(part) as stored:
             said = json.loads(str(stored["facts"]))["problems"]
             assert len(stored["keys"]) + len(said) == len(records)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from dslm.errors import DataError
+from dslm.errors import DataError, RecipeError
 from dslm.recipe.schema import Recipe
 from dslm.worker.data import encode_parts
 from dslm.worker.data.encode_parts import Encoder
@@ -41,11 +41,11 @@ BAD = [
     ("pretrain", '{"txt": "alpha"}', "has no field `text` (data.text_field), only `txt`"),
     ("pretrain", '{"text": 7}', "its `text` is not text but int"),
     ("pretrain", '{"text": "  "}', "its `text` is empty"),
-    ("sft", '{"prompt": "alpha"}', "has no field `completion`"),
+    ("sft", '{"prompt": "alpha"}', "is a prompt without an answer"),
     ("sft", '{"prompt": "alpha", "completion": ""}', "its `completion` is empty"),
     ("sft", json.dumps({"prompt": "alpha " * 99, "completion": "b"}), "its prompt alone fills 32"),
-    ("dpo", '{"prompt": "a", "chosen": "b"}', "has no field `rejected`"),
-    ("seq2seq", '{"completion": "b"}', "has no field `prompt`"),
+    ("dpo", '{"prompt": "a", "chosen": "b"}', "has no `rejected`"),
+    ("seq2seq", '{"completion": "b"}', "its fields are `completion`"),
     ("classify", '{"text": "a"}', "has no `label`"),
     ("classify", '{"text": "a", "label": 1.5}', "neither text nor a whole number"),
     ("sequence", '{"items": "1 2"}', "has no `items`"),
@@ -55,10 +55,10 @@ BAD = [
     ("pretrain", "[" * 100_000, "is not JSON"),
     ("pretrain", '{"input_ids": "7"}', "its `input_ids` are not a list of whole numbers"),
     ("pretrain", '{"input_ids": [1, 99999]}', "are not all from 0 to"),
-    ("sft", '{"messages": "hello"}', "its `messages` are not a list of `{role, content}`"),
-    ("sft", '{"messages": [{"role": "user", "content": "a"}]}', "has no answer to learn"),
-    ("dpo", '{"prompt": [], "chosen": [], "rejected": []}', "the chat template refuses it"),
-    ("dpo", '{"chosen": [{"role": "user", "content": "a"}]}', "holds no answer of the assistant"),
+    ("sft", '{"messages": "hello"}', "is text, not a list of messages"),
+    ("sft", '{"messages": [{"role": "user", "content": "a"}]}', "has no answer of the assistant"),
+    ("dpo", '{"prompt": [], "chosen": [], "rejected": []}', "are the same"),
+    ("dpo", '{"chosen": [{"role": "user", "content": "a"}]}', "has no `rejected`"),
     ("classify", '{"text": "a", "text_pair": 3, "label": 1}', "is not text but int"),
     ("pretrain", b'{"text": "alpha \xed\xa0\x80"}', "is not UTF-8"),
     ("pretrain", b'{"text": "\xff"}', "is not UTF-8"),
@@ -67,11 +67,11 @@ BAD = [
     ("pretrain", '{"text": {"text": "alpha"}}', "is not text but dict"),
     ("dpo", '{"prompt": "a", "chosen": "b", "rejected": 7}', "its `rejected` is not text but int"),
     ("dpo", '{"prompt": [], "chosen": [{"role": "assistant", "content": "a"}], "rejected": 7}',
-     "its `rejected` is none"),
-    ("dpo", '{"prompt": 3, "chosen": [], "rejected": []}', "its `prompt` is none"),
-    ("dpo", '{"prompt": "a", "chosen": [1], "rejected": [2]}', "its `prompt` is none"),
-    ("dpo", '{"prompt": [1], "chosen": [1], "rejected": [2]}', "are not a list of `{role"),
-    ("sft", '{"messages": [{"role": "user", "content": "a"}, 3]}', "are not a list of `{role"),
+     "its `prompt` is empty"),
+    ("dpo", '{"prompt": 3, "chosen": [], "rejected": []}', "are the same"),
+    ("dpo", '{"prompt": "a", "chosen": [1], "rejected": [2]}', "`chosen[1]` is not a message"),
+    ("dpo", '{"prompt": [1], "chosen": [1], "rejected": [2]}', "`prompt[1]` is not a message"),
+    ("sft", '{"messages": [{"role": "user", "content": "a"}, 3]}', "`messages[2]` is no"),
     ("sequence", '{"items": [1, 256]}', "item 256 is beyond the model's 256 items"),
     ("sequence", json.dumps({"items": [1, 10**4000]}), "has an item above"),
     ("sequence", '{"items": [1, ' + "9" * 5000 + "]}", "is not JSON"),
@@ -308,7 +308,9 @@ def test_tokens_stay_on_disk_until_they_are_written(
     monkeypatch.setattr(encode_parts, "_PART", 10)
     recipe, encoder = _forty_five(tmp_path, tokenizer)
     problems = BadRecords(fatal=True)
-    found = encode_parts.encode(recipe, "train", encoder, tmp_path, problems, lambda detail: None)
+    found, _ = encode_parts.encode(
+        recipe, "train", encoder, tmp_path, problems, lambda detail: None
+    )
     some = found.take(np.array([40, 3, 17]))
     for column in some.columns.values():
         assert isinstance(column.values, np.memmap)
@@ -345,7 +347,7 @@ def test_only_the_answers_of_a_chat_are_learnt(
     learnt = sample["input_ids"][sample["labels"] != -100]
     assert tokenizer.decode(learnt) == "beta\ndelta\n"
     tokenizer.chat_template = None
-    with pytest.raises(DataError, match="no chat template"):
+    with pytest.raises(RecipeError, match="no chat template"):
         prepared(recipe, tokenizer)
 
 

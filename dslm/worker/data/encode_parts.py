@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,7 +21,8 @@ from typing import IO, Any, Protocol, TypeVar
 import numpy as np
 
 from dslm.errors import DslmError
-from dslm.recipe.data_paths import origins
+from dslm.recipe.data_paths import origins, sources
+from dslm.recipe.formats import KINDS, formed
 from dslm.recipe.schema import Recipe
 from dslm.worker.data.records import BadRecords, Record, first_line, read_records
 from dslm.worker.data.store import Ragged, dtype_of, offsets_of
@@ -43,6 +44,7 @@ class Encoder(Protocol):
 
     packs: bool
     labels: dict[str, int]
+    notes: Counter[str]  # what was done to documents, counted
 
     def encode(self, records: list[dict[str, Any]]) -> list[Encoded | str]:
         """Encode records, each into its columns or a sentence about what is wrong with it."""
@@ -91,8 +93,10 @@ def encode(
     folder: Path,
     problems: BadRecords,
     on_phase: OnPhase,
-) -> Documents:
+) -> tuple[Documents, Counter[str]]:
     """Every document of a split's sources, from parts on disk that are written as they are made.
+
+    What else is known of them is counted: shapes of records (`sharegpt`), `tools`, `cut`.
 
     A thread encodes one part, the tokenizer on all cores, while the part before it is written and
     the one after it is read.
@@ -101,25 +105,48 @@ def encode(
     parts.mkdir(exist_ok=True)
     found: list[Path] = []
     count, told = 0, time.monotonic()
+    notes: Counter[str] = Counter()
+    shape = Shaper(recipe, name)
     batches = _batches(read_records(recipe, origins(recipe, name), problems))
     with ThreadPoolExecutor(1) as thread:
 
         def start(number: int, batch: list[Record]) -> tuple[Path, list[Record], Future[Any]]:
             part = parts / f"{name}-{number:06}.npz"
-            return part, batch, thread.submit(_encode_part, encoder, part, batch)
+            return part, batch, thread.submit(_encode_part, encoder, part, batch, shape)
 
         for part, batch, encoding in _one_ahead(starmap(start, enumerate(batches))):
             encoded = encoding.result()
             if encoded is not None:
-                _write_part(recipe, part, batch, *encoded)
-            for place, what in _facts(part)["problems"]:
+                _write_part(recipe, part, batch, encoded)
+            facts = _facts(part)
+            for place, what in facts["problems"]:
                 problems.add(place, what)
+            notes.update(facts["notes"])
             found.append(part)
             count += len(batch)
             if time.monotonic() - told > TELL:
                 told = time.monotonic()
                 on_phase(f"encoded {count} documents ({name})")
-    return _read_parts(found, parts / name)
+    return _read_parts(found, parts / name), notes
+
+
+class Shaper:
+    """Makes what a task learns from of records, whatever shape their source keeps them in."""
+
+    def __init__(self, recipe: Recipe, name: str) -> None:
+        self._kind = KINDS.get(recipe.task)
+        data = recipe.data
+        self._settings: list[tuple[str, dict[str, str]]] = []
+        for source in sources(recipe, name):
+            fields = {str(ours): theirs for ours, theirs in (data.fields | source.fields).items()}
+            self._settings.append((source.format or data.format, fields))
+
+    def __call__(self, record: Record) -> tuple[str, dict[str, Any] | str]:
+        """The name of a record's shape and what is in it, or what is wrong with it."""
+        if self._kind is None:
+            return "", record.values
+        form, fields = self._settings[record.source]
+        return formed(record.values, self._kind, name=form, fields=fields)
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -146,14 +173,31 @@ def _one_ahead(items: Iterator[_T]) -> Iterator[_T]:
     yield from waiting
 
 
-def _encode_part(
-    encoder: Encoder, part: Path, records: list[Record]
-) -> tuple[list[Encoded | str], dict[str, int]] | None:
-    """The documents of records and the labels known so far; None where the part is written."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """The encoded records of a part, with the labels known at its end and what was counted."""
+
+    documents: list[Encoded | str]
+    labels: dict[str, int]
+    notes: Counter[str]
+
+
+def _encode_part(encoder: Encoder, part: Path, records: list[Record], shape: Shaper) -> Part | None:
+    """The documents of records; None where the part is written."""
     if part.is_file():
         encoder.labels.update(_facts(part)["labels"])
         return None
-    return _encode(encoder, [record.values for record in records]), dict(encoder.labels)
+    encoder.notes.clear()
+    shaped = [shape(record) for record in records]
+    good = [values for _, values in shaped if not isinstance(values, str)]
+    made = iter(_encode(encoder, good))
+    documents = [what if isinstance(what, str) else next(made) for _, what in shaped]
+    notes = Counter(encoder.notes)
+    for (name, values), document in zip(shaped, documents, strict=True):
+        if not isinstance(document, str) and name:
+            notes[name] += 1
+            notes["tools"] += "tools" in values
+    return Part(documents=documents, labels=dict(encoder.labels), notes=+notes)
 
 
 def _encode(encoder: Encoder, records: list[dict[str, Any]]) -> list[Encoded | str]:
@@ -179,17 +223,11 @@ def _facts(part: Path) -> dict[str, Any]:
         return dict(json.loads(str(stored["facts"])))
 
 
-def _write_part(
-    recipe: Recipe,
-    path: Path,
-    records: list[Record],
-    encoded: list[Encoded | str],
-    labels: dict[str, int],
-) -> None:
+def _write_part(recipe: Recipe, path: Path, records: list[Record], part: Part) -> None:
     columns: dict[str, list[Sequence[int]]] = {}
     problems, keys, sources = [], [], []
     key_field = recipe.data.key_field
-    for record, document in zip(records, encoded, strict=True):
+    for record, document in zip(records, part.documents, strict=True):
         if isinstance(document, str):
             problems.append((record.place, document))
             continue
@@ -208,7 +246,9 @@ def _write_part(
     arrays: dict[str, np.ndarray] = {
         "keys": np.array(keys, dtype=np.uint64),
         "sources": np.array(sources, dtype=np.int32),
-        "facts": np.array(json.dumps({"problems": problems, "labels": labels})),
+        "facts": np.array(
+            json.dumps({"problems": problems, "labels": part.labels, "notes": part.notes})
+        ),
     }
     for name, lists in columns.items():
         lengths = np.array([len(values) for values in lists], dtype=np.int64)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from dslm.codec import decode, line_of
 from dslm.errors import DataError, Where
 from dslm.files import write_json
 from dslm.recipe.data_paths import origins
+from dslm.recipe.formats import BY_NAME
 from dslm.recipe.schema import Recipe
 from dslm.run.events import DataSummary
 from dslm.run.lock import own
@@ -35,7 +37,7 @@ from dslm.worker.data.packing import best_fit, pieces_of
 from dslm.worker.data.records import BadRecords, Record, read_records
 from dslm.worker.data.store import Ragged, Samples, checksum_of, offsets_of, write_shard
 
-_FORMAT = 4  # counted up when the files change their meaning
+_FORMAT = 5  # counted up when the files change their meaning
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,14 +211,16 @@ def _prepare(recipe: Recipe, encoder: Encoder, folder: Path, on_phase: OnPhase) 
     share = recipe.data.eval
     statistics: dict[str, Any] = {}
     splits: dict[str, Documents] = {}
+    notes: Counter[str] = Counter()
     if isinstance(share, float | int):
-        documents = encode(recipe, "train", encoder, folder, problems, on_phase)
+        documents, notes = encode(recipe, "train", encoder, folder, problems, on_phase)
         held_out = documents.keys < np.uint64(int(share * 2**64))
         splits["train"] = documents.take(np.flatnonzero(~held_out))
         splits["eval"] = documents.take(np.flatnonzero(held_out))
     else:
         for name in ("train", "eval"):
-            splits[name] = encode(recipe, name, encoder, folder, problems, on_phase)
+            splits[name], more = encode(recipe, name, encoder, folder, problems, on_phase)
+            notes.update(more)
     if not len(splits["train"].keys):
         shown = "; ".join(problems.examples)
         raise DataError(
@@ -231,6 +235,9 @@ def _prepare(recipe: Recipe, encoder: Encoder, folder: Path, on_phase: OnPhase) 
         "labels": sorted(encoder.labels, key=encoder.labels.__getitem__),
         "bad_records": problems.count,
         "examples": problems.examples,
+        "formats": {name: notes[name] for name in BY_NAME if notes[name]},
+        "with_tools": notes["tools"],
+        "cut": notes["cut"],
     }
 
 

@@ -13,10 +13,33 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dslm.errors import RecipeError, Where
+from dslm.files import expanded, is_file
+from dslm.presets import preset_path
+from dslm.recipe.load import load_recipe
 from dslm.recipe.schema import Recipe, TokenizerTraining
 from dslm.worker.data.prepare import cache_folder, source_digest, training_records
 from dslm.worker.data.records import BadRecords
 
+# Roles and turns as in OpenAI's ChatML, tools and calls as in Hermes' function calling, which many
+# open chat models are trained on. A tokenizer whose own end is another token gets that too, so that
+# generation stops after an answer.
+CHATML = (
+    "{%- if tools %}{{- '<|im_start|>system\\n# Tools\\n\\n<tools>\\n' }}"
+    "{%- for tool in tools %}{{- tool | tojson + '\\n' }}{%- endfor %}"
+    "{{- '</tools><|im_end|>\\n' }}{%- endif %}"
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' }}"
+    "{%- if message.role == 'assistant' %}"
+    "{% generation %}{{- message.content }}"
+    "{%- for call in message.tool_calls or [] %}"
+    "{{- '<tool_call>\\n' + call.function | tojson + '\\n</tool_call>' }}{%- endfor %}"
+    "{{- '<|im_end|>' }}"
+    "{%- if eos_token is defined and eos_token and eos_token != '<|im_end|>' %}{{- eos_token }}"
+    "{%- endif %}{{- '\\n' }}{% endgeneration %}"
+    "{%- else %}{{- message.content + '<|im_end|>\\n' }}{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
 END = "<|endoftext|>"
 PAD = "<|pad|>"
 MASK = "<|mask|>"
@@ -49,6 +72,41 @@ def load_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         RecipeError: it can't be loaded.
     """
+    tokenizer = _loaded(recipe, folder)
+    if recipe.data.chat_template is not None:
+        tokenizer.chat_template = template_of(recipe.data.chat_template)
+    return tokenizer
+
+
+def template_of(name: str) -> str:
+    """The text of a chat template: in a file, dslm's own `chatml`, or of a preset's tokenizer.
+
+    Raises:
+        RecipeError: there is no such thing, or it can't be read.
+    """
+    where = Where(key="data.chat_template")
+    if name == "chatml":
+        return CHATML
+    path = expanded(name)
+    if is_file(path):
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as failure:
+            raise RecipeError(f"`{name}` can't be read as text: {failure}", where=where) from None
+    if preset_path("recipes", name, ".yaml") is None or "/" in name:
+        raise RecipeError(
+            f"`{name}` is no template file, and no preset",
+            where=where,
+            hint="a file, `chatml`, or a preset such as `qwen3-8b`",
+        )
+    model = load_recipe(name).recipe.model
+    found = _from_pretrained(str(model.name), model.revision, trusted=False).chat_template
+    if not isinstance(found, str):
+        raise RecipeError(f"the tokenizer of `{name}` has no chat template", where=where)
+    return found
+
+
+def _loaded(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
     wanted = recipe.model.tokenizer or recipe.model.name
     if isinstance(wanted, TokenizerTraining):
         return _trained(recipe, wanted, folder)
@@ -58,11 +116,17 @@ def load_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
             where=Where(key="model.tokenizer"),
             hint="a Hub name or a folder, or `{vocab_size: 4096}` to train one on the data",
         )
+    model = recipe.model
+    tokenizer = _from_pretrained(wanted, model.revision, trusted=model.trust_remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _from_pretrained(wanted: str, revision: str, *, trusted: bool) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            wanted,
-            revision=recipe.model.revision,
-            trust_remote_code=recipe.model.trust_remote_code,
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            wanted, revision=revision, trust_remote_code=trusted
         )
     except (OSError, ValueError) as failure:
         raise RecipeError(
@@ -70,9 +134,7 @@ def load_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerBase:
             where=Where(key="model.tokenizer"),
             hint="a Hub name (is there a network, is `hf auth login` needed?) or a local folder",
         ) from failure
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return found
 
 
 def texts_in(values: object) -> Iterator[str]:

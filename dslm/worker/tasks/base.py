@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -44,6 +45,8 @@ class TextsEncoder:
         self.labels: dict[str, int] = {}
         self._tokenizer = tokenizer
         self._length = recipe.data.sequence_length
+        self._answers = recipe.data.answers
+        self.notes: Counter[str] = Counter()
 
 
 def padded(lists: list[Any], padding: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ class LabelledTextEncoder:
 
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
         self.labels: dict[str, int] = {}
+        self.notes: Counter[str] = Counter()
         self._tokenizer = tokenizer
         self._data = recipe.data
 

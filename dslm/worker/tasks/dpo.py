@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from dslm.recipe.schema import Recipe
+from dslm.worker.data.chat_tokens import Chat, chats_to_tokens
 from dslm.worker.tasks.base import Collate, Task, TextsEncoder, Tokenizer, pad_token
-from dslm.worker.tasks.sft import chat_ids, encoded, end_token, first_token
+from dslm.worker.tasks.sft import encoded, end_token, first_token
 
-_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_COLUMNS_OF_ANSWERS = ("chosen", "rejected")
+_COLUMNS = ("prompt_ids", *(f"{name}_ids" for name in _COLUMNS_OF_ANSWERS))
 
 
 class PreferenceEncoder(TextsEncoder):
@@ -24,12 +27,18 @@ class PreferenceEncoder(TextsEncoder):
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
         """`prompt_ids`, `chosen_ids` and `rejected_ids` of each record."""
-        texts = encoded(self._tokenizer, records, "prompt", "chosen", "rejected")
+        texts = [r for r in records if isinstance(r["prompt"], str)]
+        of_texts = iter(encoded(self._tokenizer, texts, "prompt", "chosen", "rejected"))
+        chats = [r for r in records if not isinstance(r["prompt"], str)]
+        sides = [answered(self._tokenizer, chats, name) for name in _COLUMNS_OF_ANSWERS]
+        of_chats = iter(zip(*sides, strict=True))
         return [
             self._checked(
-                self._chats(record) if isinstance(record.get("chosen"), list) else self._of(found)
+                self._of(next(of_texts))
+                if isinstance(r["prompt"], str)
+                else _together(*next(of_chats))
             )
-            for record, found in zip(records, texts, strict=True)
+            for r in records
         ]
 
     def _of(self, found: list[list[int]] | str) -> tuple[list[int], ...] | str:
@@ -39,27 +48,6 @@ class PreferenceEncoder(TextsEncoder):
         end = end_token(self._tokenizer)
         return [*first_token(self._tokenizer), *prompt], chosen + end, rejected + end
 
-    def _chats(self, record: dict[str, Any]) -> tuple[list[int], ...] | str:
-        given = {name: record.get(name) or [] for name in ("prompt", "chosen", "rejected")}
-        for name, messages in given.items():
-            if not isinstance(messages, list):
-                return f"its `chosen` is a list of messages, and its `{name}` is none"
-        found = []
-        for name in ("chosen", "rejected"):
-            chat = chat_ids(self._tokenizer, [*given["prompt"], *given[name]])
-            if isinstance(chat, str):
-                return chat
-            ids, mask = chat
-            if not any(mask):
-                return f"its `{name}` holds no answer of the assistant"
-            # only the last answer differs: what stands before it is the prompt of both
-            start = len(mask) - mask[::-1].index(1)
-            while start and mask[start - 1]:
-                start -= 1
-            found.append((ids[:start], ids[start:]))
-        (prompt, chosen), (other, rejected) = found
-        return (prompt, chosen, rejected) if prompt == other else "its two prompts differ"
-
     def _checked(self, found: tuple[list[int], ...] | str) -> dict[str, Sequence[int]] | str:
         if isinstance(found, str):
             return found
@@ -68,6 +56,35 @@ class PreferenceEncoder(TextsEncoder):
             return f"its prompt alone fills {self._length} tokens (data.sequence_length)"
         cut = (found[0], found[1][:room], found[2][:room])
         return dict(zip(_COLUMNS, cut, strict=True))
+
+
+def answered(
+    tokenizer: PreTrainedTokenizerBase, records: list[dict[str, Any]], name: str
+) -> list[tuple[list[int], list[int]] | str]:
+    """The tokens of each record's prompt, and of the answer that it has under a name."""
+    chats = [
+        Chat(messages=[*r["prompt"], *r[name]], tools=r.get("tools"), answers="last")
+        for r in records
+    ]
+    found = chats_to_tokens(tokenizer, chats) if chats else []
+    return [chat if isinstance(chat, str) else _parted(*chat) for chat in found]
+
+
+def _parted(ids: list[int], mask: list[int]) -> tuple[list[int], list[int]] | str:
+    if not any(mask):
+        return "has no answer to learn"
+    start = mask.index(1)
+    return ids[:start], ids[start:]
+
+
+def _together(
+    chosen: tuple[list[int], list[int]] | str, rejected: tuple[list[int], list[int]] | str
+) -> tuple[list[int], ...] | str:
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        return chosen if isinstance(chosen, str) else str(rejected)
+    if chosen[0] != rejected[0]:
+        return "its two prompts differ"
+    return chosen[0], chosen[1], rejected[1]
 
 
 def _collator(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:

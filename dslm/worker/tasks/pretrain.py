@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ class TextEncoder:
 
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
         self.labels: dict[str, int] = {}
+        self.notes: Counter[str] = Counter()
         self._field = recipe.data.text_field
         self._tokenizer = tokenizer
         end = tokenizer.eos_token_id

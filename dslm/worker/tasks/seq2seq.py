@@ -28,13 +28,21 @@ class PairEncoder(TextsEncoder):
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
         """`input_ids` and `label_ids` of each record, the end-of-text token last."""
-        pairs = encoded(self._tokenizer, records, "prompt", "completion")
+        pairs = encoded(self._tokenizer, [_pair(r) for r in records], "prompt", "completion")
         return [pair if isinstance(pair, str) else self._of(*pair) for pair in pairs]
 
     def _of(self, source: list[int], target: list[int]) -> dict[str, Sequence[int]]:
         end = end_token(self._tokenizer)
         room = self._length - len(end)
         return {"input_ids": source[:room] + end, "label_ids": target[:room] + end}
+
+
+def _pair(record: dict[str, Any]) -> dict[str, Any]:
+    """What a chat of one turn asks and answers, as a prompt and its completion."""
+    messages = record.get("messages")
+    if not messages or [m["role"] for m in messages] != ["user", "assistant"]:
+        return record
+    return {"prompt": messages[0]["content"], "completion": messages[1]["content"]}
 
 
 def _collator(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ class ItemEncoder:
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         self.labels: dict[str, int] = {}
+        self.notes: Counter[str] = Counter()
         self._items = recipe.model.architecture.get("vocab_size")
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dslm.worker.data.records import first_line
+from dslm.worker.data.chat_tokens import Chat, chats_to_tokens
 from dslm.worker.data.tokenizer import token_ids
 from dslm.worker.metrics import TokenLoss
 from dslm.worker.tasks.base import Task, TextsEncoder
@@ -24,15 +24,20 @@ class AnswerEncoder(TextsEncoder):
     packs = True
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
-        """`input_ids` and `mask` of each record, cut at the sequence length."""
-        pairs = encoded(self._tokenizer, records, "prompt", "completion")
+        """`input_ids` and `mask` of each record; a chat loses whole turns, a completion its end."""
+        chats = [
+            Chat(messages=r["messages"], tools=r.get("tools"), answers=self._answers)
+            for r in records
+            if "messages" in r
+        ]
+        of_chats = iter(
+            chats_to_tokens(self._tokenizer, chats, self._length, self.notes) if chats else ()
+        )
+        texts = [r for r in records if "messages" not in r]
+        of_texts = iter(encoded(self._tokenizer, texts, "prompt", "completion"))
         return [
-            self._checked(
-                chat_ids(self._tokenizer, record["messages"])
-                if "messages" in record
-                else self._of(pair)
-            )
-            for record, pair in zip(records, pairs, strict=True)
+            self._checked(next(of_chats) if "messages" in r else self._of(next(of_texts)))
+            for r in records
         ]
 
     def _of(self, pair: list[list[int]] | str) -> tuple[list[int], list[int]] | str:
@@ -52,6 +57,7 @@ class AnswerEncoder(TextsEncoder):
                 if len(found[0]) <= self._length
                 else f"its prompt alone fills {self._length} tokens (data.sequence_length)"
             )
+        self.notes["cut"] += len(ids) < len(found[0])
         return {"input_ids": ids, "mask": mask}
 
 
@@ -76,53 +82,6 @@ def first_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def end_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the end-of-text token, or nothing."""
     return [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-
-
-def chat_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: Any
-) -> tuple[list[int], list[int]] | str:
-    """Return the tokens of a chat by the tokenizer's template, and a mask of the assistant's.
-
-    What can't be made of it is said: a chat that the template refuses, or no template.
-    """
-    if tokenizer.chat_template is None:
-        return (
-            "is a chat, and the tokenizer has no chat template (model.tokenizer): use that of a "
-            "chat model, or data with `prompt` and `completion`"
-        )
-    if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages
-    ):
-        return "its `messages` are not a list of `{role, content}`"
-    try:
-        return _rendered(tokenizer, messages)
-    except Exception as failure:  # noqa: BLE001 - templates are programs: they raise anything
-        return f"the chat template refuses it: {first_line(failure)}"
-
-
-def _rendered(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]
-) -> tuple[list[int], list[int]] | str:
-    if "{% generation" in tokenizer.chat_template.replace("{%-", "{%"):
-        found = tokenizer.apply_chat_template(
-            messages, return_dict=True, return_assistant_tokens_mask=True
-        )
-        return list(found["input_ids"]), list(found["assistant_masks"])
-    # a template that doesn't say which tokens it generates: compare it with and without each answer
-    ids = tokenizer.apply_chat_template(messages, return_dict=False)
-    mask = [0] * len(ids)
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = tokenizer.apply_chat_template(
-            messages[:number], add_generation_prompt=True, return_dict=False
-        )
-        after = tokenizer.apply_chat_template(messages[: number + 1], return_dict=False)
-        if ids[: len(before)] != before:
-            return "the chat template renders earlier messages differently when an answer follows"
-        for place in range(len(before), min(len(after), len(ids))):
-            mask[place] = 1
-    return ids, mask
 
 
 def _trainer() -> tuple[type, type]:

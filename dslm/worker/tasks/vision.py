@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ class ImageEncoder:
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         self.labels: dict[str, int] = {}
+        self.notes: Counter[str] = Counter()
         self._field = recipe.data.label_field
 
     def encode(self, records: list[dict[str, Any]]) -> list[dict[str, Sequence[int]] | str]:
