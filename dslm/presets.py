@@ -18,6 +18,7 @@ def shipped_folder(name: str) -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
+ANY_MODEL = "_model"  # the base of a model that is given by name or folder
 PURPOSES = "purposes"  # below recipes/: what composes with any model, and trains nothing alone
 
 

@@ -22,6 +22,7 @@ def config(
             autocompletion=complete.recipes,
         ),
     ] = None,
+    model: options.Model = None,
     with_: options.With = None,
     set_: options.Set = None,
     num_gpus: options.NumGpus = None,
@@ -47,13 +48,14 @@ def config(
     """
     from dslm.errors import OptionError
 
-    if (recipe is None) == (check is None):
+    if (recipe is None and model is None) == (check is None):
         raise OptionError(
             "give a recipe, or `--check FILE`", hint="`dslm config quickstart`, for example"
         )
     if check is not None:
         options.refuse_ignored(
             {
+                "--model": model,
                 "--with": with_,
                 "--set": set_,
                 "--num-gpus": num_gpus,
@@ -71,7 +73,8 @@ def config(
     from dslm.decide.ready import ready_job
     from dslm.recipe.load import load_recipe
 
-    loaded = load_recipe(str(recipe), options.settings(set_, with_))
+    name, overrides = options.recipe_of(recipe, model, set_, with_)
+    loaded = load_recipe(name, overrides)
     ranks = loaded.recipe.parallel.ranks
     if device is None:
         cluster = local_cluster(num_gpus=num_gpus, ranks=ranks)
@@ -100,7 +103,7 @@ def config(
 
     table = Table("key", "value", "source", "reason", box=None, header_style="bold")
     table.columns[0].overflow = "fold"
-    terminal.say(f"ds_configs/{config.preset}.json, resolved for {recipe}")
+    terminal.say(f"ds_configs/{config.preset}.json, resolved for {loaded.name}")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     terminal.show(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -27,12 +27,14 @@ ShardBy = Annotated[
         help="Assign documents to files as contiguous pieces, or by a stable hash.",
     ),
 ]
+Prepared: TypeAlias = dict[str, Any]  # what the worker says of prepared data
 SampleCount = Annotated[int, typer.Option("--samples", min=0, help="Number of samples to show.")]
 
 
 @app.command("prepare", no_args_is_help=True)
 def prepare(
-    recipe: options.RecipeArgument,
+    recipe: options.OptionalRecipe = None,
+    model: options.Model = None,
     with_: options.With = None,
     set_: options.Set = None,
     shards: Shards = None,
@@ -50,12 +52,12 @@ def prepare(
 
         dslm data prepare mine.yaml --shards 8 --shard-by hash
     """
-    given = options.settings(set_, with_)
+    name, given = options.recipe_of(recipe, model, set_, with_)
     if shards is not None:
         given.append(f"data.shards={shards}")
     if shard_by is not None:
         given.append(f"data.shard_by={shard_by}")
-    found = _ask(recipe, given, samples=0, verify=True)
+    found = _ask(name, given, samples=0, verify=True)
     if found["damaged"]:
         raise DataError(
             f"prepared files are damaged: {', '.join(found['damaged'])}",
@@ -70,7 +72,8 @@ def prepare(
 
 @app.command("show", no_args_is_help=True)
 def show(
-    recipe: options.RecipeArgument,
+    recipe: options.OptionalRecipe = None,
+    model: options.Model = None,
     with_: options.With = None,
     set_: options.Set = None,
     samples: SampleCount = 3,
@@ -83,7 +86,8 @@ def show(
 
     [dim]Example:[/dim] dslm data show quickstart-sft --samples 1
     """
-    found = _ask(recipe, options.settings(set_, with_), samples=samples, verify=False)
+    name, given = options.recipe_of(recipe, model, set_, with_)
+    found = _ask(name, given, samples=samples, verify=False)
     if json:
         terminal.write_json(found)
         return
@@ -109,7 +113,7 @@ def show(
         terminal.show(Panel(text, title=f"sample {number}"))
 
 
-def _ask(recipe: str, overrides: Sequence[str], *, samples: int, verify: bool) -> dict[str, Any]:
+def _ask(recipe: str, overrides: Sequence[str], *, samples: int, verify: bool) -> Prepared:
     from dslm.ask.call import ask
     from dslm.decide.job import check_data_named
     from dslm.recipe.load import load_recipe
@@ -123,7 +127,7 @@ def _ask(recipe: str, overrides: Sequence[str], *, samples: int, verify: bool) -
         return ask("dslm.worker.data.show", request, tell)
 
 
-def _say_statistics(found: dict[str, Any]) -> None:
+def _say_statistics(found: Prepared) -> None:
     from rich.table import Table
 
     from dslm.units import render_count
@@ -154,7 +158,7 @@ def _say_statistics(found: dict[str, Any]) -> None:
     terminal.say(f"prepared data: {found['folder']}")
 
 
-def _said_formats(found: dict[str, Any]) -> str:
+def _said_formats(found: Prepared) -> str:
     """What was recognised, such as `1,204 records: ShareGPT, 3 with tools`."""
     from dslm.recipe.formats import BY_NAME
 

@@ -39,6 +39,52 @@ def settings(set_: list[str] | None, with_: list[str] | None) -> list[str]:
     return [*put_on(with_ or ()), *(set_ or ())]
 
 
+def recipe_of(
+    recipe: str | None, model: str | None, set_: list[str] | None, with_: list[str] | None
+) -> tuple[str, list[str]]:
+    """Return the recipe that is meant, and its overrides: RECIPE, or that of any `--model`.
+
+    Raises:
+        OptionError: neither or both are given.
+    """
+    from dslm.errors import OptionError, Where
+
+    if recipe is not None and model is not None:
+        raise OptionError(
+            f"`{recipe}` and `--model {model}` both say which model",
+            where=Where(key="--model"),
+            hint=f"`{recipe} --set model.name={model}` trains another model by that recipe",
+        )
+    if model is not None:
+        from dslm.decide.job import of_model
+
+        name, overrides = of_model(model)
+        return name, [*overrides, *settings(set_, with_)]
+    if recipe is None:
+        raise OptionError(
+            "give a recipe, or any model by `--model`",
+            hint="`dslm recipes list` shows the presets; `--model NAME_OR_FOLDER --with sft`",
+        )
+    return recipe, settings(set_, with_)
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME|FOLDER",
+        help="A model by its Hub name or folder, instead of a recipe.",
+    ),
+]
+OptionalRecipe = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RECIPE]",
+        help="A preset's name or a YAML file.",
+        autocompletion=complete.recipes,
+        show_default=False,
+    ),
+]
 RecipeArgument = Annotated[
     str,
     typer.Argument(

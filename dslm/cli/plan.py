@@ -24,6 +24,7 @@ def plan(
             autocompletion=complete.recipes,
         ),
     ] = None,
+    model: options.Model = None,
     with_: options.With = None,
     set_: options.Set = None,
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Devices in total.")] = None,
@@ -78,11 +79,17 @@ def plan(
     """
     from dslm.errors import OptionError
 
-    if (recipe is None) == (params is None):
+    if (recipe is None and model is None) == (params is None):
         raise OptionError(
             "give a recipe, or `--params COUNT`", hint="`dslm plan llama-3.1-8b --gpus 8`"
         )
-    given: dict[str, object] = {"--with": with_, "--set": set_, "--gpus": gpus, "--hosts": hosts}
+    given: dict[str, object] = {
+        "--model": model,
+        "--with": with_,
+        "--set": set_,
+        "--gpus": gpus,
+        "--hosts": hosts,
+    }
     given |= {"--hostfile": hostfile, "--sweep": sweep, "--explain": explain}
     given |= {"--longest": longest, "--largest": largest}
     if params is not None:
@@ -93,7 +100,9 @@ def plan(
         {"--zero": zero}, "with a recipe", hint=f"`--set parallel.zero_stage={zero}`"
     )
     if sweep:
-        _refuse_beside_sweep({**given, "--with": None, "--set": None, "--sweep": None})
+        _refuse_beside_sweep(
+            {**given, "--model": None, "--with": None, "--set": None, "--sweep": None}
+        )
     if longest or largest:
         options.refuse_ignored({"--explain": explain}, "with `--longest` and `--largest`")
     from dslm.cli.ledger import show_limits
@@ -105,9 +114,13 @@ def plan(
     from dslm.decide.ready import ready_job
     from dslm.plan.report import document
     from dslm.plan.report import sweep as sweep_rows
+    from dslm.recipe.load import load_recipe
 
     here = all(given is None for given in (gpus, hosts, device, hostfile))
-    loaded = load_to_plan(str(recipe), options.settings(set_, with_))
+    if model is None:
+        loaded = load_to_plan(str(recipe), options.settings(set_, with_))
+    else:
+        loaded = load_recipe(*options.recipe_of(recipe, model, set_, with_))
     cluster = planned_cluster(
         gpus=gpus,
         hosts=hosts,
@@ -115,7 +128,7 @@ def plan(
         hostfile=hostfile,
         ranks=loaded.recipe.parallel.ranks,
     )
-    verb = Verb.BARE if is_bare(str(recipe)) else Verb.PLAN
+    verb = Verb.BARE if model is None and is_bare(str(recipe)) else Verb.PLAN
     # what does not fit is shown first, and said then
     asking = Asking(verb=verb, here=here, force=True)
     with terminal.busy_when_told() as told:

@@ -74,7 +74,8 @@ def list_(
 
 @app.command("show", no_args_is_help=True)
 def show(
-    recipe: options.RecipeArgument,
+    recipe: options.OptionalRecipe = None,
+    model: options.Model = None,
     with_: options.With = None,
     set_: options.Set = None,
     json: options.Json = False,
@@ -85,7 +86,7 @@ def show(
     """
     from dslm.recipe.load import dump_recipe, load_recipe
 
-    loaded = load_recipe(recipe, options.settings(set_, with_))
+    loaded = load_recipe(*options.recipe_of(recipe, model, set_, with_))
     if json:
         terminal.write_json(loaded.recipe.model_dump(mode="json"))
     else:
@@ -107,29 +108,38 @@ def schema() -> None:
 def new(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="The YAML file to write.")],
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--from",
             metavar="PRESET",
-            help="The preset that it extends.",
+            help="The preset that it extends; default: quickstart.",
             autocompletion=complete.presets,
         ),
-    ] = "quickstart",
+    ] = None,
+    model: options.Model = None,
     with_: options.With = None,
 ) -> None:
     """Write a recipe of your own that extends a preset and purposes.
 
     [dim]Example:[/dim] dslm recipes new mine.yaml --from llama-3.2-1b --with sft,lora
+
+    A model without a preset: dslm recipes new mine.yaml --model org/model --with sft
     """
     from dslm.errors import OptionError, Where
     from dslm.files import write_atomic
     from dslm.recipe.catalog import new_recipe_text
 
+    if preset is not None and model is not None:
+        raise OptionError(
+            f"`--from {preset}` and `--model {model}` both say which model",
+            where=Where(key="--model"),
+        )
+
     if path.suffix not in (".yaml", ".yml"):
         path = path.with_name(path.name + ".yaml")
     if path.exists():
         raise OptionError("the file already exists", where=Where(file=path))
-    text = new_recipe_text(preset, with_ or ())
+    text = new_recipe_text(preset or "quickstart", with_ or (), model)
     try:
         write_atomic(path, text)
     except OSError as failure:

@@ -12,7 +12,8 @@ from dslm.lifecycle.placement import Placement
 
 @options.placed(restarts=True)
 def train(
-    recipe: options.RecipeArgument,
+    recipe: options.OptionalRecipe = None,
+    model: options.Model = None,
     with_: options.With = None,
     set_: options.Set = None,
     placement: Placement = options.ANYWHERE,
@@ -35,12 +36,15 @@ def train(
 
         dslm train llama-3.1-8b --with sft,lora --set data.train=chats.jsonl
 
+        dslm train --model org/model --with sft,lora --set data.train=chats.jsonl
+
         dslm train llama-3.2-1b -H hostfile --max-restarts 5 -o /shared/mine
 
         dslm train llama-3.1-8b --slurm --num-nodes 4 --num-gpus 8 -o /shared/mine
 
         dslm train mine.yaml --num-gpus 2 --dry-run
     """
+    name, overrides = options.recipe_of(recipe, model, set_, with_)
     if queue:
         passed_on = {
             "--master-port": master_port,
@@ -49,8 +53,8 @@ def train(
             "--force": force,
         }
         _submit(
-            recipe,
-            options.settings(set_, with_),
+            name,
+            overrides,
             placement,
             output,
             passed_on,
@@ -62,7 +66,7 @@ def train(
     from dslm.lifecycle.request import TrainingRequest
     from dslm.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, options.settings(set_, with_))
+    loaded = load_recipe(name, overrides)
     request = TrainingRequest(
         recipe=loaded,
         fleet=fleet_of(placement, loaded.recipe.parallel.ranks),

@@ -20,6 +20,7 @@ from dslm.decide.model import ModelSource, model_of, read_config
 from dslm.errors import DataError, OptionError, RecipeError, Where
 from dslm.plan.report import document
 from dslm.plan.search import Plan, choose
+from dslm.presets import ANY_MODEL
 from dslm.profile.value import Profile
 from dslm.recipe.data_paths import check_data
 from dslm.recipe.extras import check_extras
@@ -30,6 +31,7 @@ from dslm.secrets import HINT, find_in_arguments
 from dslm.zero.generate import ResolvedConfig, generate
 from dslm.zero.lint import lint
 
+_SAMPLE = 1024  # tokens of a sample, unless the recipe says another number
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TASKS = {
     "ForMaskedLM": "mlm",
@@ -204,6 +206,25 @@ def load_to_plan(name: str, overrides: Sequence[str]) -> LoadedRecipe:
         others = {k: v for k, v in loaded.places.items() if not k.startswith("model")}
         return replace(loaded, name=path.stem, source=file, places=others)
     return load_recipe(name, overrides)
+
+
+def of_model(name: str) -> tuple[str, list[str]]:
+    """The recipe of any model, by its name on the Hub or its folder, and overrides that say which.
+
+    What its config.json says is followed as far as it is known here: the task of its class, and
+    samples no longer than its positions.
+
+    Raises:
+        RecipeError: the folder holds no model, or its config can't be read.
+    """
+    overrides = [f"model.name={json.dumps(name)}"]
+    source = model_of(load_recipe(ANY_MODEL, overrides))
+    if source.architecture:
+        task, limit = _task(source.architecture), source.architecture.get("max_position_embeddings")
+        overrides.append(f"task={task}")
+        if isinstance(limit, int) and 0 < limit < _SAMPLE:
+            overrides.append(f"data.sequence_length={limit}")
+    return ANY_MODEL, overrides
 
 
 def _task(architecture: Mapping[str, object]) -> str:

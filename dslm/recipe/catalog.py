@@ -6,13 +6,14 @@ Listing reads the YAML and validates nothing, so that it stays fast.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dslm.errors import OptionError, Where, did_you_mean, shortened
-from dslm.presets import preset_names, purpose_names
+from dslm.presets import ANY_MODEL, preset_names, purpose_names
 from dslm.recipe.tree import (
     EXTENDS,
     Trees,
@@ -112,14 +113,20 @@ def put_on(names: Sequence[str]) -> list[str]:
     return [f"{EXTENDS}={','.join(wanted)}"] if wanted else []
 
 
-def new_recipe_text(preset: str, names: Sequence[str] = ()) -> str:
+def new_recipe_text(preset: str, names: Sequence[str] = (), model: str | None = None) -> str:
     """Return the YAML of a recipe of one's own that extends a preset, with purposes on it.
+
+    Args:
+        preset: the preset; not looked at where there is a model.
+        names: the purposes.
+        model: any model's Hub name or folder.
 
     Raises:
         RecipeError: there is no such preset.
         OptionError: there is no such purpose.
     """
     given = put_on(names)
+    preset = preset if model is None else ANY_MODEL
     tree = read_tree(find_recipe(preset))
     for setting in given:
         tree = override(tree, setting)
@@ -143,8 +150,8 @@ def new_recipe_text(preset: str, names: Sequence[str] = ()) -> str:
     return f"""\
 # `dslm recipes show THIS_FILE` shows everything that it inherits.
 {comments}extends: {parents}
-description: my own {" ".join((preset, *wanted))}
-data:
+description: my own {" ".join((Path(model).name if model else preset, *wanted))}
+{f"model: {{name: {json.dumps(model)}}}" + chr(10) if model else ""}data:
   train: {train}   # file, folder, pattern or Hub name; a path is relative to this file
   eval: 0.02          # this share of the documents is held out
   sequence_length: {length}

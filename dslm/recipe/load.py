@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dslm.errors import RecipeError, Where
-from dslm.presets import is_purpose
+from dslm.presets import ANY_MODEL, is_purpose, is_shipped
 from dslm.recipe.findings import findings
 from dslm.recipe.hints import other_tool
 from dslm.recipe.schema import Recipe
@@ -66,7 +66,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     for setting in overrides:
         tree = override(tree, setting)
     recipe = _validated(tree, source)
-    called = "-".join((source.stem, *_purposes(overrides)))
+    named = recipe.model.name if source.stem == ANY_MODEL and is_shipped(source) else None
+    stem = Path(named).name if named else source.stem
+    called = "-".join((stem, *_purposes(overrides)))
     return LoadedRecipe(recipe=recipe, name=called, source=source, places=tree.places)
 
 
