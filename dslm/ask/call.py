@@ -15,13 +15,14 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import IO, Any
 
 from dslm import environment
 from dslm.codec import Malformed
 from dslm.errors import DslmError, InputError, RunFailed, Where
 from dslm.run.answers import Answer as AnswerWord
-from dslm.run.answers import Doing, Failed, decode_word
+from dslm.run.answers import Doing, Failed, Piece, decode_word
 from dslm.run.endings import OwnError, shortened
 from dslm.secrets import text_without_secrets
 
@@ -30,15 +31,115 @@ _SHOWN = 600  # characters of a message
 _LAST_SECONDS = 5.0  # for a process that has answered to leave
 
 
+Tell = Callable[[str], None]
+Answered = dict[str, Any]
+
+
 class WorkerError(Exception):
     """What the process printed, or where its exception was raised: `--debug` shows it."""
+
+
+class Asked:
+    """A worker process: questions go in as lines of JSON, words come back through a pipe."""
+
+    def __init__(self, module: str, *, own_signals: bool = False) -> None:
+        """Start it.
+
+        Args:
+            module: such as `dslm.worker.export`.
+            own_signals: Ctrl-C in the terminal doesn't reach it.
+        """
+        self._module = module
+        reading, writing = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                # modules of the current folder are no libraries
+                [sys.executable, "-P", "-m", module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(writing,),
+                start_new_session=own_signals,
+                env={
+                    **os.environ,
+                    environment.ACCELERATOR: "cpu",  # DeepSpeed itself computes nothing
+                    environment.ANSWER_PIPE: str(writing),
+                },
+            )
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        self._answers = os.fdopen(reading, "rb")
+        self._printed: deque[str] = deque(maxlen=_LINES_KEPT)
+        self._keeper = threading.Thread(
+            target=_keep, args=(self._process.stdout, self._printed), daemon=True
+        )
+        self._keeper.start()
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
+    def send(self, request: Mapping[str, object]) -> None:
+        """Ask something."""
+        if self._process.stdin is None:  # for the type checker: it is a pipe
+            raise RunFailed("no pipe to the worker")
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return  # it has already exited: its output explains why
+
+    def answer(self, on_phase: Tell, on_piece: Callable[[Piece], None] | None = None) -> Answered:
+        """Read words until the answer.
+
+        Raises:
+            InputError: the worker found the request wrong.
+            RunFailed: it failed, or ended without an answer.
+        """
+        for line in self._answers:
+            try:
+                word = decode_word(line)
+            except Malformed:
+                break  # it was cut off in the middle of it
+            match word:
+                case Doing():
+                    on_phase(word.detail)
+                case Piece() if on_piece is not None:
+                    on_piece(word)
+                case Failed():
+                    raise _error(word)
+                case AnswerWord():
+                    return dict(word.content)
+        self.end()
+        raise _silent(self._module, self._process.returncode, list(self._printed))
+
+    def end(self, *, kill: bool = False) -> None:
+        """Wait for the process to end, for a while; or kill it."""
+        if kill:
+            self._process.kill()
+        if self._process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(_LAST_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._keeper.join(_LAST_SECONDS)
+        self._answers.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 def ask(
     module: str,
     request: Mapping[str, object],
-    on_phase: Callable[[str], None] = lambda detail: None,
-) -> dict[str, Any]:
+    on_phase: Tell = lambda detail: None,
+) -> Answered:
     """Run a worker module and return its answer.
 
     Args:
@@ -50,76 +151,20 @@ def ask(
         InputError: the worker found the request wrong.
         RunFailed: it failed, or ended without an answer.
     """
-    reading, writing = os.pipe()
+    asked = Asked(module)
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module],  # modules of the current folder are no libraries
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=(writing,),
-            env={
-                **os.environ,
-                environment.ACCELERATOR: "cpu",  # DeepSpeed itself computes nothing
-                environment.ANSWER_PIPE: str(writing),
-            },
-        )
+        asked.send(request)
+        answer = asked.answer(on_phase)
     except BaseException:
-        os.close(reading)
+        asked.end(kill=True)
         raise
-    finally:
-        os.close(writing)
-    printed: deque[str] = deque(maxlen=_LINES_KEPT)
-    with process, os.fdopen(reading, "rb") as answers:
-        if process.stdin is None or process.stdout is None:  # for the type checker: both are pipes
-            raise RunFailed("no pipe to the worker")
-        keeper = threading.Thread(target=_keep, args=(process.stdout, printed), daemon=True)
-        keeper.start()
-        try:
-            _send(process.stdin, request)
-            answer = _answer(answers, on_phase)
-        except BaseException:
-            process.kill()
-            keeper.join(_LAST_SECONDS)
-            raise
-        try:
-            process.wait(_LAST_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        keeper.join(_LAST_SECONDS)
-    if answer is None:
-        raise _silent(module, process.returncode, list(printed))
+    asked.end()
     return answer
 
 
-def _send(stdin: IO[bytes], request: Mapping[str, object]) -> None:
-    try:
-        stdin.write(json.dumps(request).encode())
-        stdin.close()
-    except BrokenPipeError:
-        return  # it has already exited: its output explains why
-
-
-def _answer(answers: IO[bytes], on_phase: Callable[[str], None]) -> dict[str, Any] | None:
-    """Read words until the answer; None when there is none."""
-    for line in answers:
-        try:
-            word = decode_word(line)
-        except Malformed:
-            return None  # it was cut off in the middle of it
-        match word:
-            case Doing():
-                on_phase(word.detail)
-            case Failed():
-                raise _error(word)
-            case AnswerWord():
-                return dict(word.content)
-    return None
-
-
-def _keep(stream: IO[bytes], printed: deque[str]) -> None:
+def _keep(stream: IO[bytes] | None, printed: deque[str]) -> None:
     """Keep the last lines that the process and its libraries print, so that it never waits."""
-    for line in stream:
+    for line in stream or ():
         printed.append(line.decode("utf-8", errors="replace").rstrip("\n"))
 
 

@@ -16,11 +16,14 @@ import typer
 
 from dslm import __version__
 from dslm.cli import (
+    chat,
     complete,
     config,
     data,
     doctor,
+    evaluate,
     export,
+    generate,
     hosts,
     launch,
     plan,
@@ -73,6 +76,9 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(hosts.app, name="hosts")
 app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
+app.command("generate", no_args_is_help=True)(generate.generate)
+app.command("chat", no_args_is_help=True)(chat.chat)
+app.command("evaluate", no_args_is_help=True)(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
 app.command("export", no_args_is_help=True)(export.export)
 app.command(

@@ -50,7 +50,7 @@ def config(
 
     if (recipe is None and model is None) == (check is None):
         raise OptionError(
-            "give a recipe, or `--check FILE`", hint="`dslm config quickstart`, for example"
+            "give a recipe, or `--check FILE`", hint="such as `dslm config gpt2-124m`"
         )
     if check is not None:
         options.refuse_ignored(
@@ -73,8 +73,7 @@ def config(
     from dslm.decide.ready import ready_job
     from dslm.recipe.load import load_recipe
 
-    name, overrides = options.recipe_of(recipe, model, set_, with_)
-    loaded = load_recipe(name, overrides)
+    loaded = load_recipe(*options.recipe_of(recipe, model, set_, with_))
     ranks = loaded.recipe.parallel.ranks
     if device is None:
         cluster = local_cluster(num_gpus=num_gpus, ranks=ranks)

@@ -11,6 +11,8 @@ from dslm.cli import complete, options, terminal
 
 if TYPE_CHECKING:
     from dslm.cli.screens.plan import Document
+    from dslm.decide.checks.base import Verb
+    from dslm.recipe.load import LoadedRecipe
 
 _SWEEP = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -107,20 +109,14 @@ def plan(
         options.refuse_ignored({"--explain": explain}, "with `--longest` and `--largest`")
     from dslm.cli.ledger import show_limits
     from dslm.decide.advice import check_fit
-    from dslm.decide.checks.base import Verb
     from dslm.decide.checks.every import Asking
-    from dslm.decide.job import is_bare, load_to_plan
     from dslm.decide.place import planned_cluster
     from dslm.decide.ready import ready_job
     from dslm.plan.report import document
     from dslm.plan.report import sweep as sweep_rows
-    from dslm.recipe.load import load_recipe
 
     here = all(given is None for given in (gpus, hosts, device, hostfile))
-    if model is None:
-        loaded = load_to_plan(str(recipe), options.settings(set_, with_))
-    else:
-        loaded = load_recipe(*options.recipe_of(recipe, model, set_, with_))
+    loaded, verb = _loaded(recipe, model, set_, with_)
     cluster = planned_cluster(
         gpus=gpus,
         hosts=hosts,
@@ -128,7 +124,6 @@ def plan(
         hostfile=hostfile,
         ranks=loaded.recipe.parallel.ranks,
     )
-    verb = Verb.BARE if model is None and is_bare(str(recipe)) else Verb.PLAN
     # what does not fit is shown first, and said then
     asking = Asking(verb=verb, here=here, force=True)
     with terminal.busy_when_told() as told:
@@ -144,6 +139,20 @@ def plan(
     found = document(made.plan, made.recipe, cluster, made.profile, made.untraced)
     _show_plan(found, explain=explain, json=json)
     check_fit(made, can_force=False)
+
+
+def _loaded(
+    recipe: str | None, model: str | None, set_: list[str] | None, with_: list[str] | None
+) -> tuple[LoadedRecipe, Verb]:
+    """What is planned: a recipe, that of `--model`, or a model of which only sizes are known."""
+    from dslm.decide.checks.base import Verb
+    from dslm.decide.job import is_bare, load_to_plan
+    from dslm.recipe.load import load_recipe
+
+    if model is not None or recipe is None:
+        return load_recipe(*options.recipe_of(recipe, model, set_, with_)), Verb.PLAN
+    verb = Verb.BARE if is_bare(recipe) else Verb.PLAN
+    return load_to_plan(recipe, options.settings(set_, with_)), verb
 
 
 def _show_plan(found: Document, *, explain: bool, json: bool) -> None:

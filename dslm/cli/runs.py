@@ -80,10 +80,15 @@ def show(
             raise OptionError("`--json` includes it anyway", where=Where(key="--why"))
         terminal.write_json(summary.document())
         return
+    from dslm.cli.screens.evaluations import table
     from dslm.cli.screens.runs import run_page
+    from dslm.run.evaluations import evaluations_of
 
     for part in run_page(history, summary, plain=not terminal.shows_unicode()):
         terminal.show(part)
+    for evaluation in evaluations_of(history.run):
+        terminal.say()
+        terminal.show(table(evaluation))
     if summary.failure is not None:
         from dslm.cli.screens.failure import panel, why_table
 

@@ -24,6 +24,15 @@ class Doing(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Piece(Strict):
+    """A piece of a text while it is made; `of` says which text, where there are several."""
+
+    name: ClassVar[str] = "piece"
+    text: str
+    of: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Answer(Strict):
     """The answer."""
 
@@ -43,8 +52,8 @@ class Failed(Strict):
     key: str | None = None
 
 
-Word = Doing | Answer | Failed
-_WORDS: Mapping[str, type[Word]] = {word.name: word for word in (Doing, Answer, Failed)}
+Word = Doing | Piece | Answer | Failed
+_WORDS: Mapping[str, type[Word]] = {word.name: word for word in (Doing, Piece, Answer, Failed)}
 
 
 def failed(failure: DslmError) -> Failed:

@@ -14,27 +14,44 @@ from typing import Any
 
 from dslm import environment
 from dslm.errors import DslmError, unforeseen
-from dslm.run.answers import Answer, Doing, Word, encode_word, failed
+from dslm.run.answers import Answer, Doing, Piece, Word, encode_word, failed
 
 Tell = Callable[[str], None]
+Say = Callable[[Piece], None]
 
 
 def answer(work: Callable[[dict[str, Any], Tell], dict[str, Any]]) -> None:
     """Do the work that stdin asks for and say how it went."""
+    serve(lambda request, tell, say: work(request, tell), once=True)
+
+
+def serve(work: Callable[[dict[str, Any], Tell, Say], dict[str, Any]], *, once: bool) -> None:
+    """Do the work of each line of stdin, and say how it went; the first failure is the end.
+
+    Args:
+        work: does it; is given the request, and what tells of progress and of pieces.
+        once: there is one line only.
+    """
     pipe = int(os.environ.pop(environment.ANSWER_PIPE))
     os.set_inheritable(pipe, False)
-    try:
-        request = json.loads(sys.stdin.read())
-        content = work(request, lambda detail: _send(pipe, Doing(detail=detail)))
-        word: Word = Answer(content=content)
-        line = encode_word(word)
-    except KeyboardInterrupt:
-        raise  # the terminal sends it to both ends; the other one says so
-    except BaseException as failure:  # noqa: BLE001 - whatever it is, the other end tells it
-        line = encode_word(failed(_told(failure)))
+    for text in sys.stdin:
+        try:
+            content = work(
+                json.loads(text),
+                lambda detail: _write(pipe, encode_word(Doing(detail=detail))),
+                lambda piece: _write(pipe, encode_word(piece)),
+            )
+            word: Word = Answer(content=content)
+            line = encode_word(word)
+        except KeyboardInterrupt:
+            raise  # the terminal sends it to both ends; the other one says so
+        except BaseException as failure:  # noqa: BLE001 - whatever it is, the other end tells it
+            line = encode_word(failed(_told(failure)))
+            _write(pipe, line)
+            sys.exit(1)
         _write(pipe, line)
-        sys.exit(1)
-    _write(pipe, line)
+        if once:
+            return
 
 
 def _told(failure: BaseException) -> DslmError:
@@ -44,10 +61,6 @@ def _told(failure: BaseException) -> DslmError:
     told = unforeseen(failure)
     told.__cause__ = failure
     return told
-
-
-def _send(pipe: int, word: Word) -> None:
-    _write(pipe, encode_word(word))
 
 
 def _write(pipe: int, line: bytes) -> None:

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 from dslm import environment
@@ -30,7 +30,18 @@ def stay_offline_without_hub(recipe: Recipe, tell: Callable[[str], None]) -> Non
         recipe: the resolved recipe.
         tell: called with each failed try, for people.
     """
-    if os.environ.get(environment.HUB_OFFLINE) or not _of_the_hub(recipe):
+    if _of_the_hub(recipe):
+        _stay_offline(tell)
+
+
+def stay_offline_without(names: Iterable[str | None], tell: Callable[[str], None]) -> None:
+    """Do the same where one of some models or tokenizers is no local folder."""
+    if any(name is not None and not exists(expanded(name)) for name in names):
+        _stay_offline(tell)
+
+
+def _stay_offline(tell: Callable[[str], None]) -> None:
+    if os.environ.get(environment.HUB_OFFLINE):
         return
     if not in_reach(tell):
         tell("the Hub can't be reached: only earlier downloads can be used")

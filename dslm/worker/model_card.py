@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import yaml
 
+from dslm.files import write_atomic
 from dslm.recipe.load import dump_recipe, read_resolved
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import Manifest
-from dslm.run.events import DataPart, DataSummary, Start
+from dslm.run.evaluations import Evaluation, evaluations_of, rows_of
+from dslm.run.events import DataPart, DataSummary, End, Start
 from dslm.run.history import read_history
 from dslm.run.manifest import versions as installed
+from dslm.worker.answer import Tell, answer
 
 
 def model_card(run: RunDirectory, step: int, *, adapters: bool) -> str:
@@ -51,14 +58,43 @@ def model_card(run: RunDirectory, step: int, *, adapters: bool) -> str:
         if start and start.trained_parameters != start.parameters
         else None,
     }
+    scored = evaluations_of(run)
     lines = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
     name, made_with = _named(history.manifest)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
         f"# {name}\n\n{recipe.description or ''}\n\n"
         + "\n".join(lines)
+        + _evaluated(scored)
         + f"\n\nVersions: {made_with}.\n\n## Recipe\n\n```yaml\n{dump_recipe(recipe)}```\n"
     )
+
+
+def _evaluated(found: Sequence[Evaluation]) -> str:
+    """The newest scores of the run's exported model, beside those of the model compared with."""
+    newest = {
+        (what, metric): (value, other, one.against)
+        for one in found
+        if one.step is None
+        for what, metric, value, other in rows_of(one)
+    }
+    if not newest:
+        return ""
+    lines = ["| evaluated on | metric | this model | compared with |", "|---|---|---|---|"]
+    for (what, metric), (value, other, name) in newest.items():
+        beside = "" if other is None else f"{other:.4f} ({name})"
+        lines.append(f"| {what} | {metric} | {value:.4f} | {beside} |")
+    return "\n\n## Evaluation\n\n" + "\n".join(lines)
+
+
+def renew(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    """Write the card of a run's exported model anew."""
+    run = RunDirectory(Path(request["run"]))
+    last = read_history(run).last(End)
+    step = last.step if last is not None and last.step is not None else 0
+    adapters = (run.model / "adapter_config.json").is_file()
+    write_atomic(run.model / "README.md", model_card(run, step, adapters=adapters))
+    return {}
 
 
 def _named(manifest: Manifest | None) -> tuple[str, str]:
@@ -66,3 +102,7 @@ def _named(manifest: Manifest | None) -> tuple[str, str]:
     name = manifest.name if manifest else "A model"
     found = manifest.versions if manifest else installed()
     return name, ", ".join(f"{package} {version}" for package, version in found.items() if version)
+
+
+if __name__ == "__main__":
+    answer(renew)

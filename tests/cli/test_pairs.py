@@ -42,7 +42,7 @@ _PART = {"documents": 1, "duplicates": 0, "samples": 1, "tokens": 1, "shards": [
 # What a worker would answer.
 PREPARED = {
     "train": _PART, "eval": _PART, "labels": [], "bad_records": 0, "examples": [], "folder": "data",
-    "damaged": [], "shown": [],
+    "damaged": [], "shown": [], "formats": {}, "with_tools": 0, "cut": 0,
 }  # fmt: skip
 MEASURED = Measured(
     device="cpu",
@@ -88,6 +88,7 @@ WALKS = (
         given=("--dry-run", "--json", "RECIPE"),
         options={
             "--set": ["optimizer.lr=1.0e-3"],
+            "--model": ["gpt2"],
             "--with": ["continue"],
             **_PLACED,
             "--slurm": [],
@@ -136,6 +137,7 @@ WALKS = (
         given=("RECIPE", "--json"),
         options={
             "--set": ["model.activation_checkpointing=true"],
+            "--model": ["gpt2"],
             "--with": ["long-context"],
             "--gpus": ["8"],
             "--hosts": ["2"],
@@ -161,6 +163,7 @@ WALKS = (
         options={
             "RECIPE": ["quickstart"],
             "--set": ["model.activation_checkpointing=true"],
+            "--model": ["gpt2"],
             "--with": ["continue"],
             "--gpus": ["2"],
             "--hosts": ["2"],
@@ -186,6 +189,7 @@ WALKS = (
         given=("RECIPE",),
         options={
             "--set": ["optimizer.lr=1.0e-3"],
+            "--model": ["gpt2"],
             "--with": ["continue"],
             "--num-gpus": ["4"],
             "--device": ["a100-80gb"],
@@ -202,6 +206,7 @@ WALKS = (
         options={
             "RECIPE": ["quickstart"],
             "--set": ["optimizer.lr=1.0e-3"],
+            "--model": ["gpt2"],
             "--with": ["continue"],
             "--num-gpus": ["4"],
             "--device": ["a100-80gb"],
@@ -214,13 +219,18 @@ WALKS = (
         verb="recipes show",
         base=("recipes", "show", "quickstart"),
         given=("RECIPE",),
-        options={"--set": ["optimizer.lr=1.0e-3"], "--with": ["continue"], "--json": []},
+        options={
+            "--set": ["optimizer.lr=1.0e-3"],
+            "--model": ["gpt2"],
+            "--with": ["continue"],
+            "--json": [],
+        },
     ),
     Walk(
         verb="recipes new",
         base=("recipes", "new", "mine.yaml"),
         given=("PATH",),
-        options={"--from": ["llama-3.2-1b"], "--with": ["continue"]},
+        options={"--from": ["llama-3.2-1b"], "--model": ["gpt2"], "--with": ["continue"]},
     ),
     Walk(verb="recipes schema", base=("recipes", "schema"), options={}),
     Walk(
@@ -229,6 +239,7 @@ WALKS = (
         given=("RECIPE",),
         options={
             "--set": ["optimizer.lr=1.0e-3"],
+            "--model": ["gpt2"],
             "--with": ["continue"],
             "--shards": ["2"],
             "--shard-by": ["hash"],
@@ -241,6 +252,7 @@ WALKS = (
         given=("RECIPE",),
         options={
             "--set": ["optimizer.lr=1.0e-3"],
+            "--model": ["gpt2"],
             "--with": ["continue"],
             "--samples": ["1"],
             "--json": [],
@@ -287,7 +299,16 @@ WALKS = (
     ),
 )
 # Verbs of a run, which is not made here: what their options do is tested where they are.
-ELSEWHERE = ("export", "runs list", "runs show", "runs watch", "runs stop")
+ELSEWHERE = (
+    "chat",
+    "evaluate",
+    "export",
+    "generate",
+    "runs list",
+    "runs show",
+    "runs watch",
+    "runs stop",
+)
 
 
 @pytest.fixture

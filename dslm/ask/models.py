@@ -1,0 +1,108 @@
+"""The model that a run, a checkpoint, a folder or a Hub name means; exported where it must be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dslm.ask.call import ask
+from dslm.ask.export import check_sound, chosen_checkpoint, export_request
+from dslm.errors import OptionError, Where
+from dslm.files import expanded
+from dslm.recipe.load import read_resolved
+from dslm.run.checkpoints import in_use
+from dslm.run.directory import RunDirectory
+from dslm.run.summary import found_run, open_run
+
+Tell = Callable[[str], None]
+_CONFIGS = ("config.json", "adapter_config.json")
+_STEP = re.compile(r"step-(\d+)")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Meant:
+    """A model that is meant: its folder or Hub name, and what a run says of it."""
+
+    name: str
+    run: RunDirectory | None = None
+    step: int | None = None  # of the run
+    base: str | None = None  # what the run was trained from; None: nothing, or no run
+    trusted: bool = False  # its recipe lets it bring code
+
+
+def meant(target: str, checkpoint: int | None, tell: Tell) -> Meant:
+    """Find the model that is meant; a checkpoint without an exported model is exported.
+
+    Args:
+        target: a run, the folder of a checkpoint, a model folder, or a Hub name.
+        checkpoint: the step of a run's checkpoint; None: the run's model, or its newest checkpoint.
+        tell: told what takes long.
+
+    Raises:
+        OptionError: there is no such model or checkpoint.
+    """
+    path = found_run(expanded(target))
+    step = _STEP.fullmatch(path.name)
+    if step is not None and path.parent.name == "checkpoints" and path.is_dir():
+        return _of_run(path.parent.parent, int(step[1]), tell)
+    if (path / "manifest.json").is_file():
+        return _of_run(path, checkpoint, tell)
+    if checkpoint is not None:
+        raise OptionError(
+            f"`{target}` is no run, and only runs have checkpoints", where=Where(key="--checkpoint")
+        )
+    if any((path / name).is_file() for name in _CONFIGS):
+        return Meant(name=str(path))
+    if path.exists():
+        raise OptionError(
+            "is neither a run nor a model folder (config.json, adapter_config.json)",
+            where=Where(file=path),
+        )
+    if not _HUB_NAME.fullmatch(target):
+        open_run(path)  # says that there is none, and which are near
+    return Meant(name=target)
+
+
+def against(meant_first: Meant, wanted: str, tell: Tell) -> str:
+    """The folder or name of the model that another one is compared with; `base`: its own base.
+
+    Raises:
+        OptionError: it has no base, or there is no such model.
+    """
+    if wanted != "base":
+        return meant(wanted, None, tell).name
+    if meant_first.base is None:
+        raise OptionError(
+            "only a run that was trained from another model has a base",
+            where=Where(key="--against"),
+            hint="name the other model: a run, a folder or a Hub name",
+        )
+    return meant_first.base
+
+
+def _of_run(path: Path, step: int | None, tell: Tell) -> Meant:
+    run = open_run(path)
+    recipe = read_resolved(run.recipe)
+    name, at = run.model, None
+    if step is not None or not any((run.model / config).is_file() for config in _CONFIGS):
+        checkpoint = chosen_checkpoint(run, step)
+        name, at = run.path / "export" / f"step-{checkpoint.step}", checkpoint.step
+        if not any((name / config).is_file() for config in _CONFIGS):
+            request = export_request(
+                run.path, step=checkpoint.step, merge=False, dtype=None, output=name,
+                push_to_hub=None, trust=False,
+            )  # fmt: skip
+            with in_use(checkpoint):
+                tell(f"exporting the checkpoint of step {checkpoint.step}")
+                check_sound(run, checkpoint)
+                ask("dslm.worker.export", request.document(), tell)
+    return Meant(
+        name=str(name),
+        run=run,
+        step=at,
+        base=recipe.model.name if recipe.model.init == "pretrained" else None,
+        trusted=recipe.model.trust_remote_code,
+    )

@@ -1,0 +1,158 @@
+"""`dslm chat`: talk to a trained model in the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dslm.cli import terminal
+from dslm.cli.generate import (
+    Against,
+    MaxTokens,
+    Seed,
+    Settings,
+    Step,
+    System,
+    Target,
+    Temperature,
+    TopP,
+    opening,
+    settings_of,
+)
+
+if TYPE_CHECKING:
+    from dslm.ask.session import Session
+    from dslm.run.answers import Piece
+
+_HELP = """\
+/reset         forget what was said
+/system TEXT   say how it should behave, and begin anew
+/save FILE     append the chat to a file of chats to train on (jsonl)
+/exit          leave; so does Ctrl-D, and Ctrl-C ends an answer"""
+
+
+def chat(
+    model: Target,
+    system: System = None,
+    checkpoint: Step = None,
+    against: Against = None,
+    max_tokens: MaxTokens = 1024,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+) -> None:
+    """Talk to a trained model: answers appear as they are made.
+
+    `/help` shows what else there is: `/reset`, `/system`, `/save`.
+
+    [dim]Examples:[/dim]
+
+        dslm chat runs/mine
+
+        dslm chat runs/mine --against base --system "Answer briefly."
+    """
+    from dslm.ask import models
+    from dslm.ask.session import Session
+    from dslm.errors import OptionError, Where
+
+    settings = settings_of(max_tokens, temperature, top_p, seed)
+    with terminal.busy() as tell:
+        first = models.meant(model, checkpoint, tell)
+        other = models.against(first, against, tell) if against is not None else None
+        session = Session("dslm.worker.generate")
+    with session:
+        with terminal.busy() as tell:
+            opened = session.ask(opening(first.name, other, trusted=first.trusted), tell)
+        if not opened["chats"]:
+            raise OptionError(
+                f"`{model}` has no chat template: it can't chat",
+                where=Where(key="MODEL"),
+                hint=f"`dslm generate {model} --prompt TEXT` continues a text",
+            )
+        terminal.say(f"{model} on {opened['device']}; /help shows the commands, Ctrl-D leaves")
+        names = ("answer", other) if other is not None else ("answer",)
+        _Chat(session, settings, names, system).talk()
+
+
+class _Chat:
+    """What was said so far; with two models, by and to each."""
+
+    def __init__(
+        self, session: Session, settings: Settings, names: tuple[str, ...], system: str | None
+    ) -> None:
+        self._session = session
+        self._settings = settings
+        self._names = names
+        self._system = system
+        self._said: list[dict[str, str]] = []
+        self._shown = -1  # which model's answer stands on the last line
+
+    def talk(self) -> None:
+        """Read lines and answer them until there are none."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - earlier lines come back with the arrow keys
+        asks = sys.stdin.isatty()
+        while True:
+            try:
+                line = input("\n> " if asks else "").strip()
+            except EOFError:
+                terminal.say()
+                return
+            except KeyboardInterrupt:
+                terminal.say("  /exit or Ctrl-D leaves")
+                continue
+            if line == "/exit":
+                return
+            if line.startswith("/"):
+                self._command(*line.partition(" ")[::2])
+            elif line:
+                self._answer(line)
+
+    def _messages(self) -> list[dict[str, str]]:
+        begin = [{"role": "system", "content": self._system}] if self._system else []
+        return [*begin, *self._said]
+
+    def _answer(self, line: str) -> None:
+        self._said.append({"role": "user", "content": line})
+        self._shown = -1
+        request = {**self._settings, "prompts": [self._messages()], "raw": False, "stream": True}
+        pair = self._session.ask(request, on_piece=self._piece)["answers"][0]
+        terminal.write("")
+        # what the first model said is what both go on from
+        self._said.append({"role": "assistant", "content": pair[0]["text"]})
+
+    def _piece(self, piece: Piece) -> None:
+        if len(self._names) > 1 and piece.of != self._shown:
+            sys.stdout.write(f"{chr(10) if self._shown >= 0 else ''}[{self._names[piece.of]}] ")
+            self._shown = piece.of
+        sys.stdout.write(piece.text)
+        sys.stdout.flush()
+
+    def _command(self, name: str, rest: str) -> None:
+        match name:
+            case "/reset":
+                self._said.clear()
+                terminal.say("forgotten")
+            case "/system":
+                self._system = rest.strip() or None
+                self._said.clear()
+                terminal.say("begun anew")
+            case "/save":
+                self._save(rest.strip())
+            case _:
+                terminal.say(_HELP)
+
+    def _save(self, name: str) -> None:
+        if not name or not self._said:
+            terminal.say("/save FILE, once something was said" if not name else "nothing was said")
+            return
+        try:
+            with Path(name).expanduser().open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"messages": self._messages()}, ensure_ascii=False) + "\n")
+        except OSError as failure:
+            terminal.say(f"can't be written: {failure.strerror}")
+            return
+        terminal.say(f"appended to {name}: `--set data.train={name}` trains on it")

@@ -1,0 +1,239 @@
+"""`dslm generate`: answers of a trained model, to one prompt or a file of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NotRequired, TypeAlias, TypedDict
+
+import typer
+
+from dslm.cli import complete, options, terminal
+
+if TYPE_CHECKING:
+    from dslm.ask.session import Session
+    from dslm.recipe.chats import Messages
+
+Settings: TypeAlias = dict[str, int | float | None]
+Prompt: TypeAlias = "str | Messages"
+Pair: TypeAlias = list[dict[str, object]]  # the answers to one prompt, of each model
+
+
+class Row(TypedDict):
+    """An answer as it is written; `against` is the other model's."""
+
+    prompt: Prompt
+    answer: str
+    complete: bool
+    against: NotRequired[str]
+
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run, a checkpoint's folder, a model folder or a Hub name.",
+        autocompletion=complete.runs,
+    ),
+]
+Step = Annotated[
+    int | None,
+    typer.Option(
+        "--checkpoint", metavar="N", help="The run's checkpoint of step N; default: its model."
+    ),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        "--against", metavar="MODEL", help="Show another model's beside it; `base`: its own base."
+    ),
+]
+System = Annotated[str | None, typer.Option("--system", help="System message of the chat.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", min=0, help="0: always the likeliest token; default: its own."),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option("--top-p", min=0, max=1, help="Sample from the likeliest tokens of this share."),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Fixes what is sampled.")]
+
+
+def generate(
+    model: Target,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="What to answer; may be repeated.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", metavar="FILE", help="Prompts: lines of text, or JSON lines."),
+    ] = None,
+    system: System = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")
+    ] = False,
+    checkpoint: Step = None,
+    against: Against = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write JSON lines of answers."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Let a trained model answer, on whatever device there is.
+
+    [dim]Examples:[/dim]
+
+        dslm generate runs/mine --prompt "What is ZeRO?"
+
+        dslm generate runs/mine --prompt "What is ZeRO?" --against base
+
+        dslm generate runs/mine --file prompts.jsonl -o answers.jsonl
+    """
+    from dslm.ask import models
+    from dslm.ask.session import Session
+    from dslm.errors import OptionError, Where
+
+    if not prompt and file is None:
+        raise OptionError("give `--prompt TEXT`, or `--file FILE`")
+    if raw and system is not None:
+        raise OptionError("there is no system message in a raw text", where=Where(key="--system"))
+    asked: list[Prompt] = [*(prompt or ()), *(_read(file) if file is not None else ())]
+    settings = settings_of(max_tokens, temperature, top_p, seed)
+    with terminal.busy() as tell:
+        first = models.meant(model, checkpoint, tell)
+        other = models.against(first, against, tell) if against is not None else None
+        session = Session("dslm.worker.generate")
+    with session:
+        with terminal.busy() as tell:
+            opened = session.ask(opening(first.name, other, trusted=first.trusted), tell)
+        prompts = as_chats(asked, system, chats=opened["chats"] and not raw)
+        stream = len(prompts) == 1 and other is None and output is None and not json
+        request = {**settings, "prompts": prompts, "raw": raw, "stream": stream}
+        if stream:
+            session.ask(request, on_piece=lambda piece: _write(piece.text))
+            terminal.write("")
+            return
+        found = _answered(session, request, len(prompts))
+    rows = [_row(question, pair) for question, pair in zip(asked, found, strict=True)]
+    if output is not None:
+        from dslm.files import json_text, write_atomic
+
+        write_atomic(output, "".join(f"{json_text(row, indent=None)}\n" for row in rows))
+        terminal.say(f"wrote {len(rows)} answers to {terminal.shown_path(output)}")
+    elif json:
+        terminal.write_json(rows)
+    else:
+        _show(rows, model, other)
+
+
+def _row(question: Prompt, pair: Pair) -> Row:
+    first = pair[0]
+    row: Row = {
+        "prompt": question, "answer": str(first["text"]), "complete": bool(first["complete"]),
+    }  # fmt: skip
+    return {**row, "against": str(pair[1]["text"])} if len(pair) > 1 else row
+
+
+def opening(name: str, other: str | None, *, trusted: bool) -> dict[str, object]:
+    """Return the request that loads models."""
+    return {"model": name, "against": other, "trusted": trusted}
+
+
+def settings_of(
+    max_tokens: int, temperature: float | None, top_p: float | None, seed: int
+) -> Settings:
+    """Return how is generated."""
+    return {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+
+
+def as_chats(asked: list[Prompt], system: str | None, *, chats: bool) -> list[Prompt]:
+    """Return prompts as the model reads them: chats where it has a template, texts where not.
+
+    Raises:
+        OptionError: a chat or a system message for a model that has no chat template.
+    """
+    from dslm.errors import OptionError, Where
+
+    if not chats:
+        if system is not None or any(not isinstance(one, str) for one in asked):
+            raise OptionError(
+                "the model has no chat template: it continues texts",
+                where=Where(key="--system" if system is not None else "--file"),
+            )
+        return asked
+    before = [{"role": "system", "content": system}] if system is not None else []
+    return [
+        [*before, {"role": "user", "content": one}] if isinstance(one, str) else [*before, *one]
+        for one in asked
+    ]
+
+
+def _answered(session: Session, request: Mapping[str, object], count: int) -> list[Pair]:
+    with terminal.busy() as tell:
+        tell(f"answering {count} prompts")
+        found: list[Pair] = session.ask(request, tell)["answers"]
+    return found
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _read(file: Path) -> list[Prompt]:
+    """The prompts of a file: each line's text, or what a JSON line asks.
+
+    Raises:
+        DataError: a line is no prompt.
+    """
+    import json
+
+    from dslm.errors import DataError, Where
+    from dslm.reading import read_text
+    from dslm.recipe.formats import formed
+
+    lines = read_text(file, error=DataError).splitlines()
+    found: list[Prompt] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if file.suffix != ".jsonl":
+            found.append(line)
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as failure:
+            raise DataError(
+                f"is not JSON: {failure}", where=Where(file=file, line=number)
+            ) from None
+        what = "is no JSON object"
+        values = formed(record, "prompts")[1] if isinstance(record, dict) else what
+        if isinstance(values, str):
+            raise DataError(values, where=Where(file=file, line=number))
+        found.append(values["prompt"])
+    if not found:
+        raise DataError("holds no prompt", where=Where(file=file))
+    return found
+
+
+def _show(rows: list[Row], name: str, other: str | None) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    for row in rows:
+        prompt = row["prompt"]
+        said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        if other is None:
+            terminal.show(Text.assemble((f"{said}\n", "cyan"), f"{row['answer']}\n"))
+            continue
+        table = Table(name, other, title=Text(said, style="cyan"), expand=True)
+        table.add_row(Text(row["answer"]), Text(row["against"]))
+        terminal.show(table)

@@ -1,0 +1,155 @@
+"""How good a model is: on the data that a run held out, and on tasks of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from dslm.errors import InputError, Where
+from dslm.recipe.load import read_resolved
+from dslm.recipe.schema import Recipe
+from dslm.run.directory import RunDirectory
+from dslm.worker.answer import Tell
+from dslm.worker.data.prepare import Prepared, prepare
+from dslm.worker.data.records import first_line
+from dslm.worker.data.tokenizer import load_tokenizer
+from dslm.worker.evaluate import evaluate
+from dslm.worker.layout.ranks import Layout
+from dslm.worker.model import label_settings
+from dslm.worker.tasks import task_of
+from dslm.worker.use import Used, beside, load
+
+_FIRST_BATCH = 16  # samples; halved until they fit
+Scores = dict[str, dict[str, float]]  # metrics by the name of what was evaluated
+
+
+def scores(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    """Return the scores of the model, and of the one that it is compared with."""
+    run = request["run"]
+    recipe = read_resolved(RunDirectory(Path(run)).recipe) if run is not None else None
+    own = _OwnData(recipe, Path(run), tell) if recipe is not None and request["own"] else None
+    settings: dict[str, Any] = {"trusted": request["trusted"]}
+    if own is not None:
+        settings |= {"auto_class": own.task.auto_class, **label_settings(own.data.labels)}
+    first = load(request["model"], tell, **settings)
+    used = [first]
+    if request["against"] is not None:
+        used.append(beside(first, request["against"], tell, **settings))
+    return {"scores": [_scores(one, own, request, tell) for one in used]}
+
+
+def _scores(used: Used, own: _OwnData | None, request: Mapping[str, Any], tell: Tell) -> Scores:
+    found: Scores = {}
+    with used.ready() as model:
+        if own is not None:
+            tell(f"{used.name}: {own.count} held-out samples")
+            found["held out"] = own.measure(model, used.device)
+        if request["tasks"]:
+            found |= _harness(used, model, request, tell)
+    return found
+
+
+class _OwnData:
+    """What a run is evaluated on while it trains."""
+
+    def __init__(self, recipe: Recipe, run: Path, tell: Tell) -> None:
+        self.recipe = recipe
+        self.task = task_of(recipe)
+        if self.task.metric is None:
+            raise InputError(
+                f"the task `{recipe.task}` is evaluated while it trains, and not after it",
+                where=Where(key="task"),
+                hint="`--tasks NAME` evaluates on tasks of lm-evaluation-harness",
+            )
+        self.tokenizer = load_tokenizer(recipe, run / "tokenizer") if self.task.tokenizer else None
+        self.data: Prepared = prepare(
+            recipe, self.task.encoder(recipe, self.tokenizer), self.tokenizer, tell
+        )
+        if self.data.eval is None:
+            raise InputError(
+                "the run held no data out, and names none to evaluate on",
+                where=Where(file=run / "recipe.yaml", key="data.eval"),
+                hint="`--tasks NAME` evaluates on tasks of lm-evaluation-harness",
+            )
+        self.count = len(self.data.eval)
+
+    def measure(self, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
+        """The task's metric over all held-out samples."""
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        assert self.task.metric is not None and self.data.eval is not None  # noqa: S101
+        config: Any = model.config
+        size = _FIRST_BATCH
+        while True:
+            try:
+                return evaluate(
+                    model,
+                    self.data.eval,
+                    self.task.collator(self.recipe, self.tokenizer, config),
+                    self.task.metric(self.recipe, len(self.data.labels)),
+                    Layout(world_size=1, rank=0),
+                    micro_batch=size,
+                    device=device,
+                    on_batch=lambda: None,
+                )
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size //= 2
+
+
+def _harness(used: Used, model: torch.nn.Module, request: Mapping[str, Any], tell: Tell) -> Scores:
+    """Scores on tasks of lm-evaluation-harness, its own or those of a folder of task files."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    folder = request["task_folder"]
+    names: list[str] = request["tasks"]
+    try:
+        manager = TaskManager(include_path=folder, include_defaults=folder is None)
+        if folder is not None and not set(names) <= set(manager.all_tasks):
+            manager = TaskManager(include_path=folder)  # its own are thousands of files to read
+        unknown = [name for name in names if name not in manager.all_tasks]
+        if unknown:
+            raise InputError(
+                f"lm-evaluation-harness has no task `{unknown[0]}`",
+                where=Where(key="--tasks"),
+                hint="`lm-eval ls tasks` lists them; `--task-folder DIR` adds your own",
+            )
+        tell(f"{used.name}: {', '.join(names)}")
+        made = simple_evaluate(
+            model=HFLM(
+                pretrained=model,
+                tokenizer=used.tokenizer,
+                batch_size=request["batch"] or _FIRST_BATCH // 2,
+            ),
+            tasks=names,
+            task_manager=manager,
+            limit=request["limit"],
+            apply_chat_template=request["chat"],
+            bootstrap_iters=0,
+            log_samples=False,
+        )
+    except (OSError, ValueError, ConnectionError) as failure:
+        raise InputError(
+            f"the tasks can't be evaluated: {first_line(failure)}",
+            where=Where(key="--tasks"),
+            hint="their data comes from the Hub; a task file with local data needs no network",
+        ) from failure
+    return {
+        name: {
+            metric.removesuffix(",none"): float(value)
+            for metric, value in values.items()
+            if isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and "_stderr" not in metric
+            and metric != "sample_len"
+        }
+        for name, values in made["results"].items()
+    }
