@@ -18,8 +18,34 @@ SHARED = {
     "tests/worker/test_export.py": "trainings",
     "tests/worker/test_trust.py": "trainings",
 }
-# group -> seconds; only their order matters, and what isn't here comes last
-SECONDS: dict[str, int] = {}
+# group -> seconds, about; only their order matters, and what isn't here comes last
+SECONDS: dict[str, int] = {
+    "tests/lifecycle/test_many_hosts.py": 350,
+    "tests/worker/test_resume.py": 300,
+    "tests/lifecycle/test_launchers.py": 290,
+    "trainings": 280,
+    "tests/launch/test_supervision.py": 260,
+    "tests/worker/test_tasks.py": 170,
+    "tests/lifecycle/test_two_trainings.py": 110,
+    "tests/worker/test_lora.py": 110,
+    "tests/launch/test_sites.py": 100,
+    "tests/lifecycle/test_script.py": 90,
+    "tests/diagnose/test_failures.py": 90,
+    "tests/plan/test_engine.py": 80,
+    "tests/lifecycle/test_one_load.py": 70,
+    "tests/worker/test_quickstart.py": 70,
+    "tests/launch/test_slurm_batch.py": 70,
+    "tests/lifecycle/test_trainer_script.py": 60,
+    "tests/reach/test_preflight.py": 60,
+    "tests/zero/test_lint_against_the_engine.py": 60,
+    "tests/cluster/test_namespaces.py": 50,
+    "tests/zero/test_presets_by_hand.py": 50,
+    "tests/lifecycle/test_run_of_0_1.py": 50,
+    "tests/docs/test_error_examples.py": 40,
+    "tests/cli/test_terminals.py": 40,
+    "tests/reach/test_copies.py": 30,
+    "tests/test_wheel.py": 30,
+}
 
 
 def group_of(nodeid: str) -> str:
