@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import psutil
 
+HANGS = 120.0  # seconds after which what is waited for never comes: no measure of speed
+
 
 def command_line(process: psutil.Process) -> list[str]:
     """The arguments of a process; empty when it is gone, or a zombie."""

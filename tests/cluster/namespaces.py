@@ -40,7 +40,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.processes import command_line, is_alive
+from tests.processes import HANGS, command_line, is_alive
 
 _ROOT = Path(__file__).parents[2]
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -91,7 +91,7 @@ class Host:
         """
         return subprocess.Popen(self._enter(argv), **options)
 
-    def child(self, started: subprocess.Popen[Any], seconds: float = 10) -> psutil.Process:
+    def child(self, started: subprocess.Popen[Any], seconds: float = HANGS) -> psutil.Process:
         """The command itself that `start` started."""
         outer = psutil.Process(started.pid)
         wait_for(lambda: bool(outer.children()), seconds)
@@ -164,7 +164,7 @@ class Host:
         """End the host at once: every process, its links; nobody is told."""
         assert self._init is not None
         self._init.kill()
-        self._init.wait(10)
+        self._init.wait(HANGS)
         self._init = None
 
     def power_on(self) -> None:
@@ -220,7 +220,7 @@ class Host:
         process = self._sshd_process()
         if process is not None:
             process.kill()
-            process.wait(10)
+            process.wait(HANGS)
         self._sshd = None
 
     def accept_ssh(self) -> None:
@@ -235,7 +235,7 @@ class Host:
             stdout=subprocess.DEVNULL,
             stderr=log.open("wb"),
         )
-        wait_for(lambda: "Server listening" in log.read_text(), 10)
+        wait_for(lambda: "Server listening" in log.read_text())
 
     def hide(self, folder: Path) -> None:
         """Put an empty folder of its own where the host saw a shared one."""
@@ -425,7 +425,7 @@ class Cluster:
         if self.head._init is not None and self.head.is_on:
             self.head._init.kill()
         if self._outer is not None:
-            self._outer.wait(30)
+            self._outer.wait(HANGS)
 
     def on_switch(self, *argv: str, said: str | None = None) -> None:
         """Run a command in the switch's network, with the process ids of this machine."""
@@ -450,7 +450,7 @@ class Cluster:
             assert process.poll() is None, (host._folder / "boot.log").read_text()
             return _first_process(process.pid) is not None
 
-        wait_for(booted, 30)
+        wait_for(booted)
         init = _first_process(process.pid)
         assert init is not None
         host.boot(init)
@@ -493,7 +493,7 @@ def missing() -> str:
     return ""
 
 
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = HANGS) -> None:
     """Wait until something is so; fails when it isn't within so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -76,7 +76,7 @@ class Slurm:
             return states.stdout.split() == ["idle"] * count
 
         try:
-            wait_for(all_idle, 60)
+            wait_for(all_idle)
         except AssertionError:
             logs = "\n".join(f.read_text()[-1500:] for f in sorted(self.folder.glob("*.log")))
             raise AssertionError(logs) from None

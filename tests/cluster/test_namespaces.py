@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.cluster.namespaces import MakeHosts, wait_for
+from tests.processes import HANGS
 
 pytestmark = pytest.mark.hosts
 
@@ -35,29 +36,29 @@ def test_each_host_has_its_own_network_processes_and_shared_memory(hosts: MakeHo
     w1, w2 = cluster.hosts
     assert not cluster.processes()
     sleeper = w1.start(["sleep", "1234.5"])
-    wait_for(lambda: bool(w1.find("sleep 1234.5")), 10)
+    wait_for(lambda: bool(w1.find("sleep 1234.5")))
     assert not w2.find("sleep 1234.5")
     assert w2.run(["pgrep", "-f", "1234.5"]).returncode == 1
     w1.run(["touch", "/dev/shm/here"])
     assert w2.run(["ls", "/dev/shm"]).stdout == ""
     assert "10.77.0.1/24" in w1.run(["ip", "-o", "address"]).stdout
     w1.child(sleeper).kill()
-    wait_for(lambda: not w1.processes(), 10)
+    wait_for(lambda: not w1.processes())
 
 
 def test_a_host_without_power_is_gone_and_comes_back_empty(hosts: MakeHosts) -> None:
     cluster = hosts(2)
     w2 = cluster["w2"]
     w2.start(["sleep", "1000"])
-    wait_for(lambda: bool(w2.find("sleep 1000")), 10)
+    wait_for(lambda: bool(w2.find("sleep 1000")))
     w2.power_off()
     assert not w2.processes()
     ssh = ["ssh", "-o", "ConnectTimeout=2", "w2", "true"]
     assert cluster.head.run(ssh).returncode == 255
     w2.power_on()
-    wait_for(lambda: cluster.head.run(ssh).returncode == 0, 20)  # once its address is asked again
+    wait_for(lambda: cluster.head.run(ssh).returncode == 0)  # once its address is asked again
     assert not w2.find("sleep 1000")
-    wait_for(lambda: not w2.processes(), 10)  # once sshd has ended that connection's processes
+    wait_for(lambda: not w2.processes())  # once sshd has ended that connection's processes
 
 
 def test_a_link_goes_down_and_up(hosts: MakeHosts) -> None:
@@ -66,7 +67,7 @@ def test_a_link_goes_down_and_up(hosts: MakeHosts) -> None:
     cluster["w1"].link(up=False)
     assert cluster.head.run(ssh).returncode == 255
     cluster["w1"].link(up=True)
-    wait_for(lambda: cluster.head.run(ssh).returncode == 0, 20)
+    wait_for(lambda: cluster.head.run(ssh).returncode == 0)
 
 
 def test_ssh_is_refused_and_accepted(hosts: MakeHosts) -> None:
@@ -179,7 +180,7 @@ def test_a_killed_test_run_leaves_nothing(tmp_path: Path) -> None:
     assert len(family) >= 8
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=HANGS)
     assert not alive
     mounts = Path("/proc/mounts").read_text()
     assert str(tmp_path) not in mounts

@@ -16,6 +16,7 @@ from dslm.run.attempt import Attempt, path_of_word, path_word, read_attempt
 from dslm.run.directory import RunDirectory
 from dslm.run.endings import Loss
 from dslm.run.words import EndNow, ShowStacks
+from tests.processes import HANGS
 
 RANK = """
 import sys, time
@@ -52,7 +53,7 @@ def start(control: Control, folder: Path, how: str) -> subprocess.Popen[bytes]:
 
 
 def until(control: Control, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANGS
     while not condition():
         assert time.monotonic() < deadline
         control.poll(0.1)
@@ -66,7 +67,7 @@ def test_a_rank_says_how_far_it_is_and_how_it_ended(control: Control, tmp_path: 
     assert rank.exit_code == 3
     assert rank.report is not None
     assert rank.report.line == "ValueError: as asked"
-    assert process.wait(10) == 0
+    assert process.wait(HANGS) == 0
 
 
 def test_a_killed_rank_is_lost_at_once(control: Control, tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_a_killed_rank_is_lost_at_once(control: Control, tmp_path: Path) -> None
     process.kill()
     until(control, lambda: control.ranks[0].lost is not None)
     assert control.ranks[0].lost == Loss.PROCESS
-    process.wait(10)
+    process.wait(HANGS)
 
 
 def test_a_rank_shows_its_stacks_and_ends_when_told(control: Control, tmp_path: Path) -> None:
@@ -85,14 +86,14 @@ def test_a_rank_shows_its_stacks_and_ends_when_told(control: Control, tmp_path: 
     until(control, lambda: control.ranks[0].stacks is not None)
     assert "MainThread" in str(control.ranks[0].stacks)
     control.send(EndNow())
-    assert process.wait(10) == 1
+    assert process.wait(HANGS) == 1
 
 
 def test_a_rank_ends_itself_when_the_supervisor_is_gone(tmp_path: Path) -> None:
     with Control([("w1", 1)]) as control:
         process = start(control, tmp_path, "stay")
         until(control, lambda: 0 in control.ranks)
-    assert process.wait(10) == 1
+    assert process.wait(HANGS) == 1
 
 
 def test_the_attempts_file_is_for_nobody_else_and_reads_back(

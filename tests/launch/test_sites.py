@@ -206,7 +206,7 @@ def test_ranks_start_on_every_host_and_nothing_reaches_a_shell(
             return (folder / "log").read_text()
 
         world = 2 * len(names)
-        wait_for(lambda f=folder, n=world: len(list(f.glob("rank-*.json"))) == n, 120)  # type: ignore[misc]
+        wait_for(lambda f=folder, n=world: len(list(f.glob("rank-*.json"))) == n)  # type: ignore[misc]
         lines = {tuple(command_line(process)) for process in cluster.processes()}
         assert any("tests.reach.payload" in line for line in lines)
         (folder / "wait").unlink()

@@ -93,25 +93,25 @@ def test_a_job_comes_back_after_preemption_and_after_its_time_but_not_when_cance
     first = tmp_path / "preempted"
     first.mkdir()
     job = submit_stand_in(slurm, first)
-    wait_for(lambda: (first / "start-1").exists(), 60)
+    wait_for(lambda: (first / "start-1").exists())
     other = slurm.run(
         ["sbatch", "--parsable", "-N2", "-p", "high", "-o", "/dev/null", "--wrap", "sleep 1"]
     )
     assert other.returncode == 0, other.stderr
-    wait_for(lambda: slurm.state(job) == "COMPLETED", 120)
+    wait_for(lambda: slurm.state(job) == "COMPLETED")
     assert (first / "start-2").exists()
     assert (first / f"my run-{job}.out").read_text().split("\n")[-2] == "done"
     # a time limit that is nearer than the notice: told at once
     second = tmp_path / "out of time"
     second.mkdir()
     job = submit_stand_in(slurm, second, "--time=2")
-    wait_for(lambda: (second / "start-2").exists(), 120)
-    wait_for(lambda: slurm.state(job) == "COMPLETED", 60)
+    wait_for(lambda: (second / "start-2").exists())
+    wait_for(lambda: slurm.state(job) == "COMPLETED")
     # cancelled
     third = tmp_path / "cancelled"
     third.mkdir()
     job = submit_stand_in(slurm, third)
-    wait_for(lambda: (third / "start-1").exists(), 60)
+    wait_for(lambda: (third / "start-1").exists())
     slurm.run(["scancel", job])
-    wait_for(lambda: slurm.state(job) == "CANCELLED", 60)
+    wait_for(lambda: slurm.state(job) == "CANCELLED")
     assert not (third / "start-2").exists()

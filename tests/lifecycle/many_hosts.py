@@ -17,6 +17,7 @@ from dslm.run.events import Step
 from dslm.run.history import E, read_history
 from tests.cluster.namespaces import Cluster
 from tests.conftest import DSLM
+from tests.processes import HANGS
 
 # A Llama of one layer: a step takes some hundredths of a second, so the time goes into starting.
 TINY = {
@@ -112,6 +113,6 @@ class HostsRun:
         # the supervisor first, or it would start another attempt
         if self.process.poll() is None:
             kill(psutil.Process(self.process.pid).children(recursive=True))
-            self.process.wait(10)
+            self.process.wait(HANGS)
         for host in self.cluster.world:
             kill(host.find(path_word(self.run)))

@@ -18,6 +18,7 @@ from dslm.errors import OptionError
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import FORMAT
 from dslm.run.lock import DEAD_SECONDS, own, owner_of
+from tests.processes import HANGS
 
 _HOLD = """
 import sys, time
@@ -95,7 +96,7 @@ def test_a_second_owner_is_refused_and_told_who_the_first_is(
     assert first.said() == "before None"
     if before:
         second = _start(holders, run, before)
-        assert second.process.wait(20) == 1
+        assert second.process.wait(HANGS) == 1
         assert second.process.stderr is not None
         said = second.process.stderr.read()
     else:
@@ -129,7 +130,7 @@ def test_an_owner_of_another_kernel_lives_as_long_as_it_beats(
     first.said()
     assert "on w9" in _refused(run).message
     _pass_time(run, DEAD_SECONDS * 2)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANGS
     while owner_of(run.path) is None:  # it touches its lock again
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -151,7 +152,7 @@ def test_an_owner_that_stood_still_and_lost_its_run_notices_when_it_goes_on(
     _pass_time(run, DEAD_SECONDS + 1)
     with own(run.path):
         first.process.send_signal(signal.SIGCONT)
-        assert first.process.wait(20) == -signal.SIGTERM
+        assert first.process.wait(HANGS) == -signal.SIGTERM
         assert first.process.stderr is not None
         assert "was taken over by process" in first.process.stderr.read()
         owner = owner_of(run.path)
@@ -162,7 +163,7 @@ def test_an_owner_that_stood_still_and_lost_its_run_notices_when_it_goes_on(
 def test_of_many_that_start_at_once_one_has_it(run: RunDirectory, holders: list[Holder]) -> None:
     for _ in range(6):
         _start(holders, run)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANGS
     while sum(holder.process.poll() is None for holder in holders) > 1:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -20,6 +20,7 @@ from dslm.run.checkpoints import complete_checkpoints, newest_sound
 from dslm.run.directory import RunDirectory
 from dslm.run.history import E, read_history
 from dslm.run.samples import samples_of_steps
+from tests.processes import HANGS
 from tests.support.warm import warm_dslm
 from tests.worker.conftest import SMALL, Train, losses
 
@@ -54,7 +55,7 @@ def _train_until_killed(run: Path, ranks: int, stage: int, at: int, **more: Any)
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(_newest_pid(run, 0), signal.SIGKILL)
-    assert process.wait(60) == 1
+    assert process.wait(HANGS) == 1
 
 
 def _newest_pid(run: Path, rank: int) -> int:
@@ -265,7 +266,7 @@ def test_killed_while_saving_the_older_checkpoint_stays(trained: Train, tmp_path
     for rank in (0, 1):
         with suppress(ProcessLookupError):  # the end of the other one may have ended it
             os.kill(_newest_pid(run, rank), signal.SIGKILL)
-    assert process.wait(60) == 1
+    assert process.wait(HANGS) == 1
     found, problems = newest_sound(run / "checkpoints")
     assert found is not None
     assert found.step == 10
@@ -311,6 +312,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_is_said(
         done = subprocess.run(_argv(disk / "run", 2, 2), capture_output=True, text=True)
         assert done.returncode == 1
         assert "the disk is full" in done.stderr
+        assert "dslm itself failed" not in done.stderr
         found, problems = newest_sound(disk / "run" / "checkpoints")
         assert (found.step if found is not None else None) == newest
         assert problems == []
