@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,6 @@ from dslm.run.events import Error
 from dslm.run.history import read_history
 from tests.conftest import Dslm
 from tests.support.kernel import reads_kernel_log
-from tests.worker.conftest import SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -104,27 +100,3 @@ def test_an_unknown_failure_is_shown_as_it_is_now_and_later(dslm: Dslm, tmp_path
     assert document["status"] == "failed"
     assert document["failure"]["traceback"] == error.traceback
     assert document["failure"]["rank"] == 1
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 3 MiB; needs the right to mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "dslm-test", str(disk)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("no tmpfs can be mounted here")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-def test_a_disk_that_fills_up_while_training_is_told(dslm: Dslm, small_disk: Path) -> None:
-    """Nobody can write down anything any more: neither rank, log, nor supervisor."""
-    settings = {**SMALL, "checkpoint.every": 2}
-    given = [part for key, value in settings.items() for part in ("-s", f"{key}={value}")]
-    done = dslm("train", "quickstart", "-o", str(small_disk / "run"), *given)
-    assert done.returncode == 1, done.stderr
-    assert "dslm itself failed" not in done.stderr
-    assert "the disk is full" in done.stderr
-    assert "failed first, after step" in done.stderr
-    assert "checkpoint.keep" in done.stderr

@@ -23,7 +23,7 @@ from dslm.run.events import Step
 from dslm.run.history import read_history
 from tests.conftest import DSLM
 from tests.launch.test_control_port import STRANGE
-from tests.processes import command_line
+from tests.processes import HANGS, command_line
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ class Running:
             if "deepspeed.launcher.launch" in command_line(process)
         )
 
-    def end(self, seconds: float = 120) -> tuple[int, str]:
+    def end(self, seconds: float = HANGS) -> tuple[int, str]:
         _, said = self.process.communicate(timeout=seconds)
         return self.process.returncode, said
 
@@ -125,9 +125,8 @@ def test_a_killed_launcher_is_a_failed_run(running: Running) -> None:
     assert not running.alive()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_saves_a_checkpoint_and_ends_everything(running: Running, number: int) -> None:
-    running.process.send_signal(number)
+def test_stopping_saves_a_checkpoint_and_ends_everything(running: Running) -> None:
+    running.process.send_signal(signal.SIGTERM)  # what Ctrl-C does: the attack below
     code, said = running.end()
     assert code == 130, said
     assert not running.alive()
@@ -138,7 +137,7 @@ def test_stopping_saves_a_checkpoint_and_ends_everything(running: Running, numbe
 
 def test_nothing_outlives_a_killed_supervisor(running: Running) -> None:
     running.process.kill()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANGS
     while running.alive() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not running.alive()
@@ -172,6 +171,7 @@ def test_a_training_goes_on_under_an_attack_on_its_control_port(running: Running
     assert code == 130, said
     assert not running.alive()
     assert len(list((running.run / "checkpoints").glob("step-*/manifest.json"))) == 1
+    assert not list((running.run / "checkpoints").glob(".*"))
     for stranger in held:
         stranger.close()
 
@@ -194,7 +194,7 @@ def test_a_long_step_that_computes_is_no_stall(start: Callable[..., Running]) ->
 def test_a_rank_that_does_nothing_is_a_stall(start: Callable[..., Running], ranks: int) -> None:
     training = start("--num-gpus", str(ranks), watchdog__timeout=4)
     os.kill(training.rank_pid(ranks - 1), signal.SIGSTOP)
-    code, said = training.end(90)
+    code, said = training.end()
     assert code == 1
     error = read_history(RunDirectory(training.run)).failure
     assert error is not None

@@ -94,7 +94,7 @@ def test_two_hosts_under_pdsh_give_the_losses_of_one_and_no_secret_leaves(
     argv = argv_of(run, "-H", hostfile, "-s", f"environment.MINE={json.dumps(ODD)}", **BATCH)
     _, seen = train_on(cluster, argv, **SECRETS, NCCL_DEBUG=ODD, UCX_X=ODD, PYTHONX=ODD)
     assert hosts_of(run) == ["w1", "w1", "w2"]
-    wait_for(lambda: not cluster.processes(), 10)
+    wait_for(lambda: not cluster.processes())
     assert any("dslm.worker.main" in line for line in seen)
     # the command line of the launching dslm itself is the user's own
     others = [line for line in seen if str(DSLM) not in line]
@@ -108,7 +108,7 @@ def test_two_hosts_under_pdsh_give_the_losses_of_one_and_no_secret_leaves(
     assert losses(run) == pytest.approx(one_rank, abs=1e-4)
 
 
-@pytest.mark.parametrize(("launcher", "count"), [("pdsh", 4), ("openmpi", 2), ("openmpi", 4)])
+@pytest.mark.parametrize(("launcher", "count"), [("pdsh", 4), ("openmpi", 2)])
 def test_hosts_under_a_launcher_give_the_losses_of_one(
     launcher: str, count: int, hosts: MakeHosts, tmp_path: Path, one_rank: list[float]
 ) -> None:
@@ -117,7 +117,7 @@ def test_hosts_under_a_launcher_give_the_losses_of_one(
     argv = argv_of(run, "-H", cluster.hostfile(tmp_path), "--launcher", launcher, **BATCH)
     train_on(cluster, argv, **SECRETS)
     assert hosts_of(run) == [f"w{number + 1}" for number in range(count)]
-    wait_for(lambda: not cluster.processes(), 10)
+    wait_for(lambda: not cluster.processes())
     assert losses(run) == pytest.approx(one_rank, abs=1e-4)
     assert "hunter2" not in everything_in(run)
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import CheckpointManifest, read_document
 from dslm.run.history import Status, read_history
-from tests.conftest import DSLM, Dslm
+from tests.conftest import Dslm
+from tests.support.warm import warm_dslm
 
 FROZEN = Path(__file__).parents[1] / "data" / "run-0.1"
 
@@ -34,7 +35,7 @@ def stopped(tmp_path: Path) -> Path:
 def test_it_is_resumed_by_its_name_and_ends_with_the_losses_of_one_that_was_never_stopped(
     stopped: Path,
 ) -> None:
-    argv = [str(DSLM), "train", "tiny.yaml", "-o", stopped.name, "--resume"]
+    argv = [*warm_dslm(), "train", "tiny.yaml", "-o", stopped.name, "--resume"]
     done = subprocess.run(
         argv, cwd=stopped.parents[1], capture_output=True, text=True, timeout=300,
         env={**os.environ, "XDG_CACHE_HOME": str(stopped.parents[1] / "cache")},

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -19,16 +19,17 @@ from dslm.run.history import read_history
 from dslm.run.lock import owner_of
 from tests.cluster.namespaces import Cluster, make_hosts
 from tests.conftest import DSLM, Dslm
-from tests.processes import command_line
+from tests.processes import HANGS, command_line
+from tests.support.warm import warm_dslm
 
 pytestmark = pytest.mark.slow
 CORPUS = Path(__file__).parents[1] / "data" / "run-0.1"
 
 
-def argv_of(run: Path, *more: str) -> list[str]:
-    """A training of many tiny steps: it goes on until it is stopped."""
+def argv_of(run: Path, *more: str, program: Sequence[str] | None = None) -> list[str]:
+    """A training of many tiny steps, on warm ranks or by a program: it goes on until stopped."""
     return [
-        str(DSLM), "train", str(CORPUS / "tiny.yaml"), "-o", str(run), *more,
+        *(program or warm_dslm()), "train", str(CORPUS / "tiny.yaml"), "-o", str(run), *more,
         "-s", "duration.steps=100000",
         "-s", "schedule.name=constant", "-s", "checkpoint.every=50", "-s", "log.samples=false",
         "-s", f"data.train={CORPUS / 'items.jsonl'}",
@@ -65,7 +66,7 @@ def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             process.send_signal(signal.SIGINT)
-            process.wait(30)
+            process.wait(HANGS)
 
 
 def test_a_second_training_is_refused_at_once_and_told_by_whom(
@@ -74,7 +75,7 @@ def test_a_second_training_is_refused_at_once_and_told_by_whom(
     run = tmp_path / "run"
     before = (run / "manifest.json").read_text()
     for more in ((), ("--resume",), ("--force",)):
-        second = subprocess.run(argv_of(run, *more), capture_output=True, text=True, timeout=60)
+        second = subprocess.run(argv_of(run, *more), capture_output=True, text=True, timeout=HANGS)
         assert second.returncode == 2, second.stderr
         assert f"process {training.pid} on {os.uname().nodename}, since 20" in second.stderr
         for way in ("dslm runs watch", "dslm runs stop", "-o DIR"):
@@ -88,7 +89,7 @@ def test_a_second_training_is_refused_at_once_and_told_by_whom(
     assert exported.returncode == 0, exported.stderr
     stopped = dslm("runs", "stop", str(run))
     assert "asked run to stop" in stopped.stderr
-    assert training.wait(60) == 130
+    assert training.wait(HANGS) == 130
     assert owner_of(run) is None
     assert not (run / "lock").exists()
     assert "run is already stopped" in dslm("runs", "stop", str(run)).stderr
@@ -111,7 +112,7 @@ def test_a_training_whose_supervisor_was_killed_is_taken_over_loudly(
         assert owner.pid == second.pid
     finally:
         second.send_signal(signal.SIGINT)
-        _, said = second.communicate(timeout=60)
+        _, said = second.communicate(timeout=HANGS)
     assert f"process {training.pid} on {os.uname().nodename}" in said
     assert "has died" in said
     firsts = [step.step for step in steps(run) if step.attempt == 2]
@@ -131,7 +132,7 @@ def test_of_two_that_start_together_one_trains(tmp_path: Path) -> None:
     assert f"process {winner.pid} on" in loser.communicate()[1]
     wait(lambda: steps(run))
     winner.send_signal(signal.SIGINT)
-    winner.communicate(timeout=60)
+    winner.communicate(timeout=HANGS)
     assert read_history(RunDirectory(run)).attempts == 1
 
 
@@ -147,25 +148,31 @@ def test_on_two_hosts_the_second_is_refused_and_a_dead_one_taken_over(
 ) -> None:
     run = tmp_path / "run"
     w1, w2 = cluster.hosts
-    first = w1.start(argv_of(run), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    cold = [str(DSLM)]
+    first = w1.start(
+        argv_of(run, program=cold), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
     wait(lambda: checkpoints(run) or first.poll() is not None)
     assert first.poll() is None, first.communicate()[1]
-    refused = w2.run(argv_of(run))
+    refused = w2.run(argv_of(run, program=cold))
     assert refused.returncode == 2, refused.stderr
     assert "on w1, since 20" in refused.stderr
     stopped = w2.run([str(DSLM), "runs", "show", str(run)])
     assert "on w1, since 20" in stopped.stdout
     w1.power_off()
-    wait(lambda: owner_of(run) is None, 20)
+    wait(lambda: owner_of(run) is None)
     second = w2.start(
-        argv_of(run, "--resume"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        argv_of(run, "--resume", program=cold),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
     )
     wait(lambda: {step.attempt for step in steps(run)} == {1, 2} or second.poll() is not None)
     ours = next(
         process for process in w2.find("dslm", "train") if "--resume" in command_line(process)
     )
     ours.send_signal(signal.SIGINT)
-    _, said = second.communicate(timeout=60)
+    _, said = second.communicate(timeout=HANGS)
     assert "on w1, since 20" in said
     assert "has died" in said
     assert isinstance(ours, psutil.Process)

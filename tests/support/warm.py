@@ -4,8 +4,8 @@ Where a test's promise is about numbers, a start should take a second and not te
 such a run is real (dslm, its supervisor, the control channel, gloo, DeepSpeed, checkpoints) but
 the `deepspeed` command, whose place a fork server takes:
 
-    python -m tests.support.warm serve SOCKET        the server; it loads the libraries once
-    python -m tests.support.warm dslm SOCKET ARG …   `dslm ARG …` whose ranks the server forks
+    python warm.py serve SOCKET        the server; it loads the libraries once
+    python warm.py dslm SOCKET ARG …   `dslm ARG …` whose ranks the server forks
 
 Tests about launching use the real launcher.
 """
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _RANK, _LOCAL_RANK, _WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
 _START_SECONDS = 120.0
+# from any folder, and without this one among those that modules are looked for in
+_PROGRAM = (sys.executable, "-P", str(Path(__file__).resolve()))
 # one thread a rank: the server has read the variable before it knows how many ranks there will be
 SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
@@ -47,12 +49,12 @@ class WarmServer:
         """The words before a verb: what the tests run in place of `dslm`."""
         if self._process is None or self._process.poll() is not None:
             self._start()
-        return [sys.executable, "-m", "tests.support.warm", "dslm", str(self._socket)]
+        return [*_PROGRAM, "dslm", str(self._socket)]
 
     def _start(self) -> None:
         self._socket.unlink(missing_ok=True)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.warm", "serve", str(self._socket)],
+            [*_PROGRAM, "serve", str(self._socket)],
             env={**os.environ, **SERVER_ENVIRONMENT},
             stdin=subprocess.PIPE,  # it ends with this process, whatever ends that
         )
@@ -81,7 +83,7 @@ def warm_request(spec: LaunchSpec, path: str) -> LaunchRequest:
     from dslm.launch.spec import LaunchRequest
 
     ranks = str(spec.cluster.hosts[0].slots)
-    argv = (sys.executable, "-m", "tests.support.warm", "launch", path, ranks, *spec.arguments)
+    argv = (*_PROGRAM, "launch", path, ranks, *spec.arguments)
     return LaunchRequest(argv=argv, environment={"DS_ACCELERATOR": "cpu"})
 
 

@@ -18,6 +18,7 @@ from dslm.lifecycle.resume import convert
 from dslm.run.checkpoints import complete_checkpoints
 from dslm.worker.zero_tensors import stored_tensors
 from tests.conftest import DSLM
+from tests.support.warm import warm_dslm
 from tests.worker.conftest import SMALL, Train
 from tests.worker.hostile import Touch, plant, sign_again
 
@@ -41,7 +42,7 @@ def _checkpoint(run: Path) -> Path:
 def _train(
     run: Path, stage: int, *options: str, ranks: int = 2
 ) -> subprocess.CompletedProcess[str]:
-    argv = [str(DSLM), "train", "quickstart", "-o", str(run), "--num-gpus", str(ranks), *options]
+    argv = [*warm_dslm(), "train", "quickstart", "-o", str(run), "--num-gpus", str(ranks), *options]
     for key, value in {**SMALL, "parallel.zero_stage": stage}.items():
         argv += ["-s", f"{key}={value}"]
     return subprocess.run(argv, capture_output=True, text=True, timeout=300)
