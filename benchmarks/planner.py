@@ -54,14 +54,15 @@ percent.
 _PUBLISHED = """
 ## The time model against published runs
 
-ZeRO 3 as the planner predicts it beside runs that others published, most of them with FSDP and
-fused kernels. What a device reaches when nothing waits is one number per generation of devices
-(`efficiency` in `dslm/cluster/devices.py`), set from these very tables: the errors show how much
-runs differ from each other, not how well a run of yours is predicted. torchtitan's H100s were
-limited to 500 W and its runs recompute a part of the activations, which the planner does not
-model: it promises a quarter to a half more than they reach. Transformers' own kernels, without
-`torch.compile` or Liger, are slower still. Where speed matters, measure: `dslm doctor --measure`,
-and the accuracy event of a short run.
+ZeRO 3 (or 2, where only gradients are sharded) as the planner predicts it beside runs that others
+published, most of them with FSDP. Five constants are fitted (`python -m
+benchmarks.planner_published`): what large products and attention reach of the peak, on A100 and
+H100, and the share of a collective that computation doesn't hide. They are fitted on every other
+row of one source, in the order of its tables; all other rows are below. The bandwidth of memory and
+links (85 and 75 % of what is rated), the latency of a collective and the cost of a launch are taken
+from public measurements, which `dslm/cluster/devices.py` names. Devices of other generations have
+no such fit, and `plan` says ± 30 %. A run with DeepSpeed and transformers' own kernels was not
+among them: `dslm doctor --measure` and the accuracy event of a short run say more about yours.
 
 """
 
