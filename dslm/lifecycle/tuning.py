@@ -145,12 +145,14 @@ def _known(tuning: Tuning, job: Job) -> list[Trial]:
         )
     if not file.is_file():
         return []
-    found = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    found, lines = [], file.read_text(encoding="utf-8").splitlines()
+    for line in lines:
         try:
             found.append(decode(Trial, line))
         except Malformed:
             continue  # the last one, cut off
+    if len(found) < len(lines):  # the next one begins a line of its own
+        write_atomic(file, "".join(f"{line_of(encode(trial))}\n" for trial in found))
     return found
 
 
