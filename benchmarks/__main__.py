@@ -14,6 +14,7 @@ def main() -> None:
         "startup": startup.report,
         "training": training.report,
         "first-step": first_step.report,
+        "first-step-hosts": first_step.on_hosts,
         "example": example.report,
         "data": data.report,
         "checkpoints": checkpoints.report,

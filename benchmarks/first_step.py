@@ -122,21 +122,33 @@ def _row(place: Place, folder: Path) -> str:
     return f"| {place.title} | {mine:.2f} s | {other:.2f} s | {ratio:.2f} |"
 
 
+def _table(row: str) -> str:
+    return (
+        "| where | `dslm train` | `deepspeed` on the loop written by hand | ratio |\n"
+        f"|---|---|---|---|\n{row}\n"
+    )
+
+
 def report() -> str:
-    """The table."""
-    lines = [
-        "## From Enter to the first optimizer step\n",
-        f"The model of the table above at stage 2, medians of {REPEATS} alternating runs each and "
-        "of their ratios; the data is prepared, the operators are built. The hosts are namespaces "
-        "that share this machine; each side checks them in its own way.\n",
-        "| where | `dslm train` | `deepspeed` on the loop written by hand | ratio |",
-        "|---|---|---|---|",
-    ]
+    """The table of this host."""
     with tempfile.TemporaryDirectory() as name:
-        lines.append(_row(_here(), Path(name)))
+        row = _row(_here(), Path(name))
+    return (
+        "## From Enter to the first optimizer step\n\n"
+        f"The same model at stage 2, medians of {REPEATS} alternating runs each and of their "
+        "ratios; the data is prepared, the operators are built.\n\n" + _table(row)
+    )
+
+
+def on_hosts() -> str:
+    """The table of two hosts."""
+    title = "### On two hosts\n\n"
     reason = missing()
     if reason:
-        return "\n".join([*lines, f"\nTwo hosts were not measured: {reason}."]) + "\n"
+        return f"{title}Not measured: {reason}.\n"
     with tempfile.TemporaryDirectory() as name, _two_hosts(Path(name)) as place:
-        lines.append(_row(place, Path(name)))
-    return "\n".join(lines) + "\n"
+        row = _row(place, Path(name))
+    return (
+        f"{title}Namespaces that share this machine; each side checks hosts in its own way.\n\n"
+        + _table(row)
+    )

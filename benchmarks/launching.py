@@ -43,7 +43,7 @@ def preflight_seconds(cluster: Cluster, folder: Path) -> float:
 
 
 def launch_seconds(cluster: Cluster, folder: Path, launcher: str) -> float:
-    """From the start of `deepspeed` until every rank, one a host, has said who it is."""
+    """From the start of the launcher until every rank, one a host, has said who it is."""
     run = Path(tempfile.mkdtemp(dir=folder))
     hosts = tuple(Host(host.name, 1) for host in cluster.hosts)
     spec = LaunchSpec(
@@ -75,7 +75,7 @@ def launch_seconds(cluster: Cluster, folder: Path, launcher: str) -> float:
 def measure(counts: tuple[int, ...] = COUNTS, repeats: int = REPEATS) -> str:
     """The table."""
     lines = [
-        "| hosts | preflight | `deepspeed --launcher pdsh` | `deepspeed --launcher openmpi` |",
+        "| hosts | preflight | pdsh and DeepSpeed's node launcher | `deepspeed --launcher openmpi` |",
         "|---|---|---|---|",
     ]
     for count in counts:

@@ -1,4 +1,4 @@
-"""The program of each rank of `dslm train`: `deepspeed --module dslm.worker.main`."""
+"""The program of each rank of `dslm train`: DeepSpeed's launcher starts it as a module."""
 
 from __future__ import annotations
 
