@@ -75,7 +75,7 @@ def launch_seconds(cluster: Cluster, folder: Path, launcher: str) -> float:
 def measure(counts: tuple[int, ...] = COUNTS, repeats: int = REPEATS) -> str:
     """The table."""
     lines = [
-        "| hosts | preflight | pdsh and DeepSpeed's node launcher | `deepspeed --launcher openmpi` |",
+        "| hosts | preflight | pdsh, node launcher | `deepspeed --launcher openmpi` |",
         "|---|---|---|---|",
     ]
     for count in counts:
