@@ -19,6 +19,7 @@ from dslm.reading import read_json
 from dslm.recipe.load import LoadedRecipe
 
 _CONFIG = "config.json"
+_ADAPTER = "adapter_config.json"
 _MOST_BYTES = 16 << 20  # the names of some thousand classes stand in some
 
 
@@ -53,7 +54,10 @@ def model_of(loaded: LoadedRecipe) -> ModelSource:
             raise RecipeError(
                 f"`{model.name}` is not a model folder: it has no config.json",
                 where=loaded.where("model.name"),
-                hint="give a folder written by `save_pretrained`, or a Hub name",
+                hint="it holds an adapter alone: name the model that it is for, or merge the two "
+                "(`dslm export RUN --merge`)"
+                if (folder / _ADAPTER).is_file()
+                else "give a folder written by `save_pretrained`, or a Hub name",
             )
         return ModelSource(architecture=read_config(file), folder=folder, file=file)
     if _describes(loaded):

@@ -75,6 +75,9 @@ class Model(Section):
     """Recompute activations in the backward pass instead of keeping them."""
     trust_remote_code: Flag = False
     """Run Python code that comes with the model: only for authors you trust."""
+    new_parameters: list[Name] = []
+    """Patterns of parameters that need not be in the files of a pretrained model, such as
+    `score.*`, the head of a classifier. Any other that isn't found there ends the run."""
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Model:
@@ -295,6 +298,19 @@ class Watchdog(Section):
     """Seconds within which every rank must have started."""
 
 
+class Guards(Section):
+    """What is watched while training, so that a spoilt model is noticed at once."""
+
+    on_trouble: Literal["stop", "warn"] = "stop"
+    """`stop` ends the run when its numbers can't be right, and keeps the last good checkpoint;
+    `warn` only says so. It decides about versions known to be wrong, too."""
+    spike: Literal["warn", "rollback"] = "warn"
+    """A loss far outside the recent spread: say so, or go back to the last good checkpoint and
+    leave those batches out."""
+    every: PositiveInt = 50
+    """Steps between checks that replicas hold the same parameters."""
+
+
 class Lora(Section):
     """Train low-rank adapters (peft) and leave the model's own parameters as they are."""
 
@@ -344,6 +360,7 @@ class Recipe(Section):
     log: Log = Log()
     watchdog: Watchdog = Watchdog()
     cluster: Costs = Costs()
+    guards: Guards = Guards()
     seed: Seed = 42
     """Fixes initial weights, order of the samples and dropout."""
     environment: Environment = {}

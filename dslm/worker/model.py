@@ -7,20 +7,27 @@ Called after the process group and TrainingArguments exist: transformers then bu
 from __future__ import annotations
 
 import importlib.util
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dslm.errors import RecipeError, Where
 from dslm.recipe.schema import Recipe
+from dslm.worker.loading import LoadingReport, check_loaded, check_patterns, left_out
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def build_model(
-    recipe: Recipe, auto_class: str, tokenizer: PreTrainedTokenizerBase | None, **settings: Any
+    recipe: Recipe,
+    auto_class: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    report: LoadingReport | None = None,
+    **settings: Any,
 ) -> PreTrainedModel:
     """Build the model.
 
@@ -28,40 +35,79 @@ def build_model(
         recipe: the resolved recipe.
         auto_class: name of the transformers auto class of the task.
         tokenizer: its special tokens become the model's; it must fit into the vocabulary.
+        report: of `examine_weights`, for a pretrained model.
         settings: further entries of the model's config, such as `num_labels`.
 
     Raises:
-        RecipeError: the model can't be loaded, or the tokenizer doesn't fit.
+        RecipeError: the model can't be loaded, more of it is missing than the report says, or the
+            tokenizer doesn't fit.
     """
     factory = getattr(transformers, auto_class)
-    model = recipe.model
     common: dict[str, Any] = {"attn_implementation": attention(recipe)}
-    if model.init == "scratch":
+    if recipe.model.init == "scratch":
         config = scratch_config(recipe, tokenizer, **settings)
         built = factory.from_config(config, **common)
     else:
-        try:
-            built = factory.from_pretrained(
-                model.name,
-                revision=model.revision,
-                trust_remote_code=model.trust_remote_code,
-                dtype=DTYPES[recipe.precision],
-                ignore_mismatched_sizes=bool(settings),  # the head of other labels is made anew
-                **common,
-                **settings,
-            )
-        except (OSError, ValueError) as failure:
-            raise RecipeError(
-                f"the model `{model.name}` can't be loaded: {str(failure).splitlines()[0]}",
-                where=Where(key="model.name"),
-                hint="a Hub name (is there a network, is `hf auth login` needed?) or a folder",
-            ) from failure
+        with left_out([one.name for one in report.mismatched] if report else []):
+            built, found = _from_pretrained(recipe, factory, **common, **settings)
+        if report is not None:
+            check_loaded(found, str(recipe.model.name), [*recipe.model.new_parameters, *report.new])
     if tokenizer is not None and built.config.pad_token_id is None:
         built.config.pad_token_id = tokenizer.pad_token_id  # classifiers look for the last token
     built.config.use_cache = False  # of no use while training, and at odds with recomputation
     if recipe.lora is not None:
         return with_lora(built, recipe)
     return built
+
+
+def examine_weights(recipe: Recipe, auto_class: str, **settings: Any) -> LoadingReport | None:
+    """Check that a pretrained model's files hold every parameter that the recipe doesn't name.
+
+    Nothing is read but names and shapes. Called before there are TrainingArguments: under ZeRO-3
+    transformers reports no shapes.
+
+    Returns:
+        What is to be new; None for a model from scratch.
+
+    Raises:
+        RecipeError: the model can't be loaded, or some of it wouldn't be.
+    """
+    if recipe.model.init == "scratch":
+        return None
+    factory = getattr(transformers, auto_class)
+    _, report = _from_pretrained(recipe, factory, device_map="meta", **settings)
+    check_patterns(report, recipe.model.new_parameters)
+    check_loaded(report, str(recipe.model.name), recipe.model.new_parameters)
+    return report
+
+
+def whole_model(recipe: Recipe, auto_class: str) -> PreTrainedModel:
+    """Load a pretrained model whole, in this process; called where nothing is partitioned."""
+    return _from_pretrained(recipe, getattr(transformers, auto_class))[0]
+
+
+def _from_pretrained(
+    recipe: Recipe, factory: Any, **settings: Any
+) -> tuple[PreTrainedModel, LoadingReport]:
+    model = recipe.model
+    try:
+        built, info = factory.from_pretrained(
+            model.name,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            dtype=DTYPES[recipe.precision],
+            ignore_mismatched_sizes=True,  # the report has them
+            output_loading_info=True,
+            **settings,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as e:
+        raise RecipeError(
+            f"the model `{model.name}` can't be loaded: {str(e).strip().partition(chr(10))[0]}",
+            where=Where(key="model.name"),
+            hint="a Hub name (is there a network, is `hf auth login` needed?) or a folder whose "
+            "files are whole",
+        ) from e
+    return built, LoadingReport.of(built, info)
 
 
 def label_settings(labels: list[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pickle import UnpicklingError
 
 import deepspeed
+import torch
 import torch.distributed as dist
 from transformers import set_seed
 
@@ -20,15 +21,17 @@ from dslm.recipe.duration import total_steps
 from dslm.run.checkpoints import MANIFEST
 from dslm.run.documents import CheckpointManifest, read_document
 from dslm.run.words import Phase
-from dslm.worker.assemble import Training, arguments_of, assemble
+from dslm.worker.assemble import Training, arguments_of, assemble, share_of
 from dslm.worker.assignment import Assignment, Inputs, Models, read_assignment
 from dslm.worker.data.prepare import Prepared, prepare
 from dslm.worker.data.tokenizer import load_tokenizer
 from dslm.worker.extension_builds import build_folder, is_built, remove_dead_marks
 from dslm.worker.finish import finish, finish_early
+from dslm.worker.first_loss import FirstLoss, expected_loss
 from dslm.worker.layout.share import share_model
+from dslm.worker.loading import LoadingReport
 from dslm.worker.memory_peaks import resident
-from dslm.worker.model import build_model, label_settings
+from dslm.worker.model import build_model, examine_weights, label_settings
 from dslm.worker.portable import with_portable
 from dslm.worker.ranks import Rank, release_shared_memory
 from dslm.worker.tasks import task_of
@@ -45,9 +48,14 @@ def train(rank: Rank) -> None:
     join_ranks(given)
     inputs = prepare_inputs(given)
     check_same_data(given, inputs.data)
+    report = examine(given, inputs)
+    expected = expected_loss(given, inputs, report)
     arguments = arguments_of(given, inputs)
-    models = build_models(given, inputs)
+    models = build_models(given, inputs, report)
     training = assemble(given, inputs, models, arguments)
+    if expected is not None:
+        trainer = training.trainer
+        trainer.add_callback(FirstLoss(expected, given.recipe.task, trainer))
     run_steps(given, training)
     if training.stopped_early:
         finish_early(given, training)
@@ -111,19 +119,25 @@ def check_same_data(given: Assignment, data: Prepared) -> None:
         )
 
 
-def build_models(given: Assignment, inputs: Inputs) -> Models:
+def examine(given: Assignment, inputs: Inputs) -> LoadingReport | None:
+    """Check what a pretrained model's files hold, before anything is partitioned."""
+    settings = label_settings(inputs.data.labels)
+    return examine_weights(given.recipe, inputs.task.auto_class, **settings)
+
+
+def build_models(given: Assignment, inputs: Inputs, report: LoadingReport | None) -> Models:
     """Build the model, and once more the same where the loss compares with how it started."""
     given.phase(Phase.MODEL)
     recipe, task = given.recipe, inputs.task
     before = resident()
     settings = label_settings(inputs.data.labels)
     set_seed(recipe.seed)
-    model = build_model(recipe, task.auto_class, inputs.tokenizer, **settings)
+    model = build_model(recipe, task.auto_class, inputs.tokenizer, report, **settings)
     share_model(model, recipe, given.layout, given.config["train_micro_batch_size_per_gpu"])
     reference = None
     if task.reference and recipe.lora is None:
         set_seed(recipe.seed)  # the same weights once more
-        reference = build_model(recipe, task.auto_class, inputs.tokenizer, **settings)
+        reference = build_model(recipe, task.auto_class, inputs.tokenizer, report, **settings)
     return Models(model=model, reference=reference, resident=before)
 
 
@@ -134,6 +148,8 @@ def run_steps(given: Assignment, training: Training) -> None:
         InputError: the checkpoint holds more than tensors, and is not trusted.
     """
     given.phase(Phase.PARTITIONING, f"ZeRO stage {given.stage}")
+    # dropout: each rank draws its own, or all would drop the same of different samples
+    torch.manual_seed(given.recipe.seed + share_of(given).rank)
     checkpoint = given.attempt.resumed_from
     path = str(given.run.path / checkpoint) if checkpoint else None
     with_portable()

@@ -50,6 +50,10 @@ def _names_a_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 GUARDS = {
+    "_load_state_dict_into_zero3_model": lambda: (
+        _parameters(modeling_utils._load_state_dict_into_zero3_model)[:2]
+        == ["model_to_load", "state_dict"]
+    ),
     "_save_optimizer_and_scheduler": lambda: (
         _parameters(Trainer._save_optimizer_and_scheduler) == ["self", "output_dir"]
     ),

@@ -217,7 +217,16 @@ def _weights(case: Case) -> Iterator[Problem]:
     folder = case.source.folder
     if case.recipe.model.init != "pretrained" or folder is None:
         return
-    if not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
+    files = {file.name for pattern in _WEIGHTS for file in folder.glob(pattern)}
+    if files and all(name.startswith("adapter_") for name in files):
+        base = _read(folder / "adapter_config.json").get("base_model_name_or_path")
+        of = f" of `{base}`" if base else ""
+        yield Problem(
+            key="model.name",
+            message=f"the folder `{case.recipe.model.name}` holds an adapter{of}, not a model",
+            hint="name the model itself, or merge the two (`dslm export RUN --merge`)",
+        )
+    elif not files:
         yield Problem(
             key="model.name",
             message=f"the folder `{case.recipe.model.name}` holds no weights",

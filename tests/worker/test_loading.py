@@ -1,0 +1,178 @@
+"""A model whose weights are not all there is refused before the first step, at any layout."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dslm.errors import RecipeError
+from dslm.run.directory import RunDirectory
+from dslm.run.events import Error, Step
+from dslm.run.history import read_history
+from dslm.worker.loading import LoadingReport, check_patterns
+from tests.support.warm import warm_dslm
+from tests.worker.conftest import SMALL, losses, run_dslm
+
+SIZES = {
+    "vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False,
+}  # fmt: skip
+Tensors = dict[str, torch.Tensor]
+
+
+def _model(folder: Path, kind: str = "llama", **sizes: Any) -> Path:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SIZES, **sizes})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def _rewritten(change: Callable[[Tensors], Tensors]) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        file = _model(folder) / "model.safetensors"
+        tensors = change(load_file(file))
+        save_file({k: v.contiguous() for k, v in tensors.items()}, file, metadata={"format": "pt"})
+        return folder
+
+    return make
+
+
+def _another_architecture(folder: Path) -> Path:
+    other = _model(folder / "other", "gpt2", n_embd=64, n_layer=2, n_head=4)
+    _model(folder / "model")
+    shutil.copy(other / "model.safetensors", folder / "model" / "model.safetensors")
+    return folder / "model"
+
+
+def _truncated(folder: Path) -> Path:
+    file = _model(folder) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    return folder
+
+
+def _adapter_of_another_base(folder: Path) -> Path:
+    """An adapter beside the config of a model whose layers are wider than those it is for."""
+    wide, base = _model(folder / "wide", hidden_size=128), _model(folder / "base")
+    target = folder / "adapter"
+    model = AutoModelForCausalLM.from_pretrained(wide)
+    get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(target)
+    said = json.loads((target / "adapter_config.json").read_text())
+    said["base_model_name_or_path"] = str(base)
+    (target / "adapter_config.json").write_text(json.dumps(said))
+    shutil.copy(base / "config.json", target)
+    return target
+
+
+def _without(part: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {k: v for k, v in tensors.items() if part not in k}
+
+
+# How a folder comes to lack weights, and what the refusal says of it.
+CASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
+    "renamed keys": (
+        _rewritten(lambda t: {k.replace("self_attn", "attn"): v for k, v in t.items()}),
+        ("8 of 21 parameters", "self_attn.q_proj.weight ×2", "attn.q_proj.weight ×2"),
+    ),
+    "another architecture": (_another_architecture, ("parameters", "another model's")),
+    "a truncated file": (_truncated, ("can't be loaded",)),
+    "an adapter for another base": (_adapter_of_another_base, ("holds an adapter of",)),
+    "a head that is new and not named": (
+        _rewritten(_without("lm_head")),
+        ("1 of 21 parameters", "lm_head.weight", "new_parameters=[lm_head.*]"),
+    ),
+    "a layer that is missing": (
+        _rewritten(_without("layers.1.")), ("9 of 21 parameters", "not in the files (9)"),
+    ),
+    "another vocabulary": (
+        _rewritten(lambda t: t | {"model.embed_tokens.weight": torch.zeros(1000, 64)}),
+        ("embed_tokens.weight [1000, 64] instead of [2048, 64]",),
+    ),
+    "saved while partitioned": (
+        _rewritten(lambda t: {k: v[:0] if "mlp" in k else v for k, v in t.items()}),
+        ("empty in the files (6)", "mlp.down_proj.weight ×2", "ZeRO-3"),
+    ),
+}  # fmt: skip
+
+
+def _settings(model: Path, stage: int, ranks: int) -> dict[str, Any]:
+    kept = {k: v for k, v in SMALL.items() if not k.startswith("model.architecture")}
+    return {
+        **kept, "model.init": "pretrained", "model.name": str(model),
+        "model.tokenizer": "{vocab_size: 2048}", "parallel.offload": "none",
+        "parallel.zero_stage": stage, "parallel.ranks": ranks,
+    }  # fmt: skip
+
+
+def _refusal(folder: Path, model: Path, stage: int, ranks: int) -> str:
+    """Train a model; what its refusal says."""
+    run = folder / "run"
+    argv = [*warm_dslm(), "train", "quickstart", "-o", str(run)]
+    for key, value in _settings(model, stage, ranks).items():
+        argv += ["-s", f"{key}={value}"]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "400"},
+    )  # fmt: skip
+    assert done.returncode in (1, 2), done.stderr
+    if done.returncode == 2:  # before anything was launched
+        assert not run.exists()
+        return done.stderr
+    history = read_history(RunDirectory(run))
+    assert not history.all(Step)
+    error = history.last(Error)
+    assert error is not None
+    return f"{error.cause} {error.remedy}"
+
+
+# Each case at one of the four layouts; the report is made before a model is partitioned, so it is
+# the same at all of them (all 32 pairs were run once).
+LAYOUTS = list(itertools.product((2, 3), (1, 2)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "stage", "ranks"),
+    [(case, *LAYOUTS[number % len(LAYOUTS)]) for number, case in enumerate(CASES)],
+)
+def test_weights_that_are_not_there_end_the_run_before_the_first_step(
+    case: str, stage: int, ranks: int, tmp_path: Path
+) -> None:
+    make, said = CASES[case]
+    text = _refusal(tmp_path, make(tmp_path / "made"), stage, ranks)
+    for part in said:
+        assert part in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_head_that_is_named_may_be_new_or_of_another_shape(stage: int, tmp_path: Path) -> None:
+    def other_head(tensors: Tensors) -> Tensors:
+        left = {k: v for k, v in tensors.items() if "layers.1.mlp.up" not in k}
+        return left | {"lm_head.weight": torch.zeros(1000, 64)}
+
+    model = _rewritten(other_head)(tmp_path / "made")
+    run = run_dslm(
+        tmp_path, "quickstart",
+        _settings(model, stage, 2)
+        | {"model.new_parameters": "[lm_head.*, '*.up_proj.*']", "duration.steps": 2},
+    )  # fmt: skip
+    assert len(losses(run)) == 2
+
+
+def test_a_pattern_that_names_nothing_is_an_error() -> None:
+    report = LoadingReport(parameters=("score.weight",), missing=("score.weight",))
+    with pytest.raises(RecipeError, match="no parameter") as raised:
+        check_patterns(report, ["skore.*"])
+    assert raised.value.hint == "did you mean `score.*`?"
