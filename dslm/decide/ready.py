@@ -5,7 +5,7 @@ from __future__ import annotations
 from dslm.ask.profile import OnPhase
 from dslm.cluster.hosts import Cluster
 from dslm.decide.advice import check_fit
-from dslm.decide.checks import facts
+from dslm.decide.checks import facts, versions
 from dslm.decide.checks.base import Case, Verb
 from dslm.decide.checks.every import Asking, refuse
 from dslm.decide.job import Job, resolve_job
@@ -15,6 +15,7 @@ from dslm.recipe.schema import Recipe
 
 # Where a plan that does not fit is refused; a config is made for somebody else to run.
 _MUST_FIT = frozenset({Verb.TRAIN, Verb.PLAN, Verb.BARE, Verb.LAUNCH})
+_STARTING = frozenset({Verb.TRAIN, Verb.LAUNCH})
 
 
 def ready_job(
@@ -58,6 +59,9 @@ def ready_job(
         strategy=job.plan.strategy,
     )
     refuse(planned, asking, loaded)
+    if asking.here and asking.verb in _STARTING:
+        for doubt in versions.doubts(planned):
+            on_phase(f"known of this version: {doubt}")
     if asking.verb in _MUST_FIT and asking.device_known and not asking.force:
         check_fit(job)
     return job

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, TypeAlias
 
 from dslm.cluster.hosts import Host
+from dslm.cluster.wrong_versions import installed_wrong
 from dslm.units import render_bytes
 
 _CLOCK_SECONDS = 2.0
@@ -114,7 +115,9 @@ def _versions(report: HostReport) -> Verdict:
     pairs += [("CUDA", here["cuda"], there["cuda"]), ("NCCL", here["nccl"], there["nccl"])]
     other = [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
     if not other:
-        return State.OK, f"torch {there['versions'].get('torch')}", ""
+        wrong = [entry.id for entry, _ in installed_wrong(there["versions"])]
+        known = f"; known mistakes: {', '.join(wrong)} (`dslm doctor`)" if wrong else ""
+        return State.OK, f"torch {there['versions'].get('torch')}{known}", ""
     detail = ", ".join(f"{name} {theirs or 'missing'}, here {ours}" for name, ours, theirs in other)
     name, ours, _ = other[0]
     fix = (

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dslm.cluster.detect import local_cluster, this_machine
 from dslm.cluster.measured import measured_file
+from dslm.cluster.wrong_versions import installed_wrong, settings_of, wrong_versions
 from dslm.units import render_bytes
 
 _NEEDED = ("torch", "deepspeed", "transformers", "accelerate", "datasets", "tokenizers")
@@ -59,6 +60,7 @@ def check_machine() -> list[Check]:
         _space("/dev/shm", Path("/dev/shm"), _FREE_SHM, "docker: run with --shm-size=8g"),  # noqa: S108
         _open_files(),
         _measured(),
+        *_known_wrong(),
     ]
 
 
@@ -150,3 +152,17 @@ def _measured() -> Check:
     if device.measured:
         return Check("speed", f"{device.measured} ({measured_file()})")
     return Check("speed", f"{device.source}", "missing", "`dslm doctor --measure` measures it")
+
+
+def _known_wrong() -> list[Check]:
+    """What installed versions are known to learn wrongly, in some settings."""
+    found = [
+        Check(
+            f"{entry.package} {release}",
+            f"{entry.wrong} ({settings_of(entry)}); {entry.source}",
+            "missing",
+            entry.way_out,
+        )
+        for entry, release in installed_wrong()
+    ]
+    return found or [Check("wrong versions", f"none of {len(wrong_versions())} known")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class Row:
     recipe: str = QUICK
     device: str | None = None
     of_cpu: bool = False  # it is refused because this is a CPU: a batch job may have others
+    installed: tuple[tuple[str, str], ...] = ()  # versions instead of the installed ones
 
 
 def _row(
@@ -32,6 +34,7 @@ def _row(
     recipe: str = QUICK,
     device: str | None = None,
     of_cpu: bool = False,
+    installed: tuple[tuple[str, str], ...] = (),
 ) -> Row:
     return Row(
         check=check,
@@ -41,6 +44,7 @@ def _row(
         recipe=recipe,
         device=device,
         of_cpu=of_cpu,
+        installed=installed,
     )
 
 
@@ -66,7 +70,13 @@ _DISK = "a disk to offload to"
 _OPTIMIZER = "an optimizer for the device and its offload"
 NVME = "parallel.zero_stage=3 parallel.offload=nvme parallel.nvme_path="
 
+_VERSIONS = "versions that learn what one process would"
+OLD = (("deepspeed", "0.18.2"),)
+
 ROWS: tuple[Row, ...] = (
+    _row(_VERSIONS, "parallel.zero_stage=2", "parallel.zero_stage=3", "deepspeed 0.18.2", "0.18.3", "issues/7718", installed=OLD),  # noqa: E501
+    _row(_VERSIONS, "parallel.zero_stage=0 precision=bf16", "parallel.zero_stage=0", "pull/7839", installed=(("deepspeed", "0.18.5"),)),  # noqa: E501
+    _row(_VERSIONS, "parallel.zero_stage=2", "parallel.zero_stage=2 guards.on_trouble=warn", "on_trouble=warn", installed=OLD),  # noqa: E501
     _row("a task that dslm trains", "task=script", "task=pretrain", "dslm launch"),
     _row(_TOGETHER, "optimizer.name=adafactor checkpoint.format=portable", "optimizer.name=adafactor", "no portable form"),  # noqa: E501
     _row(_TOGETHER, f"{_RANKS} parallel.tensor=2 {_MIXTURE}", f"{_RANKS} parallel.tensor=2", "doesn't know"),  # noqa: E501
@@ -119,6 +129,7 @@ ROWS: tuple[Row, ...] = (
     _row(_TOKENIZER, "model.tokenizer.vocab_size=2048", "model.tokenizer.vocab_size=1000", "2048", "only 1024"),  # noqa: E501
     _row(_TOKENIZER, "model.tokenizer=./words", "", "mask token", recipe=BERT),
     _row("weights to begin with", "model.init=pretrained model.name=./bare", "model.init=pretrained model.name=./llama", "holds no weights"),  # noqa: E501
+    _row("weights to begin with", "model.init=pretrained model.name=./adapter", "model.init=pretrained model.name=./llama", "an adapter of `./llama`"),  # noqa: E501
     _row(_ARGUMENTS, "training_args.neftune_noise_alpa=5.0", "training_args.neftune_noise_alpha=5.0", "neftune_noise_alpha"),  # noqa: E501
     _row(_ARGUMENTS, "training_args.max_steps=10", "training_args.ddp_timeout=7200", "duration.steps"),  # noqa: E501
     _row(_ARGUMENTS, "training_args.dataloader_num_workers=2", "data.workers=2", "data.workers"),
@@ -176,6 +187,10 @@ def make_files(folder: Path) -> None:
         (folder / name / "tokenizer.json").write_text(tokenizer)
         if name != "bare":
             (folder / name / "model.safetensors").touch()
+    shutil.copytree(folder / "bare", folder / "adapter")
+    (folder / "adapter" / "adapter_model.safetensors").touch()
+    of = json.dumps({"base_model_name_or_path": "./llama"})
+    (folder / "adapter" / "adapter_config.json").write_text(of)
     (folder / "words").mkdir()
     (folder / "words" / "tokenizer.json").write_text(tokenizer)
     named = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})

@@ -51,6 +51,12 @@ def _verbs(row: Row) -> frozenset[Verb]:
     return next(check.verbs for check in CHECKS if check.name == row.check) - {Verb.BARE}
 
 
+def _install(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the versions of a row stand for the installed ones."""
+    if row.installed:
+        monkeypatch.setattr("dslm.cluster.wrong_versions._installed", dict(row.installed).get)
+
+
 def _refusal(row: Row, overrides: tuple[str, ...], verb: Verb) -> DslmError | None:
     try:
         loaded = load_recipe(row.recipe, overrides)
@@ -81,6 +87,7 @@ def test_what_cannot_run_is_refused_and_what_can_is_not(
     if row.check == _TRACED:
         monkeypatch.undo()
         monkeypatch.chdir(folder)
+    _install(row, monkeypatch)
     if row.check == "packages that the recipe needs":
         monkeypatch.setitem(sys.modules, "trl", None)
     for verb in _verbs(row):
@@ -134,6 +141,7 @@ def test_every_verb_says_the_same(
     if row.check == _TRACED:
         monkeypatch.undo()
         monkeypatch.chdir(folder)
+    _install(row, monkeypatch)
     if row.check == "packages that the recipe needs":
         monkeypatch.setitem(sys.modules, "trl", None)
     before = sorted(folder.rglob("*"))

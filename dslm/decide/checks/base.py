@@ -27,13 +27,15 @@ class Verb(StrEnum):
     BARE = "bare"  # the plan of a model's folder or config.json, without a recipe
     LAUNCH = "launch"  # a script of one's own, given the recipe's config
     CONFIG = "config"
+    VERIFY = "verify"  # a few steps of a small model, for the layout alone
 
 
 ALL = frozenset(Verb)
 RECIPES = ALL - {Verb.BARE}
-TRAINING = frozenset({Verb.TRAIN, Verb.PLAN})  # what dslm's own worker does with a recipe
-STARTING = frozenset({Verb.TRAIN, Verb.LAUNCH, Verb.PLAN})  # where something shall run
-ONLY_TRAIN = frozenset({Verb.TRAIN})
+# what dslm's own worker does with a recipe
+TRAINING = frozenset({Verb.TRAIN, Verb.PLAN, Verb.VERIFY})
+STARTING = frozenset({Verb.TRAIN, Verb.LAUNCH, Verb.PLAN, Verb.VERIFY})  # where something shall run
+ONLY_TRAIN = frozenset({Verb.TRAIN, Verb.VERIFY})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dslm.decide.checks import data, layout, machine, model, records, settings
+from dslm.decide.checks import data, layout, machine, model, records, settings, versions
 from dslm.decide.checks.base import Case, Check, Problem, Verb
 from dslm.errors import Finding, RecipeError
 from dslm.recipe.load import LoadedRecipe
@@ -21,6 +21,7 @@ CHECKS: tuple[Check, ...] = (
     *data.CHECKS,
     *records.CHECKS,
     *settings.CHECKS,
+    *versions.CHECKS,
 )
 
 
