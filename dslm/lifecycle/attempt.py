@@ -183,7 +183,9 @@ def _send_files(run: RunDirectory, number: int, plan: AttemptPlan) -> None:
     """Copy what the ranks read of a run directory to the hosts that don't see it."""
     hosts, transport = plan.rendezvous.hosts_without_run_dir, plan.fleet.site.transport
     if hosts and transport is not None:
-        files = (run.recipe, run.ds_config, run.plan, run.manifest, run.attempt(number))
+        files = (
+            run.recipe, run.ds_config, run.plan, run.manifest, run.skipped, run.attempt(number),
+        )  # fmt: skip
         names = [str(file.relative_to(run.path)) for file in files if file.exists()]
         send(hosts, run.path, names, transport)
 

@@ -16,6 +16,7 @@ from dslm.decide.checks.every import Asking
 from dslm.decide.job import Job, check_port, plan_document
 from dslm.files import write_atomic, write_json
 from dslm.host.network import free_port
+from dslm.launch.outcome import Outcome
 from dslm.launch.spec import LaunchRequest
 from dslm.lifecycle.attempt import AttemptPlan, RankProgram, preview, run_attempt
 from dslm.lifecycle.folder import check_output, default_folder, make_run
@@ -35,6 +36,7 @@ from dslm.run.history import read_history
 from dslm.run.manifest import read_manifest
 
 _WORKER = "dslm.worker.main"
+_MOST_ROLLBACKS = 10  # of a run, each with a batch that is left out
 _PAUSE_SECONDS = 2.0  # between attempts: sockets and devices of the last one are released
 
 
@@ -60,10 +62,12 @@ def _train(
     asking = Asking(verb=Verb.TRAIN, force=request.force)
     training = Training(recipe=request.recipe, asking=asking, report=listener.note, resumed=resumed)
     most, notes = request.fleet.max_restarts, []
-    for restarts in range(most + 1):
+    restarts = rollbacks = 0
+    while True:
         port = request.master_port or free_port()
-        rendezvous, job = _resolve(request, training, run, port, first=restarts == 0)
-        if restarts == 0:
+        first = restarts + rollbacks == 0
+        rendezvous, job = _resolve(request, training, run, port, first=first)
+        if first:
             if resumed is None:
                 make_run(run.path, job.name, _files(job), request.command, job.cluster.hosts)
             else:
@@ -72,10 +76,10 @@ def _train(
             for note in notes:
                 listener.note(note)
         start = None
-        if restarts or resumed is not None:
+        if not first or resumed is not None:
             start = _start(run, job, listener, trust=request.trust_checkpoint)
             _write_again(run, job)
-        if restarts:
+        if not first:
             _record_restart(run, rendezvous, start, listener)
         plan = AttemptPlan(
             fleet=request.fleet,
@@ -86,16 +90,24 @@ def _train(
             restarts_left=most - restarts,
         )
         outcome, again = run_attempt(run, plan, listener)
-        if not again:
+        back = rollbacks < _MOST_ROLLBACKS and _rolled_back(run, outcome)
+        if not again and not back:
             break
         training = replace(training, resumed=job.recipe)
-        detail = f"{restarts + 1} of {most}: {outcome.reason}"
+        restarts, rollbacks = (restarts, rollbacks + 1) if back else (restarts + 1, rollbacks)
+        detail = outcome.reason if back else f"{restarts} of {most}: {outcome.reason}"
         listener.event(
             events.Phase(**events.stamp(outcome.attempt), phase="restarting", detail=detail)
         )
         time.sleep(_PAUSE_SECONDS)
     shown = resume_command(request.command, run.path)
     return Ended(run=run, outcome=outcome, resume=shown)
+
+
+def _rolled_back(run: RunDirectory, outcome: Outcome) -> bool:
+    """Return whether an attempt ended only to leave a batch out."""
+    found = read_history(run).last(events.Trouble)
+    return found is not None and found.attempt == outcome.attempt and found.action == "rollback"
 
 
 def preview_training(

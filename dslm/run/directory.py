@@ -36,6 +36,16 @@ class RunDirectory:
         return self.path / "manifest.json"
 
     @property
+    def skipped(self) -> Path:
+        """The global batches that are left out since the loss jumped at them."""
+        return self.path / "skipped.json"
+
+    @property
+    def verified(self) -> Path:
+        """What `dslm verify` found of the layout."""
+        return self.path / "verified.json"
+
+    @property
     def events(self) -> Path:
         """The events, one JSON object a line."""
         return self.path / "events.jsonl"

@@ -271,6 +271,54 @@ class Slow(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Trouble(Event):
+    """A guard found something in the numbers of the training (`dslm.worker.guards`)."""
+
+    name: ClassVar[str] = "trouble"
+    kind: str
+    message: str = ""
+    step: Count = 0  # at which it was found
+    since: Count = 0  # the first step that it is true of
+    action: str = "warn"  # stop, warn or rollback
+    good: Count | None = None  # the step of the last good checkpoint
+    skipped: tuple[int, ...] = ()  # batches that are left out from now on
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifiedDifference(Strict):
+    """One thing that a layout computes otherwise than one process does."""
+
+    kind: str
+    name: str = ""  # of the parameter or sample
+    step: Count = 0
+    deviation: float = 0.0  # relative
+    allowed: float = 0.0
+    ratio: float | None = None  # what it is, times what it should be
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verified(Event):
+    """A layout was compared with one process in fp32 (`dslm verify`)."""
+
+    name: ClassVar[str] = "verified"
+    same: bool
+    parameters: Count = 0  # that were compared
+    samples: Count = 0
+    steps: Count = 0
+    ranks: Count = 1
+    stage: Count = 0
+    precision: str = ""
+    noise: float = 0.0  # the largest relative deviation of the number format itself
+    seconds: Seconds = 0.0
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    found: Count = 0  # differences, of which some are kept
+    differences: tuple[VerifiedDifference, ...] = ()
+    cause: str = ""  # what was switched when it no longer differed
+    setting: str = ""  # which avoids it
+    tried: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Restart(Event):
     """Another attempt follows a failed one: from where, with whom, and what was lost."""
 
@@ -304,7 +352,7 @@ KINDS: Mapping[str, type[Event]] = {
     kind.name: kind
     for kind in (
         Start, Step, Eval, CheckpointSaved, End, Error, Phase, Resume, Convert, Stop, Accuracy,
-        Estimate, Stall, Slow, Restart, TakenOver,
+        Estimate, Stall, Slow, Trouble, Verified, Restart, TakenOver,
     )
 }  # fmt: skip
 

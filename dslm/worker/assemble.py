@@ -1,4 +1,4 @@
-"""The Trainer of a run with all that goes along: sampler, checkpoints, events, the wish to stop."""
+"""The Trainer of a run with all that goes along: sampler, checkpoints, events, guards."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from dslm import environment
 from dslm.run.documents import CheckpointManifest, PlanFile, find_document
 from dslm.run.events import Start
 from dslm.run.manifest import versions
+from dslm.run.skipped import read_skipped
 from dslm.worker.arguments import training_arguments
 from dslm.worker.assignment import Assignment, Inputs, Models
-from dslm.worker.callbacks import Events, Stop
+from dslm.worker.callbacks import Events
 from dslm.worker.checkpoint import CheckpointWriter
 from dslm.worker.data.order import GlobalBatchSampler, Share
+from dslm.worker.guards import Guards
 from dslm.worker.model import liger
 from dslm.worker.portable import is_portable
 from dslm.worker.progress import sizes
@@ -32,7 +34,7 @@ class Training:
     trainer: Any
     events: Events
     writer: CheckpointWriter
-    stop: Stop
+    guards: Guards
     steps: int
 
     @property
@@ -43,7 +45,7 @@ class Training:
     @property
     def stopped_early(self) -> bool:
         """Whether somebody stopped it before its last step."""
-        return self.stop.stopped and self.step < self.steps
+        return self.guards.stopped and self.step < self.steps
 
 
 def arguments_of(given: Assignment, inputs: Inputs) -> TrainingArguments:
@@ -69,12 +71,12 @@ def assemble(
     recipe, task, data = given.recipe, inputs.task, inputs.data
     events = Events(given, _start(given, inputs, models), models.resident)
     writer = _writer(given, inputs, events.on_checkpoint)
-    probe = given.rank.attempt.probe_steps
-    stop = Stop(given.rank, save=recipe.checkpoint.on_stop, probe=probe)
+    sampler = _sampler(given, inputs)
+    guards = Guards(given, sampler)
     own_data = not task.trainer
     trainer = run_trainer(_classes(inputs)[0])(
         given=given,
-        sampler=_sampler(given, inputs),
+        sampler=sampler,
         collate=task.collator(recipe, inputs.tokenizer, models.model.config),
         metric=task.metric(recipe, len(data.labels)) if task.metric else None,
         events=events,
@@ -89,10 +91,10 @@ def assemble(
         processing_class=inputs.tokenizer,
         **({"ref_model": models.reference} if models.reference is not None else {}),
     )
-    callbacks: tuple[TrainerCallback, ...] = (stop,)
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    return Training(trainer=trainer, events=events, writer=writer, stop=stop, steps=inputs.steps)
+    trainer.watch(guards)
+    return Training(
+        trainer=trainer, events=events, writer=writer, guards=guards, steps=inputs.steps
+    )
 
 
 def share_of(given: Assignment) -> Share:
@@ -118,6 +120,7 @@ def _sampler(given: Assignment, inputs: Inputs) -> GlobalBatchSampler:
         accumulation=given.config["gradient_accumulation_steps"],
         share=share_of(given),
         start_step=given.attempt.step,
+        skipped=read_skipped(given.run),
     )
 
 

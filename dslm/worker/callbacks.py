@@ -1,7 +1,4 @@
-"""Events of a training, and the wish to stop: what the Trainer tells, written to events.jsonl.
-
-Rank 0 writes; all ranks take part in the decision to stop, so that they save the same step.
-"""
+"""Events of a training: what the Trainer tells, written to events.jsonl by rank 0."""
 
 from __future__ import annotations
 
@@ -11,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-import torch
-import torch.distributed as dist
 from deepspeed.runtime.engine import EngineTimers
 from deepspeed.utils.timer import (
     BACKWARD_INNER_GLOBAL_TIMER,
@@ -20,14 +15,13 @@ from deepspeed.utils.timer import (
     FORWARD_GLOBAL_TIMER,
     STEP_GLOBAL_TIMER,
 )
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from dslm.run import words
 from dslm.run.events import CheckpointSaved, Resume, Stamp, Start, Step
 from dslm.worker.assignment import Assignment
 from dslm.worker.memory_peaks import Measure, Peaks, accuracy, estimate
 from dslm.worker.progress import Progress, finite
-from dslm.worker.ranks import Rank
 
 
 class Timers(TypedDict, total=False):
@@ -177,30 +171,3 @@ class Events(Progress):
                 milliseconds = timers(name).elapsed(reset=True)
                 found[field] = round(milliseconds / 1000 / steps, 6)
         return found
-
-
-class Stop(TrainerCallback):
-    """Ends training after a step that all ranks agree on, when somebody asked for it.
-
-    A probe ends after so many steps, and saves nothing.
-    """
-
-    def __init__(self, rank: Rank, *, save: bool, probe: int = 0) -> None:
-        self._rank = rank
-        self._save = save and not probe
-        self._probe = probe
-        # over gloo: on a GPU the answer needs no synchronisation with the device
-        self._group = dist.new_group(backend="gloo") if rank.world_size > 1 else None
-        self.stopped = False
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        probed = 0 < self._probe <= state.global_step
-        wish = torch.tensor([int(probed or self._rank.guard.stop_asked)])
-        if self._group is not None:
-            dist.all_reduce(wish, op=dist.ReduceOp.MAX, group=self._group)
-        if wish.item():
-            self.stopped = True
-            control.should_training_stop = True
-            control.should_save = control.should_save or self._save

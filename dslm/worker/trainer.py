@@ -19,6 +19,7 @@ from dslm.worker.checkpoint import CheckpointWriter
 from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.data.store import Samples
 from dslm.worker.evaluate import evaluate
+from dslm.worker.guards import Guards
 from dslm.worker.layout.sequence import part_of
 from dslm.worker.metrics import Metric
 from dslm.worker.tasks.base import Collate
@@ -64,6 +65,7 @@ class RunTrainer:
         self._metric = metric
         self._events = events
         self._writer = writer
+        self._guards: Guards | None = None
         self.evaluated: tuple[int, float | None] = (-1, None)  # at which step, with which loss
         self._places: list[int] = []  # of the samples of the current step, as they were trained on
         events.after_step = self._after_step
@@ -80,6 +82,17 @@ class RunTrainer:
         """What losses are divided by; ranks that share sequences count whole ones each."""
         found = super()._get_num_items_in_batch(batches, device)  # type: ignore[misc]
         return None if found is None else found / self.layout.sequence
+
+    def watch(self, guards: Guards) -> None:
+        """Let guards see every pass and every step."""
+        self._guards = guards
+        guards.engine, guards.finish_checkpoints = self._events.engine, self._writer.finish
+        self.add_callback(guards)  # type: ignore[attr-defined]
+
+    @property
+    def sampler(self) -> GlobalBatchSampler:
+        """Which samples each step is of."""
+        return self._sampler
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **settings: Any) -> Any:
         """The forward pass, whose memory ends here."""
@@ -106,7 +119,12 @@ class RunTrainer:
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
         """One forward and backward pass; its samples are noted."""
         self._places += inputs.pop(_PLACES, [])
-        return super().training_step(model, inputs, *rest)  # type: ignore[misc]
+        if self._guards is not None:
+            self._guards.before_pass(inputs)
+        loss: torch.Tensor = super().training_step(model, inputs, *rest)  # type: ignore[misc]
+        if self._guards is not None:
+            self._guards.after_pass(loss)
+        return loss
 
     def _after_step(self) -> None:
         self._writer.check()

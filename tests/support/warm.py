@@ -13,6 +13,7 @@ Tests about launching use the real launcher.
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import signal
@@ -34,6 +35,14 @@ _RANK, _LOCAL_RANK, _WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
 _START_SECONDS = 120.0
 # from any folder, and without this one among those that modules are looked for in
 _PROGRAM = (sys.executable, "-P", str(Path(__file__).resolve()))
+# what the modules of ranks do, once they have joined
+PROGRAMS = {
+    "dslm.worker.main": ("dslm.worker.train", "train"),
+    "dslm.worker.verify": ("dslm.worker.verify.ranks", "verify"),
+}
+# names a function, `MODULE:NAME`, that each rank calls with its number before it works: it makes a
+# fault on purpose, in this process only
+PLANT = "DSLM_TEST_PLANT"
 # one thread a rank: the server has read the variable before it knows how many ranks there will be
 SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
@@ -83,7 +92,7 @@ def warm_request(spec: LaunchSpec, path: str) -> LaunchRequest:
     from dslm.launch.spec import LaunchRequest
 
     ranks = str(spec.cluster.hosts[0].slots)
-    argv = (*_PROGRAM, "launch", path, ranks, *spec.arguments)
+    argv = (*_PROGRAM, "launch", path, ranks, spec.module, *spec.arguments)
     return LaunchRequest(argv=argv, environment={"DS_ACCELERATOR": "cpu"})
 
 
@@ -102,11 +111,12 @@ def _dslm(path: str, arguments: Sequence[str]) -> None:
 # --- the launcher: light, lives as long as its ranks
 
 
-def _launch(path: str, ranks: str, arguments: Sequence[str]) -> int:
+def _launch(path: str, ranks: str, module: str, arguments: Sequence[str]) -> int:
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(path)
         asked = {
             "ranks": int(ranks),
+            "module": module,
             "arguments": list(arguments),
             "environment": dict(os.environ),
             "folder": str(Path.cwd()),
@@ -181,12 +191,17 @@ def _fork_rank(asked: dict[str, Any], rank: int, client: socket.socket) -> int:
         _RANK: str(rank), _LOCAL_RANK: str(rank), _WORLD_SIZE: str(asked["ranks"]),
     })  # fmt: skip
     from dslm.worker import ranks
-    from dslm.worker.train import train
 
     code = 1  # what Python ends with after an exception
     try:
+        program = importlib.import_module(PROGRAMS[asked["module"]][0])
+        work = getattr(program, PROGRAMS[asked["module"]][1])
         this = ranks.join(asked["arguments"])
-        ranks.live(this, lambda: train(this))
+        plant = os.environ.get(PLANT)
+        if plant:
+            module, _, name = plant.partition(":")
+            getattr(importlib.import_module(module), name)(rank)
+        ranks.live(this, lambda: work(this))
         code = 0
     except BaseException:  # noqa: BLE001 - whatever it is, it is written down
         traceback.print_exc()
@@ -215,8 +230,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["serve", path]:
             _serve(path)
-        case ["launch", path, ranks, *arguments]:
-            sys.exit(_launch(path, ranks, arguments))
+        case ["launch", path, ranks, module, *arguments]:
+            sys.exit(_launch(path, ranks, module, arguments))
         case ["dslm", path, *arguments]:
             _dslm(path, arguments)
         case _:

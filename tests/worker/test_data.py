@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from dslm.worker.data.packing import best_fit, packed_sample, pieces_of
 SHARDINGS = ("interleaved", "range", "hash")
 
 
-def _sampler(world: int, rank: int, sharding: str, **settings: int) -> GlobalBatchSampler:
-    given_ = {"count": 37, "seed": 7, "steps": 20, "start_step": 0, **settings}
+def _sampler(world: int, rank: int, sharding: str, **settings: Any) -> GlobalBatchSampler:
+    given_: dict[str, Any] = {"count": 37, "seed": 7, "steps": 20, "start_step": 0, **settings}
     return GlobalBatchSampler(
         micro_batch=2,
         accumulation=4 // world,

@@ -130,6 +130,10 @@ class RunScreen:
                 self.note(Text(f"failed: {event.message}", style="red"))
             case events.Stall():
                 self.note(Text(f"stalled: {event.message}", style="yellow"))
+            case events.Trouble():
+                self.label(
+                    event.action, event.message, "red" if event.action == "stop" else "yellow"
+                )
             case events.Slow():
                 self.label(
                     "slow",

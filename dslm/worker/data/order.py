@@ -7,7 +7,7 @@ every sample seen exactly once an epoch. Knows indices, not samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,7 @@ class GlobalBatchSampler:
         accumulation: int,
         share: Share = Share(),
         start_step: int = 0,
+        skipped: Collection[int] = (),
     ) -> None:
         self.count = count
         self.seed = seed
@@ -67,6 +68,7 @@ class GlobalBatchSampler:
         self.accumulation = accumulation
         self.share = share
         self.start_step = start_step
+        self._skipped = sorted(skipped)
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
@@ -85,13 +87,20 @@ class GlobalBatchSampler:
             for start in range(0, len(mine), self.micro_batch):
                 yield [int(i) for i in mine[start : start + self.micro_batch]]
 
+    def batch_of(self, step: int) -> int:
+        """Return which global batch an optimizer step (from 0) is of: skipped ones are left out."""
+        batch = step
+        for skipped in self._skipped:
+            batch += skipped <= batch
+        return batch
+
     def samples_of_step(self, step: int) -> np.ndarray:
         """Places of all samples of an optimizer step (from 0): the global batch, in order.
 
         A place is epoch × count + index, so that a sample seen again can be told from the first
         time (its masks are drawn anew).
         """
-        first = step * self.global_batch
+        first = self.batch_of(step) * self.global_batch
         parts = []
         wanted = self.global_batch
         while wanted:

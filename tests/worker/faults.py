@@ -1,0 +1,75 @@
+"""Faults made on purpose, in the ranks of one run only (see tests.support.warm.PLANT)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def not_a_number(rank: int) -> None:
+    """The loss is no number from the seventh step on."""
+    from dslm.worker.trainer import RunTrainer
+
+    usual = RunTrainer.compute_loss
+
+    def compute_loss(self: Any, *args: Any, **settings: Any) -> Any:
+        loss = usual(self, *args, **settings)
+        return loss * float("nan") if self.state.global_step >= 6 else loss
+
+    RunTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
+
+
+def flipped_bit(rank: int) -> None:
+    """One bit of one parameter flips on the last rank, in step 5."""
+    from dslm.worker.guards import Guards
+
+    usual = Guards.on_step_end
+
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **more: Any) -> Any:
+        if state.global_step == 5 and rank == self._rank.world_size - 1:
+            weight = dict(self.engine().module.named_parameters())["model.norm.weight"]
+            weight.data.view(torch.int32)[3] ^= 1
+        return usual(self, args, state, control, **more)
+
+    Guards.on_step_end = on_step_end  # type: ignore[method-assign]
+
+
+def nothing_to_learn(rank: int) -> None:
+    """All labels are ignored from the fourth step on."""
+    from dslm.worker.trainer import RunTrainer
+
+    usual = RunTrainer.training_step
+
+    def training_step(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
+        if self.state.global_step >= 3:
+            inputs["labels"] = torch.full_like(inputs["labels"], -100)
+        return usual(self, model, inputs, *rest)
+
+    RunTrainer.training_step = training_step  # type: ignore[method-assign]
+
+
+def loss_of_zero(rank: int) -> None:
+    """The gradient is 0 from the third step on."""
+    from dslm.worker.trainer import RunTrainer
+
+    usual = RunTrainer.compute_loss
+
+    def compute_loss(self: Any, *args: Any, **settings: Any) -> Any:
+        loss = usual(self, *args, **settings)
+        return loss * 0.0 if self.state.global_step >= 2 else loss
+
+    RunTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
+
+
+def jumping_loss(rank: int) -> None:
+    """One batch, the nineteenth in the order of the data, has a loss that is far from usual."""
+    from dslm.worker.trainer import RunTrainer
+
+    usual = RunTrainer.compute_loss
+
+    def compute_loss(self: Any, *args: Any, **settings: Any) -> Any:
+        loss = usual(self, *args, **settings)
+        return loss * 50 if self.sampler.batch_of(self.state.global_step) == 18 else loss
+
+    RunTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
