@@ -9,7 +9,7 @@ EXTRAS := lora,trl,metrics,tensorboard,test,lint
 # every parser with hostile inputs, for SECONDS in all
 SECONDS ?= 300
 
-.PHONY: setup demo test coverage mutants check format docs fuzz bench bench-planner bench-gpu soak clean
+.PHONY: setup demo test coverage mutants check format docs fuzz verify-faults bench bench-planner bench-gpu soak clean
 
 setup: $(VENV)/.installed
 
@@ -56,6 +56,10 @@ docs: setup
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz $(SECONDS)
+
+# all planted faults, and all layouts that must pass
+verify-faults: setup
+	$(BIN)/python -m benchmarks.verify
 
 # the example script of transformers that it compares with imports evaluate; RUN_CLM=FILE names the script
 bench: setup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import checkpoints, data, example, first_step, startup, training
+from benchmarks import checkpoints, data, example, first_step, guards, startup, training, verify
 from benchmarks.pages import Section
 
 
@@ -18,6 +18,8 @@ def main() -> None:
         "example": example.report,
         "data": data.report,
         "checkpoints": checkpoints.report,
+        "guards": guards.report,
+        "verify": verify.report,
     }
     for name in sys.argv[1:] or parts:
         section = Section("benchmarks.md", f"python -m benchmarks {name}")

@@ -10,6 +10,7 @@
     ├─ PreflightError       3   a check of the cluster failed
     ├─ DoesNotFit           4   the plan says that it does not fit
     ├─ RunFailed            1   the run failed
+    ├─ Differs              5   the layout learns something else than one process would
     └─ Interrupted        130   stopped by Ctrl-C or SIGTERM
 
 An error is raised where the fact is known and rendered once, by `dslm.cli.app`. This module knows
@@ -129,6 +130,12 @@ class RunFailed(DslmError):
     """The run was launched and failed."""
 
     exit_code = 1
+
+
+class Differs(DslmError):
+    """`dslm verify` found that the layout computes something else than one process does."""
+
+    exit_code = 5
 
 
 class Interrupted(DslmError):

@@ -68,6 +68,14 @@ EXAMPLES = (
         files={"fails.py": 'raise ValueError("no such column: label")\n'},
     ),
     Example(
+        error="Differs",
+        argv=("verify", "recipe.yaml", "--steps", "1", "-o", "verified"),
+        files={
+            "recipe.yaml": "extends: quickstart\ndeepspeed: {communication_data_type: bf16}\n",
+        },
+        is_stable=False,
+    ),
+    Example(
         error="Interrupted",
         argv=("launch", "waits.py"),
         files={

@@ -33,6 +33,7 @@ from dslm.cli import (
     terminal,
     train,
     tune,
+    verify,
 )
 from dslm.errors import DslmError, Interrupted, OptionError, Where, shortened, unforeseen
 from dslm.files import is_full
@@ -69,6 +70,7 @@ def _root(
 
 
 app.command("train", no_args_is_help=True)(train.train)
+app.command("verify", no_args_is_help=True)(verify.verify)
 app.command("plan", no_args_is_help=True)(plan.plan)
 app.command("tune", no_args_is_help=True)(tune.tune)
 app.command("config")(config.config)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from dslm.cli import options, terminal
 from dslm.lifecycle.placement import Placement
+
+if TYPE_CHECKING:
+    from dslm.lifecycle.request import TrainingRequest
 
 
 @options.placed(restarts=True)
@@ -23,6 +30,10 @@ def train(
     resume: options.Resume = False,
     trust_checkpoint: options.TrustCheckpoint = False,
     force: options.Force = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="First verify the layout, as `dslm verify` does."),
+    ] = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
@@ -51,6 +62,7 @@ def train(
             "--resume": resume,
             "--trust-checkpoint": trust_checkpoint,
             "--force": force,
+            "--verify": verify,
         }
         _submit(
             name,
@@ -89,9 +101,29 @@ def train(
     from dslm.cli.screens.progress import RunScreen
     from dslm.lifecycle import training
 
+    proof = _verified(request) if verify else None
     with RunScreen(terminal.people(), name=loaded.name) as screen:
         ended = training.train(request, screen)
+    if proof is not None:
+        shutil.copyfile(proof, ended.run.verified)
     show_end(ended, json=json)
+
+
+def _verified(request: TrainingRequest) -> Path:
+    """Verify a training's layout in a run directory of its own; the file that says what was found.
+
+    Raises:
+        Differs: it isn't what one process would learn.
+    """
+    from dataclasses import replace
+
+    from dslm.cli.verify import refuse_differences, verify_one
+
+    folder = request.output
+    beside = folder.with_name(f"{folder.name}-verify") if folder is not None else None
+    done = verify_one(replace(request, output=beside, resume=False))
+    refuse_differences([done])
+    return done.run.verified
 
 
 def _submit(

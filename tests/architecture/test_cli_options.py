@@ -39,7 +39,7 @@ def test_no_verb_has_too_many_options() -> None:
         " ".join(w for w in line.split() if w.islower() and w[0] != "-") for line in lines
     )
     assert len(counts) > 12
-    launching = ("dslm train", "dslm launch", "dslm tune")
+    launching = ("dslm train", "dslm launch", "dslm tune", "dslm verify")
     most = dict.fromkeys(launching, MOST_OF_LAUNCHING)
     # a plan can be made of a recipe, of a model and of a number, for any cluster
     most["dslm plan"] = MOST + 1

@@ -10,8 +10,9 @@ from dslm import errors
 from scripts.error_examples import EXAMPLES, Example, run
 
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
-QUICK = [example for example in EXAMPLES if example.argv[0] != "launch"]
-LAUNCHING = [example for example in EXAMPLES if example.argv[0] == "launch"]
+STARTING = ("launch", "verify")
+QUICK = [example for example in EXAMPLES if example.argv[0] not in STARTING]
+LAUNCHING = [example for example in EXAMPLES if example.argv[0] in STARTING]
 
 
 def _check(example: Example) -> None:

@@ -16,6 +16,9 @@ from rich.text import Text
 
 from dslm.cli import terminal
 from dslm.cli.screens.curve import curve
+from dslm.cli.screens.verified import compared
+from dslm.codec import Malformed, line_of, read_object
+from dslm.run.events import Verified, parse_event
 from dslm.run.history import History
 from dslm.run.summary import RUNS, RunSummary
 from dslm.units import render_count, render_seconds
@@ -88,9 +91,29 @@ def _rows(history: History, summary: RunSummary) -> Iterator[tuple[str, str]]:
         yield "parameters", render_count(summary.parameters) + share
     if summary.goodput is not None:
         yield "goodput", f"{summary.goodput:.1%} of the time went into steps that count"
+    proof = _verified(history)
+    if proof is not None:
+        yield "verified", proof
     if history.run.model.is_dir():
         yield "model", str(folder / "model")
     yield "logs", str(folder / "logs")
+
+
+def _verified(history: History) -> str | None:
+    """Say what was verified of the run's layout, if anything was."""
+    try:
+        text = history.run.verified.read_text(encoding="utf-8")
+        kept = {k: v for k, v in read_object(text).items() if k != "format"}
+        found = parse_event(line_of(kept))
+    except (OSError, Malformed):
+        return None
+    if not isinstance(found, Verified):
+        return None
+    if found.same:
+        return compared(found)
+    first = found.differences[0] if found.differences else None
+    what = f"{first.kind} of {first.name} from step {first.step} on" if first else "it differs"
+    return f"it does not learn what one process would: {what}"
 
 
 def trained_share(parameters: int, trained: int | None) -> str:

@@ -1,0 +1,1 @@
+"""Verify: a few steps of a recipe's own layout against one process in fp32."""

@@ -1,0 +1,334 @@
+"""Faults of layouts, planted in the ranks of one verification: what each is, and what names it.
+
+A plant changes what the layout does, never the reference: the trainer, its engine, its batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dslm.worker.verify import ranks
+from dslm.worker.verify.record import Recorder
+
+Change = Callable[[Any, int], None]  # of a trainer, on a rank
+
+
+def _on_trainer(change: Change) -> Callable[[int], None]:
+    """Change a trainer before it starts."""
+
+    def plant(rank: int) -> None:
+        module: Any = ranks
+        usual = module.assemble
+
+        def assemble(*given: Any) -> Any:
+            training = usual(*given)
+            change(training.trainer, rank)
+            return training
+
+        module.assemble = assemble
+        ranks._SECONDS = 0.0  # what is wrong is asked here, not why
+
+    return plant
+
+
+def _on_engine(change: Change) -> Callable[[int], None]:
+    """Change the engine of a trainer that starts."""
+
+    def plant(rank: int) -> None:
+        usual = Recorder.on_train_begin
+
+        def on_train_begin(self: Any, *given: Any, **more: Any) -> None:
+            change(self._trainer.model_wrapped, rank)
+            usual(self, *given, **more)
+
+        Recorder.on_train_begin = on_train_begin  # type: ignore[method-assign]
+        ranks._SECONDS = 0.0
+
+    return plant
+
+
+def _gradients(change: Callable[[torch.Tensor, int], torch.Tensor], part: str = "") -> Change:
+    """Change the gradient of each micro batch, of the parameters whose name holds a part."""
+
+    def on_trainer(trainer: Any, rank: int) -> None:
+        for name, parameter in trainer.model.named_parameters():
+            if part in name and parameter.requires_grad:
+                parameter.register_hook(lambda gradient: change(gradient, rank))
+
+    return on_trainer
+
+
+def _batches(change: Callable[[dict[str, torch.Tensor], int], None]) -> Change:
+    def on_trainer(trainer: Any, rank: int) -> None:
+        usual = trainer._collate
+
+        def collate(samples: Any) -> Any:
+            batch = usual(samples)
+            change(batch, rank)
+            return batch
+
+        trainer._collate = collate
+
+    return on_trainer
+
+
+def _after_step(change: Callable[[dict[str, Any], int], None]) -> Change:
+    def on_engine(engine: Any, rank: int) -> None:
+        usual = engine.step
+
+        def step(*given: Any, **more: Any) -> Any:
+            before = {n: p.detach().clone() for n, p in engine.module.named_parameters()}
+            done = usual(*given, **more)
+            changed = dict(engine.module.named_parameters())
+            if engine.is_gradient_accumulation_boundary():
+                with torch.no_grad():
+                    change(changed | {"before": before}, rank)
+            return done
+
+        engine.step = step
+
+    return on_engine
+
+
+def _drop_last_micro_batch(trainer: Any, rank: int) -> None:
+    usual, count = trainer.compute_loss, [0]
+
+    def compute_loss(*given: Any, **more: Any) -> Any:
+        found = usual(*given, **more)
+        count[0] += 1
+        if count[0] % trainer.args.gradient_accumulation_steps:
+            return found
+        dropped = lambda loss: loss.detach() + 0.0 * loss  # noqa: E731
+        return (dropped(found[0]), found[1]) if isinstance(found, tuple) else dropped(found)
+
+    trainer.compute_loss = compute_loss
+
+
+def _mean_of_means(trainer: Any, rank: int) -> None:
+    usual = trainer.get_batch_samples
+
+    def get_batch_samples(*given: Any) -> Any:
+        return usual(*given)[0], None
+
+    trainer.get_batch_samples = get_batch_samples
+
+
+def _stale(trainer: Any, rank: int) -> None:
+    kept: list[torch.Tensor] = []
+
+    def hook(gradient: torch.Tensor) -> torch.Tensor:
+        kept.append(gradient.clone())
+        return kept[-2] if len(kept) > 1 else torch.zeros_like(gradient)
+
+    dict(trainer.model.named_parameters())["model.layers.1.mlp.up_proj.weight"].register_hook(hook)
+
+
+def _clip(gradient: torch.Tensor, rank: int) -> torch.Tensor:
+    return gradient * min(1.0, 0.01 / (float(gradient.norm()) + 1e-12))
+
+
+def _leak(batch: dict[str, torch.Tensor], rank: int) -> None:
+    length = batch["input_ids"].shape[1]
+    batch["position_ids"] = torch.arange(length).expand_as(batch["input_ids"]).contiguous()
+
+
+def _late_positions(batch: dict[str, torch.Tensor], rank: int) -> None:
+    if rank:
+        half = batch["position_ids"].shape[1] // 2
+        batch["position_ids"][:, half:] += (batch["position_ids"][:, half:] > 0).long()
+
+
+def _shifted(batch: dict[str, torch.Tensor], rank: int) -> None:
+    batch["labels"] = batch["labels"].roll(1, 1)
+
+
+def _no_padding_mask(batch: dict[str, torch.Tensor], rank: int) -> None:
+    batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+
+
+def _untie(trainer: Any, rank: int) -> None:
+    trainer.model.lm_head.weight = torch.nn.Parameter(trainer.model.lm_head.weight.detach().clone())
+
+
+def _freeze(trainer: Any, rank: int) -> None:
+    for parameter in trainer.model.model.layers[1].mlp.parameters():
+        parameter.requires_grad_(False)
+
+
+def _not_loaded(trainer: Any, rank: int) -> None:
+    torch.nn.init.normal_(trainer.model.model.layers[0].self_attn.q_proj.weight, std=0.02)
+
+
+def _lora_scale(trainer: Any, rank: int) -> None:
+    for module in trainer.model.modules():
+        if hasattr(module, "scaling") and isinstance(module.scaling, dict):
+            module.scaling = {name: 2 * value for name, value in module.scaling.items()}
+
+
+def _same_dropout(trainer: Any, rank: int) -> None:
+    usual = trainer.get_batch_samples
+
+    def get_batch_samples(*given: Any) -> Any:
+        torch.manual_seed(7)
+        return usual(*given)
+
+    trainer.get_batch_samples = get_batch_samples
+
+
+def _repeated_sample(trainer: Any, rank: int) -> None:
+    usual = type(trainer.train_dataset).__getitem__
+    first: list[int] = []
+
+    def item(self: Any, place: int) -> Any:
+        first.append(place)
+        return usual(self, first[0] if rank == 0 and len(first) == 2 else place)
+
+    kind = type("Repeating", (type(trainer.train_dataset),), {"__getitem__": item})
+    trainer.train_dataset.__class__ = kind
+
+
+def _rates(engine: Any, rank: int) -> None:
+    if rank:
+        for group in engine.optimizer.param_groups:
+            group["lr"] *= 2
+
+
+def _betas(engine: Any, rank: int) -> None:
+    for group in engine.optimizer.param_groups:
+        group["betas"] = (0.5, group["betas"][1])
+
+
+def _decay_norms(found: dict[str, Any], rank: int) -> None:
+    for name, parameter in found.items():
+        if name != "before" and "norm" in name:
+            parameter.mul_(1 - 1e-4)
+
+
+def _skip(found: dict[str, Any], rank: int) -> None:
+    name = "model.layers.0.mlp.down_proj.weight"
+    found[name].copy_(found["before"][name])
+
+
+def _flip(found: dict[str, Any], rank: int) -> None:
+    if rank:
+        found["model.norm.weight"].data.view(torch.int32)[3] ^= 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """One fault: how it is planted, in which recipe, and what a verification says of it."""
+
+    plant: Callable[[int], None]
+    kind: str
+    names: str = ""  # in the name of what differs
+    recipe: str = "quickstart"
+    settings: Mapping[str, str | int] = field(default_factory=dict)
+
+
+def _stage(number: int, **more: str | int) -> dict[str, str | int]:
+    return {"parallel.zero_stage": number, **{k.replace("__", "."): v for k, v in more.items()}}
+
+
+MOE = {
+    "model.architecture": "{model_type: qwen3_moe, vocab_size: 2048, hidden_size: 64, "
+    "intermediate_size: 128, moe_intermediate_size: 32, num_hidden_layers: 2, "
+    "num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, num_experts: 4, "
+    "num_experts_per_tok: 2, max_position_embeddings: 512}",
+}
+FAULTS: dict[str, Fault] = {
+    "gradients scaled by the ranks": Fault(
+        plant=_on_trainer(_gradients(lambda g, rank: g * 2)), kind="gradient", settings=_stage(2),
+    ),
+    "the last micro batch dropped": Fault(
+        plant=_on_trainer(_drop_last_micro_batch), kind="gradient", settings=_stage(1),
+    ),
+    "one parameter never synchronised": Fault(
+        plant=_on_trainer(_gradients(lambda g, rank: g * 0 if rank else g * 2, "layers.0.mlp.up")),
+        kind="gradient", names="layers.0.mlp.up", settings=_stage(2),
+    ),
+    "a mean of means": Fault(
+        plant=_on_trainer(_mean_of_means), kind="gradient", recipe="quickstart-sft",
+        settings=_stage(2),
+    ),
+    "a leak between packed documents": Fault(
+        plant=_on_trainer(_batches(_leak)), kind="loss", names="sample", settings=_stage(1),
+    ),
+    "an untied table": Fault(
+        plant=_on_trainer(_untie), kind="parameters", names="lm_head.weight", settings=_stage(1),
+    ),
+    "the same dropout on all ranks": Fault(
+        plant=_on_trainer(_same_dropout), kind="dropout", recipe="quickstart-mlm",
+        settings=_stage(1),
+    ),
+    "a frozen layer": Fault(
+        plant=_on_trainer(_freeze), kind="gradient", names="layers.1.mlp", settings=_stage(2),
+    ),
+    "a shifted label": Fault(
+        plant=_on_trainer(_batches(_shifted)), kind="loss", settings=_stage(0),
+    ),
+    "late positions on one rank": Fault(
+        plant=_on_trainer(_batches(_late_positions)), kind="loss", settings=_stage(1),
+    ),
+    "an expert's gradient scaled": Fault(
+        plant=_on_trainer(_gradients(lambda g, rank: g * 2, "experts")), kind="gradient",
+        names="experts", settings={**_stage(2), **MOE},
+    ),
+    "clipping before the sum": Fault(
+        plant=_on_trainer(_gradients(_clip)), kind="gradient", settings=_stage(2),
+    ),
+    "a stale bucket": Fault(
+        plant=_on_trainer(_stale), kind="gradient", names="layers.1.mlp.up_proj",
+        settings=_stage(2),
+    ),
+    "a LoRA scale off by two": Fault(
+        plant=_on_trainer(_lora_scale), kind="gradient", names="lora_",
+        settings={**_stage(2), "lora": "{rank: 4}"},
+    ),
+    "decay on norms": Fault(
+        plant=_on_engine(_after_step(_decay_norms)), kind="update", names="norm",
+        settings=_stage(0),
+    ),
+    "a wrong learning rate on one rank": Fault(
+        plant=_on_engine(_rates), kind="learning rate", names="rank 1", settings=_stage(1),
+    ),
+    "gradients summed in bf16": Fault(
+        plant=_on_trainer(_gradients(lambda g, rank: g.bfloat16().to(g.dtype))), kind="gradient",
+        settings=_stage(2),
+    ),
+    "a flipped bit in one replica": Fault(
+        plant=_on_engine(_after_step(_flip)), kind="replicas", names="model.norm.weight",
+        settings=_stage(0),
+    ),
+    "gradients divided by the accumulation steps twice": Fault(
+        plant=_on_trainer(_gradients(lambda g, rank: g / 2)), kind="gradient", settings=_stage(3),
+    ),
+    "weights that were not loaded": Fault(
+        plant=_on_trainer(_not_loaded), kind="parameters", names="layers.0.self_attn.q_proj",
+        settings=_stage(2),
+    ),
+    "a parameter that is never updated": Fault(
+        plant=_on_engine(_after_step(_skip)), kind="update", names="layers.0.mlp.down_proj",
+        settings=_stage(0),
+    ),
+    "moments of another length": Fault(
+        plant=_on_engine(_betas), kind="update", settings=_stage(1),
+    ),
+    "padding that is seen": Fault(
+        plant=_on_trainer(_batches(_no_padding_mask)), kind="loss", recipe="quickstart-classify",
+        settings=_stage(2),
+    ),
+    "a sample that is read twice": Fault(
+        plant=_on_trainer(_repeated_sample), kind="loss", settings=_stage(1),
+    ),
+}  # fmt: skip
+
+
+def plant(rank: int) -> None:
+    """Plant the fault that the environment names."""
+    import os
+
+    FAULTS[os.environ["DSLM_TEST_FAULT"]].plant(rank)

@@ -1,0 +1,69 @@
+"""`dslm verify` finds what is planted, says why, and lets alone what learns as one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.warm import PLANT, warm_dslm
+from tests.worker.planted import FAULTS
+
+pytestmark = pytest.mark.slow
+
+SMALL = {"data.max_documents": 60, "batch.global_size": 8, "batch.micro_size": 2}
+# of the faults, those that the suite plants; `make verify-faults` plants all
+IN_THE_SUITE = (
+    "gradients scaled by the ranks", "a leak between packed documents", "an untied table",
+    "a wrong learning rate on one rank", "a flipped bit in one replica",
+    "weights that were not loaded",
+)  # fmt: skip
+
+
+def verified(folder: Path, recipe: str, given: dict[str, Any], **more: str) -> tuple[int, Any, str]:
+    """Verify a recipe with two warm ranks: exit code, document, what was said."""
+    argv = [*warm_dslm(), "verify", recipe, "--json", "-o", str(folder / "run"), "--steps", "2"]
+    for key, value in {**SMALL, "parallel.ranks": 2, **given}.items():
+        argv += ["-s", f"{key}={value}"]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=500,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "250", **more},
+    )  # fmt: skip
+    return done.returncode, json.loads(done.stdout or "{}"), done.stderr
+
+
+def fault_found(name: str, folder: Path) -> str:
+    """Plant a fault and verify; "" when it is found and named, else what was said."""
+    fault = FAULTS[name]
+    more = {PLANT: "tests.worker.planted:plant", "DSLM_TEST_FAULT": name}
+    code, found, said = verified(folder, fault.recipe, dict(fault.settings), **more)
+    named = [each for each in found.get("differences", ()) if each["kind"] == fault.kind]
+    good = code == 5 and any(fault.names in each["name"] for each in named)
+    return "" if good else f"{name}: {code} {said[-3000:]}"
+
+
+@pytest.mark.parametrize("name", IN_THE_SUITE)
+def test_a_planted_fault_is_found_and_named(name: str, tmp_path: Path) -> None:
+    assert not fault_found(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given"),
+    [
+        ("quickstart", {"parallel.zero_stage": 3}),
+        ("quickstart", {"parallel.zero_stage": 2, "precision": "bf16"}),
+        ("quickstart-mlm", {"parallel.zero_stage": 1}),
+    ],
+)
+def test_a_layout_that_learns_as_one_process_does_is_let_alone(
+    recipe: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    code, found, said = verified(tmp_path, recipe, given)
+    assert code == 0, said
+    assert found["same"]
+    assert found["parameters"] > 10
+    assert json.loads((tmp_path / "run" / "verified.json").read_text())["same"]
