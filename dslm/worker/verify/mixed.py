@@ -14,7 +14,7 @@ from dslm.worker.data.prepare import Prepared
 from dslm.worker.data.store import Samples
 
 _LOOKED_AT = 2000
-_FEWEST = 16
+_FEWEST = 2  # which are then seen again
 
 
 class Chosen(Dataset[dict[str, Any]]):
