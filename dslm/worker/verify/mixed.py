@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from dslm.worker.data.prepare import Prepared
 from dslm.worker.data.store import Samples
 
-_LOOKED_AT = 2000
+_LOOKED_AT = 2000  # the last ones: pieces that fill a sample alone are put into it first
 _FEWEST = 2  # which are then seen again
 
 
@@ -40,7 +40,7 @@ def mixed(data: Prepared) -> Prepared:
     """Return the data with samples of several documents alone, where there are enough."""
     several = [
         index
-        for index in range(min(len(data.train), _LOOKED_AT))
+        for index in range(max(0, len(data.train) - _LOOKED_AT), len(data.train))
         if len(data.train[index].get("lengths", ())) > 1
     ]
     if len(several) < _FEWEST:
