@@ -107,8 +107,8 @@ def refuse_differences(done: list[Verification]) -> None:
             f"the layout does not learn what one process would: {first.kind} ({first.name}), from "
             f"step {first.step} on",
             where=Where(file=terminal.shown_path(wrong[0].run.path)),
-            hint=(f"`--set {found.setting}` avoids it" if "=" in found.setting else "")
-            or "verified.json in the run directory has all of it",
+            hint=(f"the cause is {found.cause}; " if found.cause else "")
+            + "verified.json in the run directory has all of it",
         )
 
 

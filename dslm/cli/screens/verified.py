@@ -14,6 +14,7 @@ from dslm.run.events import Event, Phase, Verified, VerifiedDifference
 from dslm.units import render_seconds
 
 _SHOWN = 8
+_A_FACTOR = 0.02  # from 1, that is more than rounding
 _PACKAGES = ("torch", "deepspeed", "transformers", "accelerate")
 
 
@@ -70,13 +71,15 @@ def _rows(found: Verified, known: Sequence[str]) -> Iterator[tuple[str, str]]:
     kinds = dict.fromkeys(each.kind for each in found.differences)
     yield "differs", f"{', '.join(kinds)}; from step {first.step} on; {found.found} in all"
     scale = _one_ratio(found.differences)
-    if scale is not None:
+    if scale is not None and abs(scale - 1) > _A_FACTOR:
         yield "pattern", f"every gradient that differs is {scale:.4g} times what it should be"
     if found.cause:
         yield "cause", f"{found.cause}: without it nothing differs"
         yield (
             "fix",
-            f"`--set {found.setting}`" if "=" in found.setting else f"another `{found.setting}`",
+            f"`--set {found.setting}`"
+            if "=" in found.setting
+            else f"change `{found.setting}` in the recipe",
         )
     else:
         tried = f" (tried without {', '.join(found.tried)})" if found.tried else ""
