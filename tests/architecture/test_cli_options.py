@@ -16,7 +16,7 @@ from dslm.cli.app import app
 
 FROZEN = Path(__file__).with_name("cli_options.txt")
 MOST = 14  # arguments and options of one verb, `--json` and `--dry-run` included
-MOST_OF_LAUNCHING = 21  # where and how often it runs is said on the command line, not in a recipe
+MOST_OF_LAUNCHING = 22  # where and how often it runs is said on the command line, not in a recipe
 
 
 def _options(command: Any, path: str) -> Iterator[str]:
