@@ -11,6 +11,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from dslm import environment
+from dslm.run.directory import RunDirectory
 from dslm.run.documents import CheckpointManifest, PlanFile, find_document
 from dslm.run.events import Start
 from dslm.run.manifest import versions
@@ -50,7 +51,7 @@ class Training:
 
 def arguments_of(given: Assignment, inputs: Inputs) -> TrainingArguments:
     """Return the arguments of the Trainer; transformers partitions models while they are alive."""
-    _let_trackers_write_into(given)
+    _let_trackers_write_into(given.run)
     _, kind = _classes(inputs)
     return training_arguments(
         given.recipe,
@@ -170,6 +171,11 @@ def _start(given: Assignment, inputs: Inputs, models: Models) -> Start:
     )
 
 
-def _let_trackers_write_into(given: Assignment) -> None:
-    os.environ.setdefault(environment.WANDB, str(given.run.path))
-    os.environ.setdefault(environment.TENSORBOARD, str(given.run.path / "tensorboard"))
+def _let_trackers_write_into(run: RunDirectory) -> None:
+    """Let trackers write below the run directory, unless they are told otherwise."""
+    os.environ.setdefault(environment.WANDB, str(run.path))
+    os.environ.setdefault(environment.TENSORBOARD, str(run.path / "tensorboard"))
+    os.environ.setdefault(environment.TRACKIO, str(run.path / "trackio"))
+    if environment.MLFLOW not in os.environ:
+        os.environ[environment.MLFLOW] = (run.path / "mlruns").absolute().as_uri()
+        os.environ.setdefault(environment.MLFLOW_FILES, "true")

@@ -113,8 +113,8 @@ _OFFLOADED = {
 _TRACKERS = {
     "tensorboard": ("tensorboard", "pip install 'dslm[tensorboard]'"),
     "wandb": ("wandb", "pip install 'dslm[wandb]'"),
-    "mlflow": ("mlflow", "pip install mlflow"),
-    "trackio": ("trackio", "pip install trackio"),
+    "mlflow": ("mlflow", "pip install 'dslm[mlflow]'"),
+    "trackio": ("trackio", "pip install 'dslm[trackio]'"),
     "comet_ml": ("comet_ml", "pip install comet-ml"),
     "swanlab": ("swanlab", "pip install swanlab"),
 }
