@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from dslm.ask.call import ask
-from dslm.errors import DslmError
+from dslm.errors import DslmError, RecipeError
 from dslm.profile.store import keep, key_of, stored
 from dslm.profile.value import Profile, from_document
 from dslm.recipe.schema import Recipe
@@ -43,11 +43,17 @@ def profile_of(
     on_cpu: bool,
     on_phase: OnPhase = lambda detail: None,
 ) -> tuple[Profile | None, str]:
-    """Return the profile of a recipe's model; None, and why, where there is none."""
+    """Return the profile of a recipe's model; None, and why, where there is none.
+
+    Raises:
+        RecipeError: the recipe asks for something that the model doesn't have.
+    """
     request = profile_request(recipe, architecture, on_cpu=on_cpu)
     try:
         found = profiles([request], on_phase)[0]
     except DslmError as failure:
+        if (failure.where.key or "").startswith("lora."):  # ranks would fail of it too
+            raise RecipeError(failure.message, where=failure.where, hint=failure.hint) from failure
         return None, failure.message
     return found, found.why
 

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, initialization
 
 from dslm.errors import RecipeError, Where
+from dslm.worker.adapter_targets import check_targets
 from dslm.worker.trace.standins import fuse_loss
 
 NEXT_TOKEN = ("pretrain", "sft", "dpo", "sequence", "script")
@@ -104,6 +105,7 @@ def built(config: Any, request: Mapping[str, Any]) -> Traced:
 def _with_adapters(model: Any, lora: Mapping[str, Any], task: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
+    check_targets(model, lora["target_modules"])
     kinds = {
         **dict.fromkeys(("pretrain", "sft", "dpo", "sequence"), "CAUSAL_LM"),
         "seq2seq": "SEQ_2_SEQ_LM",
