@@ -69,6 +69,7 @@ def config(
     from dslm.cluster.detect import local_cluster
     from dslm.decide.checks.base import Verb
     from dslm.decide.checks.every import Asking
+    from dslm.decide.made_for import made_for, marked
     from dslm.decide.place import planned_cluster
     from dslm.decide.ready import ready_job
     from dslm.recipe.load import load_recipe
@@ -84,11 +85,11 @@ def config(
         config = ready_job(loaded, cluster, asking, on_phase=told).config
     how = "`--device NAME` generates it for another, such as h100-80gb"
     terminal.say(
-        f"made for {cluster.world_size} × {cluster.device.name}"
+        f"made for {made_for(cluster)}"
         + (f", the devices of this machine; {how}" if device is None else "")
     )
     if not explain:
-        terminal.write_json(config.values)
+        terminal.write_json(marked(config.values, made_for(cluster)))
         return
     from dslm.zero.generate import explain as rows_of
 
@@ -110,6 +111,7 @@ def config(
 
 def _check(file: Path, json: bool) -> None:
     """Lint a DeepSpeed JSON; exit 2 when it holds an error."""
+    from dslm.decide.made_for import mark_of
     from dslm.errors import ConfigError, Where
     from dslm.zero.lint import lint
     from dslm.zero.read import read_config
@@ -135,6 +137,8 @@ def _check(file: Path, json: bool) -> None:
             raise typer.Exit(ConfigError.exit_code)
         return
     _show(findings)
+    if (mark := mark_of(config.values)) is not None:
+        terminal.say(f"made for {mark}")
     if errors:
         raise ConfigError(f"{_count(len(errors), 'error')} found", where=Where(file=file))
     terminal.say(

@@ -11,6 +11,7 @@ from dslm.cluster.hosts import Cluster
 from dslm.decide.checks.base import Verb
 from dslm.decide.checks.every import Asking
 from dslm.decide.job import Job, check_port
+from dslm.decide.made_for import made_for_others
 from dslm.decide.passed import Passed, pass_on
 from dslm.decide.ready import ready_job
 from dslm.errors import OptionError, Where
@@ -56,8 +57,9 @@ def _run_once(request: ScriptRequest, run: RunDirectory, listener: Listener) -> 
     hosts = rendezvous.cluster.hosts
     make_run(run.path, request.script.stem, files, request.command, hosts)
     listener.run_made(run.path)
-    for line in _said(request, passed):
-        listener.note(line)
+    for line in (*_said(request, passed), made_for_others(request.arguments, rendezvous.cluster)):
+        if line:
+            listener.note(line)
     plan = AttemptPlan(
         fleet=request.fleet,
         rendezvous=rendezvous,
@@ -75,6 +77,8 @@ def preview_script(
     if not request.fleet.remote:
         check_port(request.master_port)
     job = _job(request, request.fleet.cluster, report, device_known=request.fleet.device_known)
+    if other := made_for_others(request.arguments, request.fleet.cluster):
+        report(other)
     run = RunDirectory(_folder(request))
     port = request.master_port or free_port()
     check_output(run.path)
