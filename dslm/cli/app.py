@@ -92,6 +92,7 @@ app.command(
 
 def main() -> None:
     """Run dslm; every way out of it has the exit code that DESIGN.md gives."""
+    complete.leave_values_open_in_bash()
     values = complete.values_in_bash(os.environ)
     if values is not None:
         terminal.write("\n".join(values))

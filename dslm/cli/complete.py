@@ -65,6 +65,17 @@ def values_in_bash(environment: Mapping[str, str]) -> list[str] | None:
     return [word.partition("=")[2] for word in settings(f"{before[-2]}={typed}")]
 
 
+def leave_values_open_in_bash() -> None:
+    """Let bash put no space behind `KEY=`, in the script of completion that Typer installs."""
+    from typer import _completion_shared as typers
+
+    end = "    return 0\n"
+    open_ended = '    [[ "${COMPREPLY[0]-}" == *= ]] && compopt -o nospace\n'
+    script = typers._completion_scripts["bash"]
+    if open_ended not in script:
+        typers._completion_scripts["bash"] = script.replace(end, open_ended + end)
+
+
 def launchers(incomplete: str) -> list[str]:
     """Ways to start on hosts."""
     from dslm.launch.sites import SITES

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from dslm.recipe.findings import known_keys
-from tests.conftest import Dslm
+from tests.conftest import DSLM, Dslm
 
 # what is typed, what is offered, what is not
 TABLE = [
@@ -50,6 +53,32 @@ def test_bash(
     said = set(done.stdout.split())
     assert offered <= said, done.stderr
     assert not not_offered & said
+
+
+def test_bash_itself_puts_no_space_behind_a_key(folder: Path) -> None:
+    """A real bash at a terminal; the command is then a function that shows its words."""
+    script = subprocess.run(
+        [str(DSLM), "--show-completion", "bash"], capture_output=True, text=True, check=True
+    )
+    (folder / "complete.sh").write_text(script.stdout)
+    typed = (
+        "bind 'set enable-bracketed-paste off'; source complete.sh\n"
+        "dslm() { printf '<%s>' \"$@\"; }\n"
+        "dslm train quickstart --set batch.glo\t16 --launcher pd\tend\nexit\n"
+    )
+    path = f"{DSLM.parent}:/usr/bin:/bin"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.execve("/bin/bash", ["bash", "--norc", "-i"], {"PATH": path, "HOME": str(folder)})
+    os.write(terminal, typed.encode())
+    said = b""
+    with suppress(OSError):  # the end of the terminal
+        while part := os.read(terminal, 4096):
+            said += part
+    os.waitpid(pid, 0)
+    words = said.decode(errors="replace")
+    assert "<--set><batch.global_size=16><--launcher><pdsh><end>" in words, words
 
 
 def test_zsh_completes_values_behind_the_key(dslm: Dslm) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer._completion_shared
 from deepspeed.module_inject.layers import TensorParallel_Layer
 from deepspeed.runtime import config as deepspeed_config
 from deepspeed.runtime.engine import DeepSpeedEngine, EngineTimers
@@ -89,6 +90,11 @@ GUARDS = {
     "_get_expert_parallel_group": lambda: (
         _parameters(groups._get_expert_parallel_group) == ["group_name"]
     ),
+    # dslm.cli.complete
+    "_completion_scripts": lambda: (
+        "    return 0\n" in typer._completion_shared._completion_scripts["bash"]
+    ),
+    "_completion_shared": lambda: "bash" in typer._completion_shared._completion_scripts,
     "_global_mapping": lambda: "sdpa" in ALL_ATTENTION_FUNCTIONS._global_mapping,
     "_schema": lambda: (
         torch.ops.aten.add_.Tensor._schema.is_mutable
