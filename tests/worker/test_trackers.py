@@ -33,8 +33,9 @@ def _of_tensorboard(run: Path) -> list[float]:
 def _of_wandb(run: Path) -> list[float]:
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
     text = file.read_bytes().decode("latin-1")
-    # a history record has its step, then each key before its value as JSON
-    return [float(v) for v in re.findall(r"train/loss.{1,4}?(\d+\.\d+)", text, re.DOTALL)][:STEPS]
+    # each key stands before its value as JSON: in the history's record, and again in the summary's
+    found = re.findall(r"train/loss.{1,4}?(\d+\.\d+)", text, re.DOTALL)
+    return [float(value) for value in dict.fromkeys(found)]
 
 
 def _of_mlflow(run: Path) -> list[float]:
