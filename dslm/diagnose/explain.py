@@ -114,18 +114,18 @@ class _Finding:
 
 
 def diagnose(
-    run: RunDirectory, outcome: Outcome, elsewhere: RemoteProcesses | None = None
+    run: RunDirectory, outcome: Outcome, remote: RemoteProcesses | None = None
 ) -> Diagnosis:
     """Explain a failed attempt.
 
     Args:
         run: its directory.
         outcome: what the supervisor saw.
-        elsewhere: how its hosts are reached; None: it ran on this one.
+        remote: how its hosts are reached; None: it ran on this one.
     """
     judged = judge(witnesses(run, outcome))
     first = judged[0].witness
-    found = _look_at_the_disk(run, first) or _ask_the_kernel(first, elsewhere or RemoteProcesses())
+    found = _look_at_the_disk(run, first) or _ask_the_kernel(first, remote or RemoteProcesses())
     return _explain(run, outcome, found, judged)
 
 
@@ -139,7 +139,7 @@ def _look_at_the_disk(run: RunDirectory, first: Witness) -> _Finding | None:
     return _Finding(witness=full, facts=(fact,))
 
 
-def _ask_the_kernel(first: Witness, elsewhere: RemoteProcesses) -> _Finding:
+def _ask_the_kernel(first: Witness, remote: RemoteProcesses) -> _Finding:
     """Find out which signal ended a process, and whether the kernel sent it for memory."""
     facts: list[str] = []
     code = first.code if first.silent else None
@@ -148,7 +148,7 @@ def _ask_the_kernel(first: Witness, elsewhere: RemoteProcesses) -> _Finding:
     known = first.failure is not None and first.failure.id in KERNEL_KNOWS
     if first.rank is None or not known or code not in (None, -signal.SIGKILL):
         return _Finding(witness=first, facts=tuple(facts))
-    verdict = _verdict(first, elsewhere)
+    verdict = _verdict(first, remote)
     facts.append(verdict.said)
     if verdict.killed:
         first = replace(first, failure=entry(KILLED_FOR_MEMORY), source=Source.KERNEL)
@@ -165,7 +165,7 @@ def _ask_the_kernel(first: Witness, elsewhere: RemoteProcesses) -> _Finding:
     return _Finding(witness=first, facts=tuple(facts))
 
 
-def _verdict(witness: Witness, elsewhere: RemoteProcesses) -> OomVerdict:
+def _verdict(witness: Witness, remote: RemoteProcesses) -> OomVerdict:
     """Return the kernel's word on a rank and the processes that read its data."""
     status = witness.status
     if status is None:
@@ -173,7 +173,7 @@ def _verdict(witness: Witness, elsewhere: RemoteProcesses) -> OomVerdict:
     pids = {status.pid}
     for listed in _WORKER_PIDS.findall(witness.text):
         pids |= {int(pid) for pid in listed.split(",") if pid.strip()}
-    return elsewhere.oom_verdict(
+    return remote.oom_verdict(
         witness.host or "localhost",
         pids,
         since=(status.start_time or 0) / os.sysconf("SC_CLK_TCK"),

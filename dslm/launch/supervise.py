@@ -80,7 +80,7 @@ def supervise(
     *,
     grace: float,
     limits: watchdog.Limits,
-    elsewhere: RemoteProcesses,
+    remote: RemoteProcesses,
     on_event: Callable[[events.Event], None] = lambda event: None,
 ) -> Outcome:
     """Run one attempt to its end; when this returns, no process of it is alive.
@@ -92,7 +92,7 @@ def supervise(
         control: where the ranks connect.
         grace: seconds between the wish to stop and the end of all processes.
         limits: how long nothing may happen.
-        elsewhere: how processes on other hosts are looked at and ended.
+        remote: how processes on other hosts are looked at and ended.
         on_event: called with every event of the run as it appears.
     """
     run.logs(attempt.number).mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def supervise(
             stop=stop,
             grace=grace,
             limits=limits,
-            elsewhere=elsewhere,
+            remote=remote,
             on_event=on_event,
             events_read=run.events.stat().st_size if run.events.exists() else 0,
         )
@@ -122,7 +122,7 @@ def supervise(
             else:
                 watch.settle(timings.LEAVE_SECONDS)
             if launcher.poll() is None or outcome is None or outcome.status != Status.DONE:
-                elsewhere.kill(control.ranks.values(), parents=request.owns_parents)
+                remote.kill(control.ranks.values(), parents=request.owns_parents)
             _end_launcher(launcher)
             run.stop_request.unlink(missing_ok=True)
             watch.report_events()
@@ -154,7 +154,7 @@ class _Watch:
     stop: _Stop
     grace: float
     limits: watchdog.Limits
-    elsewhere: RemoteProcesses
+    remote: RemoteProcesses
     on_event: Callable[[events.Event], None]
     began: float = field(default_factory=time.monotonic)
     events_read: int = 0  # bytes
@@ -251,7 +251,7 @@ class _Watch:
         for rank in ranks:
             file = self.run.stacks(self.attempt.number, rank.rank)
             if rank.lives and not rank.stacks:
-                states[rank.rank] = self.elsewhere.state(rank)
+                states[rank.rank] = self.remote.state(rank)
             text = rank.stacks or f"no answer; its process is {states.get(rank.rank, 'gone')}\n"
             with suppress(OSError):
                 file.write_text(text, encoding="utf-8", errors="replace")

@@ -101,7 +101,7 @@ def run_attempt(run: RunDirectory, plan: AttemptPlan, listener: Listener) -> tup
                 join=plan.program.watchdog.join,
                 planned_step=_planned_step(run),
             ),
-            elsewhere=processes,
+            remote=processes,
             on_event=listener.event,
         )
     _fetch_logs(run, number, plan)
