@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dslm.cli import complete, options, terminal
 from dslm.errors import Finding
+
+if TYPE_CHECKING:
+    from dslm.zero.generate import ResolvedConfig
 
 _MOST_SHOWN = 20  # findings on a screen
 
@@ -91,6 +94,11 @@ def config(
     if not explain:
         terminal.write_json(marked(config.values, made_for(cluster)))
         return
+    _explain(config, loaded.name, json=json)
+
+
+def _explain(config: ResolvedConfig, recipe: str, *, json: bool) -> None:
+    """Show where each value comes from, and why."""
     from dslm.zero.generate import explain as rows_of
 
     rows = rows_of(config)
@@ -103,7 +111,7 @@ def config(
 
     table = Table("key", "value", "source", "reason", box=None, header_style="bold")
     table.columns[0].overflow = "fold"
-    terminal.say(f"ds_configs/{config.preset}.json, resolved for {loaded.name}")
+    terminal.say(f"ds_configs/{config.preset}.json, resolved for {recipe}")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     terminal.show(table)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dslm.recipe.values import (
     Environment,
@@ -224,6 +224,13 @@ class Schedule(Section):
     """The curve after the warm-up."""
     warmup: NotNegative = 0.03
     """Below 1: share of all steps; from 1: number of steps."""
+
+    @field_validator("warmup")
+    @classmethod
+    def _share_or_number(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("must be a share below 1 or a whole number of steps")
+        return value
 
 
 class Duration(Section):

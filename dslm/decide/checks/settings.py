@@ -109,7 +109,7 @@ _OFFLOADED = {
     "offload_optimizer": {"none": "none", "optimizer": "cpu", "all": "cpu", "nvme": "nvme"},
     "offload_param": {"none": "none", "optimizer": "none", "all": "cpu", "nvme": "nvme"},
 }
-# Packages of the trackers that dslm's help names; others of transformers bring their own message.
+# The package of each tracker that transformers has; an extra of those that dslm's help names.
 _TRACKERS = {
     "tensorboard": ("tensorboard", "pip install 'dslm[tensorboard]'"),
     "wandb": ("wandb", "pip install 'dslm[wandb]'"),
@@ -117,6 +117,13 @@ _TRACKERS = {
     "trackio": ("trackio", "pip install 'dslm[trackio]'"),
     "comet_ml": ("comet_ml", "pip install comet-ml"),
     "swanlab": ("swanlab", "pip install swanlab"),
+    "azure_ml": ("azureml", "pip install azureml-core"),
+    "neptune": ("neptune", "pip install neptune"),
+    "codecarbon": ("codecarbon", "pip install codecarbon"),
+    "clearml": ("clearml", "pip install clearml"),
+    "dagshub": ("dagshub", "pip install dagshub"),
+    "flyte": ("flytekit", "pip install flytekit"),
+    "dvclive": ("dvclive", "pip install dvclive"),
 }
 
 
