@@ -49,7 +49,7 @@ def digest(facts: dict[str, Any]) -> str:
     """Return a digest of the facts, this module and the versions."""
     content = {key: value for key, value in facts.items() if key != "digest"}
     text = json.dumps(content, sort_keys=True) + Path(__file__).read_text(encoding="utf-8")
-    text += " ".join(version(package) for package in PACKAGES)
+    text += " ".join(version(package).partition("+")[0] for package in PACKAGES)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
