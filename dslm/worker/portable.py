@@ -108,11 +108,24 @@ def read_portable(engine: Any, folder: Path) -> None:
             value.copy_(kept.read(name))
     if state["schedule"] is not None and engine.lr_scheduler is not None:
         engine.lr_scheduler.load_state_dict(state["schedule"])
+    _continue_rates(
+        engine, state["schedule"] or torch.load(folder / SCHEDULER_NAME, weights_only=True)
+    )
     for name, count in state["counted"].items():
         setattr(engine, name, count)
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     if scaler is not None and state["loss_scale"] is not None:
         scaler.cur_scale = state["loss_scale"]
+
+
+def _continue_rates(engine: Any, schedule: dict[str, Any]) -> None:
+    """Set the learning rates that were reached; a schedule by itself sets them at its next step."""
+    if "last_batch_iteration" in schedule:  # DeepSpeed's, which know the rates of a step
+        engine.lr_scheduler.step(schedule["last_batch_iteration"])
+        return
+    rates = schedule.get("_last_lr") or []  # torch's, which keep them
+    for number, group in enumerate(engine.optimizer.param_groups if rates else ()):
+        group["lr"] = rates[min(number, len(rates) - 1)]
 
 
 def _loss_scale(engine: Any) -> float | None:
