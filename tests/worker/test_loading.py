@@ -137,7 +137,7 @@ def _refusal(folder: Path, model: Path, stage: int, ranks: int) -> str:
 
 
 # Each case at one of the four layouts; the report is made before a model is partitioned, so it is
-# the same at all of them (all 32 pairs were run once).
+# the same at all of them.
 LAYOUTS = list(itertools.product((2, 3), (1, 2)))
 
 
