@@ -40,6 +40,11 @@ def render_count(count: float) -> str:
     return f"{count:.3g}"
 
 
+def number_of(count: int, noun: str) -> str:
+    """`1, "rank"` → `1 rank`; `2, "rank"` → `2 ranks`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def parse_count(text: str) -> int:
     """Parse a count as people write it: `7.5B`, `128b`, `1e12`, `124M`.
 

@@ -10,6 +10,7 @@ import typer
 
 from dslm.cli import options, terminal
 from dslm.errors import HostfileError, PreflightError, Where
+from dslm.units import number_of
 
 if TYPE_CHECKING:
     from dslm.cluster.hosts import Host
@@ -101,7 +102,7 @@ def check(
     red = wrong(found.results)
     if red:
         raise PreflightError(
-            f"{len(red)} check{'s' if len(red) > 1 else ''} failed on "
+            f"{number_of(len(red), 'check')} failed on "
             f"{', '.join(dict.fromkeys(result.host for result in red))}",
             hint=red[0].fix,
         )

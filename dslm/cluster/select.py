@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from dslm.cluster.hosts import Host
 from dslm.errors import HostfileError, Where, did_you_mean
+from dslm.units import number_of
 
 
 def select(
@@ -42,8 +43,8 @@ def select(
         for host in chosen:
             if num_gpus > host.slots:
                 raise HostfileError(
-                    f"{num_gpus} ranks a host were requested, but {host.name} has {host.slots} "
-                    f"slot{'s' if host.slots > 1 else ''}",
+                    f"{num_gpus} ranks a host were requested, but {host.name} has "
+                    f"{number_of(host.slots, 'slot')}",
                     where=Where(key="--num-gpus"),
                     hint=f"`--num-gpus {min(h.slots for h in chosen)}` or fewer",
                 )

@@ -18,6 +18,7 @@ from dslm.launch.sites import SITES, allocation, site_named
 from dslm.launch.sites.site import Site
 from dslm.lifecycle.placement import Placement
 from dslm.reach.preflight import hosts_here
+from dslm.units import number_of
 
 _HERE = "local"
 _WITH_HOSTS = "pdsh"  # when hosts are named and no launcher is
@@ -94,8 +95,7 @@ def fleet_of(placement: Placement, ranks: int | str = "auto") -> Fleet:
         )
     if fewest is not None and fewest > len(chosen):
         raise OptionError(
-            f"`--min-nodes {fewest}` is more than the {len(chosen)} host"
-            f"{'s' if len(chosen) > 1 else ''} given",
+            f"`--min-nodes {fewest}` is more than the {number_of(len(chosen), 'host')} given",
             where=Where(key="--min-nodes"),
         )
     return Fleet(

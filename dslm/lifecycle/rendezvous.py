@@ -21,6 +21,7 @@ from dslm.reach.checks import CheckResult, wrong
 from dslm.reach.preflight import Requirements, ask_hosts, judge_hosts
 from dslm.recipe.load import LoadedRecipe
 from dslm.recipe.schema import Recipe
+from dslm.units import number_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +112,7 @@ def gather(
         fit = tuple(host for host in hosts if host.name not in unfit)
         if all_hosts or len(fit) < fleet.min_nodes or not fit:
             raise PreflightError(
-                f"{len(left_out)} check{'s' if len(left_out) > 1 else ''} failed on "
+                f"{number_of(len(left_out), 'check')} failed on "
                 f"{', '.join(dict.fromkeys(result.host for result in left_out))}",
                 findings=[_finding(result) for result in left_out],
                 hint="`dslm hosts check` shows all of them; `--no-preflight` skips them",

@@ -19,6 +19,7 @@ from dslm.plan.strategy import Strategy
 from dslm.plan.time import StepTime, predict
 from dslm.profile.value import Profile
 from dslm.recipe.schema import Recipe
+from dslm.units import number_of
 
 _OFFLOADS = ("none", "optimizer", "all")
 _CPU_MICRO_BATCH = 8  # more sequences at a time don't make a CPU faster
@@ -182,7 +183,7 @@ def data_parallel_size(
     if batch % unit:
         lower, upper = batch // unit * unit, (batch // unit + 1) * unit
         sizes = f"{lower} or {upper}" if lower else f"{upper}"
-        ranks = f"{size} data-parallel rank{'s' if size > 1 else ''}"
+        ranks = number_of(size, "data-parallel rank")
         of = f" with micro batches of {micro}" if isinstance(micro, int) else ""
         raise RecipeError(
             f"a global batch of {batch} can't be split over {ranks}{of}",

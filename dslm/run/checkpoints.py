@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dslm.errors import OptionError, Where
 from dslm.run.documents import CheckpointManifest, FileEntry, find_document, write_document
+from dslm.units import number_of
 
 MANIFEST = "manifest.json"
 _BLOCK = 2**24
@@ -37,7 +38,7 @@ class SavedLayout:
     expert: int = 1
 
     def __str__(self) -> str:
-        ranks = f"{self.world_size} rank{'s' if self.world_size > 1 else ''}"
+        ranks = number_of(self.world_size, "rank")
         shared = [
             f"{n} {s}" for n in ("tensor", "sequence", "expert") if (s := getattr(self, n)) > 1
         ]

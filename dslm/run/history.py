@@ -29,6 +29,7 @@ from dslm.run.events import (
     Unreadable,
     tail_events,
 )
+from dslm.units import number_of
 
 E = TypeVar("E", bound=Event)
 S = TypeVar("S", Step, Eval)
@@ -188,8 +189,8 @@ def check_readable(run: RunDirectory) -> None:
 
 def _counted(unreadable: tuple[Unreadable, ...]) -> str:
     """Count the lines that can't be read, and say what is wrong with the first."""
-    first, count = unreadable[0], len(unreadable)
-    lines = f"{count} line{'s' if count > 1 else ''} can't be read"
+    first = unreadable[0]
+    lines = f"{number_of(len(unreadable), 'line')} can't be read"
     return f"{lines}; line {first.line}: {first.why}"
 
 

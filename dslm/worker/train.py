@@ -21,6 +21,7 @@ from dslm.recipe.duration import total_steps
 from dslm.run.checkpoints import MANIFEST
 from dslm.run.documents import CheckpointManifest, read_document
 from dslm.run.words import Phase
+from dslm.units import number_of
 from dslm.worker.assemble import Training, arguments_of, assemble, share_of
 from dslm.worker.assignment import Assignment, Inputs, Models, read_assignment
 from dslm.worker.data.prepare import Prepared, prepare
@@ -67,7 +68,7 @@ def train(rank: Rank) -> None:
 def join_ranks(given: Assignment) -> None:
     """Meet the other ranks."""
     rank = given.rank
-    given.phase(Phase.JOINING, f"{rank.world_size} ranks")
+    given.phase(Phase.JOINING, number_of(rank.world_size, "rank"))
     operators = build_folder(os.environ)
     remove_dead_marks(operators, alone=len(rank.attempt.hosts) == 1)
     if given.on_cpu and not is_built(_CPU_COMMUNICATION, operators):

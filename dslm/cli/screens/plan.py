@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dslm.units import render_bytes, render_count, render_seconds
+from dslm.units import number_of, render_bytes, render_count, render_seconds
 
 Document = dict[str, Any]  # as `dslm plan --json` prints it, or a part of it
 _BAR = 32  # characters
@@ -46,7 +46,7 @@ def _rest(found: Document) -> Iterator[tuple[str, str]]:
         label = ""
     smallest = found["smallest_world_size"]
     if smallest:
-        yield "needs", f"at least {smallest} such device{'s' if smallest > 1 else ''}"
+        yield "needs", f"at least {number_of(smallest, 'such device')}"
 
 
 def sweep_table(rows: list[Document]) -> Table:
@@ -87,8 +87,8 @@ def _title(found: Document) -> Text:
     cluster = found["cluster"]
     return Text(
         f"{render_count(parameters) if parameters else '?'} parameters{guess} on "
-        f"{cluster['world_size']} × {cluster['device']}, {cluster['hosts']} host"
-        f"{'s' if cluster['hosts'] > 1 else ''}"
+        f"{cluster['world_size']} × {cluster['device']}, "
+        f"{number_of(cluster['hosts'], 'host')}"
     )
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from dslm.cli.screens.runs import trained_share
 from dslm.run import events
-from dslm.units import render_bytes, render_count, render_seconds
+from dslm.units import number_of, render_bytes, render_count, render_seconds
 
 # of an evaluation: how much was evaluated, which is no metric
 _AMOUNTS = frozenset({"tokens", "samples", "sequences"})
@@ -160,15 +160,14 @@ class RunScreen:
         self._start, self._first_step = event, None
         self._phase = "first step"
         self._progress.update(self._task, total=event.steps)
-        ranks = event.world_size
+        ranks = number_of(event.world_size or 0, "rank")
         count, share = "?", ""
         if event.parameters is not None:
             count = render_count(event.parameters)
             share = trained_share(event.parameters, event.trained_parameters)
         self.label(
             "training",
-            f"{count} parameters{share}, {ranks} rank{'s' if ranks != 1 else ''}, "
-            f"{event.steps} steps",
+            f"{count} parameters{share}, {ranks}, {number_of(event.steps, 'step')}",
         )
 
     def _on_restart(self, event: events.Restart) -> None:

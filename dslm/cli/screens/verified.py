@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dslm.run.events import Event, Phase, Verified, VerifiedDifference
-from dslm.units import render_seconds
+from dslm.units import number_of, render_seconds
 
 _SHOWN = 8
 _A_FACTOR = 0.02  # from 1, that is more than rounding
@@ -43,10 +43,10 @@ def compared(found: Verified) -> str:
     """Say what was compared, in a line."""
     packages = ", ".join(f"{name} {found.versions.get(name)}" for name in _PACKAGES)
     return (
-        f"{found.parameters} parameters and {found.samples} samples over {found.steps} steps on "
-        f"{found.ranks} rank{'s' if found.ranks != 1 else ''}, ZeRO stage {found.stage}, "
-        f"{found.precision} (its own noise: {found.noise:.1e}), with {packages}, in "
-        f"{render_seconds(found.seconds)}"
+        f"{found.parameters} parameters and {found.samples} samples over "
+        f"{number_of(found.steps, 'step')} on {number_of(found.ranks, 'rank')}, "
+        f"ZeRO stage {found.stage}, {found.precision} (its own noise: {found.noise:.1e}), "
+        f"with {packages}, in {render_seconds(found.seconds)}"
     )
 
 

@@ -22,6 +22,7 @@ from dslm.recipe.schema import Recipe
 from dslm.run.events import End, Verified, VerifiedDifference
 from dslm.run.manifest import versions
 from dslm.run.words import Phase
+from dslm.units import number_of
 from dslm.worker.assemble import Training, arguments_of, assemble
 from dslm.worker.assignment import Assignment, Inputs, read_assignment
 from dslm.worker.model import DTYPES, build_model, label_settings
@@ -75,7 +76,7 @@ def verify(rank: Rank) -> None:
     join_ranks(given)
     steps = given.recipe.duration.steps or 1
     layout: Layout = (given.recipe, given.config)
-    given.phase(Phase.MODEL, f"{steps} steps of the layout")
+    given.phase(Phase.MODEL, number_of(steps, "step") + " of the layout")
     verdict = run_layout(given, layout)
     cause, setting, tried = "", "", []
     for switch, other in switched(layout) if _all_see(bool(verdict.differences)) else ():
