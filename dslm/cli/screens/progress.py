@@ -160,14 +160,15 @@ class RunScreen:
         self._start, self._first_step = event, None
         self._phase = "first step"
         self._progress.update(self._task, total=event.steps)
-        ranks = number_of(event.world_size or 0, "rank")
+        ranks = number_of(event.world_size, "rank")
+        steps = "? steps" if event.steps is None else number_of(event.steps, "step")
         count, share = "?", ""
         if event.parameters is not None:
             count = render_count(event.parameters)
             share = trained_share(event.parameters, event.trained_parameters)
         self.label(
             "training",
-            f"{count} parameters{share}, {ranks}, {number_of(event.steps, 'step')}",
+            f"{count} parameters{share}, {ranks}, {steps}",
         )
 
     def _on_restart(self, event: events.Restart) -> None:
