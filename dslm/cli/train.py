@@ -90,6 +90,9 @@ def train(
         command=tuple(sys.argv),
     )
     if dry_run:
+        options.refuse_ignored(
+            {"--verify": verify}, "with `--dry-run`, which starts nothing", "`dslm verify RECIPE`"
+        )
         from dslm.cli.screens.dry_run import show_dry_run
         from dslm.lifecycle.training import preview_training
 

@@ -22,7 +22,10 @@ from dslm.cli.app import app
 from dslm.cluster.measurement import LinkMeasurement, Measurement
 from dslm.decide.measure import Measured
 from dslm.errors import DslmError
+from dslm.lifecycle.verifying import Verification
 from dslm.reach.preflight import Preflight
+from dslm.run.directory import RunDirectory
+from dslm.run.events import Verified
 
 PORT = "29777"
 HOSTS = "localhost:2,w2:2,w3:2"
@@ -96,6 +99,7 @@ WALKS = (
             "--min-nodes": ["2"],
             "--resume": [],
             "--trust-checkpoint": [],
+            "--verify": [],
         },
         unseen={
             "--force": _UNSEEN_FORCE,
@@ -275,6 +279,20 @@ WALKS = (
         unseen={"--include": _ALIKE, "--exclude": _ALIKE},
     ),
     Walk(
+        verb="verify",
+        base=("verify", "quickstart"),
+        given=("RECIPE",),
+        options={
+            "--set": ["optimizer.lr=1.0e-3"],
+            "--with": ["continue"],
+            **{k: v for k, v in _PLACED.items() if k != "--force"},
+            "--steps": ["2"],
+            "--against": ["quickstart-mlm"],
+            "--json": [],
+        },
+        unseen={"--include": _ALIKE, "--exclude": _ALIKE},
+    ),
+    Walk(
         verb="doctor",
         base=("doctor",),
         options={"--hostfile": [HOSTS], "--measure": [], "--json": []},
@@ -328,6 +346,12 @@ def run(
         asked.append(repr(replace(tuning, request=replace(tuning.request, command=()))))
         return []
 
+    def verify(request: Any, listener: Any, steps: int) -> Verification:
+        asked.append(repr((replace(request, command=()), steps)))
+        return Verification(
+            run=RunDirectory(tmp_path), found=Verified(time=0.0, attempt=1, same=True)
+        )
+
     def preflight(hosts: Any, requirements: Any) -> Preflight:
         asked.append(repr((list(hosts), requirements.run, requirements.port)))
         return Preflight(results=(), master_address=None)
@@ -338,6 +362,7 @@ def run(
     monkeypatch.setattr("dslm.lifecycle.links.measure_links", lambda fleet, tell: LinkMeasurement())
     monkeypatch.setattr("dslm.reach.doctor.check_machine", list)
     monkeypatch.setattr("dslm.lifecycle.tuning.tune", tune)
+    monkeypatch.setattr("dslm.lifecycle.verifying.verify", verify)
     monkeypatch.setattr("dslm.reach.preflight.preflight", preflight)
     (tmp_path / "script.py").write_text("HfArgumentParser\n")
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2}}

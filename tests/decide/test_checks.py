@@ -110,6 +110,7 @@ def test_all_that_is_said_of_what_cannot_run(
         if row.check == _TRACED:
             continue
         with monkeypatch.context() as patched:
+            _install(row, patched)
             if row.check == "packages that the recipe needs":
                 patched.setitem(sys.modules, "trl", None)
             for verb in sorted(_verbs(row)):
@@ -128,6 +129,7 @@ COMMANDS = {
         ("train", "{recipe}", "--slurm", "--num-gpus", "2", "--dry-run"),
         ("train", "{recipe}", "-o", "run"),
     ),
+    Verb.VERIFY: (("verify", "{recipe}", "-o", "run"),),
     Verb.PLAN: (("plan", "{recipe}"),),
     Verb.LAUNCH: (("launch", "script.py", "--recipe", "{recipe}", "--dry-run"),),
     Verb.CONFIG: (("config", "{recipe}"),),
