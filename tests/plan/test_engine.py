@@ -17,7 +17,7 @@ def test_a_plan_is_close_to_what_deepspeed_really_keeps() -> None:
     chosen = [
         ("llama", 0, "none", False, 1, "fp32", 1, 0), ("gpt2", 1, "none", True, 1, "bf16", 2, 0),
         ("gpt2", 2, "optimizer", False, 1, "bf16", 1, 0),
-        ("llama", 3, "all", False, 1, "bf16", 1, 0), ("qwen3", 3, "none", False, 1, "bf16", 1, 8),
+        ("llama", 3, "all", False, 1, "bf16", 1, 0), ("qwen3", 3, "none", False, 4, "bf16", 1, 8),
     ]  # fmt: skip
     configurations = [dict(zip(planner_memory.KEYS, row, strict=True)) for row in chosen]
     for configuration in configurations:
