@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from transformers import AutoConfig
+from transformers.initialization import no_init_weights
 
 from dslm.ask.call import ask
 from dslm.ask.profile import profile_request
@@ -27,7 +28,7 @@ PRESETS = [preset for preset in entries() if preset.architecture]
 def _built(architecture: dict[str, Any], task: str) -> int:
     sizes = {k: v for k, v in architecture.items() if k != "model_type"}
     config = AutoConfig.for_model(architecture["model_type"], **sizes)
-    with torch.device("meta"), transformers.initialization.no_init_weights():
+    with torch.device("meta"), no_init_weights():
         model = getattr(transformers, AUTO_CLASSES[task]).from_config(config)
         model.tie_weights()
     return sum(p.numel() for p in model.parameters())
