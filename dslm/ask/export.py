@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -10,10 +12,11 @@ from dslm.codec import Json
 from dslm.errors import OptionError, Where, did_you_mean
 from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
-from dslm.run.checkpoints import Checkpoint, complete_checkpoints, damaged_files
+from dslm.run.checkpoints import Checkpoint, complete_checkpoints, damaged_files, in_use
 from dslm.run.directory import RunDirectory
 from dslm.run.summary import open_run
 
+_CHOICES = 5  # a run that trains removes checkpoints, but not so many while one is opened
 _DTYPES = get_args(Recipe.model_fields["precision"].annotation)
 
 
@@ -94,6 +97,26 @@ def export_request(
         output=target,
         push_to_hub=push_to_hub,
     )
+
+
+def held_request(choose: Callable[[], ExportRequest], holds: ExitStack) -> ExportRequest:
+    """Build a request whose checkpoint stays while `holds` is open.
+
+    A run that trains may remove the newest checkpoint before it is held: then it is chosen anew.
+
+    Raises:
+        OptionError: as in `export_request`, or the checkpoint can't be read.
+    """
+    for left in reversed(range(_CHOICES)):
+        request = choose()
+        try:
+            holds.enter_context(in_use(request.checkpoint))
+        except OptionError:
+            if not left or request.checkpoint.path.exists():
+                raise
+        else:
+            return request
+    raise AssertionError("unreachable")
 
 
 def chosen_checkpoint(run: RunDirectory, step: int | None) -> Checkpoint:

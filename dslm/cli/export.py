@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -68,11 +70,11 @@ def export(
         dslm export runs/mine --checkpoint 500 --dtype bf16 -o mine-500
     """
     from dslm.ask.call import ask
-    from dslm.ask.export import check_sound, export_request
-    from dslm.run.checkpoints import in_use
+    from dslm.ask.export import check_sound, export_request, held_request
     from dslm.units import render_bytes, render_count
 
-    request = export_request(
+    choose = partial(
+        export_request,
         run,
         step=checkpoint,
         merge=merge,
@@ -81,7 +83,8 @@ def export(
         push_to_hub=push_to_hub,
         trust=trust_checkpoint,
     )
-    with terminal.busy() as tell, in_use(request.checkpoint):
+    with terminal.busy() as tell, ExitStack() as holds:
+        request = held_request(choose, holds)
         if not skip_verify:
             tell("comparing the checkpoint with its checksums")
             check_sound(request.run, request.checkpoint)
