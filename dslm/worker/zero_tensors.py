@@ -8,6 +8,7 @@ loads everything at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -56,12 +57,18 @@ def stored_tensors(checkpoint: Path, zero_stage: int) -> dict[str, StoredTensor]
     Raises:
         InputError: the folder holds no checkpoint of DeepSpeed's, or a tensor-parallel one.
     """
-    try:
+    with _refusing(checkpoint, "is not a checkpoint as DeepSpeed writes it"):
         return _stored_tensors(checkpoint, zero_stage)
+
+
+@contextmanager
+def _refusing(checkpoint: Path, what: str) -> Iterator[None]:
+    """Say of whatever reading a checkpoint raises what the checkpoint is not."""
+    try:
+        yield
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as failure:
         raise InputError(
-            "is not a checkpoint as DeepSpeed writes it: "
-            f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}",
+            f"{what}: {type(failure).__name__}: {str(failure).partition(chr(10))[0]}",
             where=Where(file=checkpoint),
         ) from failure
 
@@ -133,14 +140,8 @@ def stored_state(checkpoint: Path, zero_stage: int) -> StoredState:
     Raises:
         InputError: the folder holds no checkpoint, or one that can't be put together.
     """
-    try:
+    with _refusing(checkpoint, "is not a checkpoint whose optimizer state can be put together"):
         return _stored_state(checkpoint, zero_stage)
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as failure:
-        raise InputError(
-            "is not a checkpoint whose optimizer state can be put together: "
-            f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}",
-            where=Where(file=checkpoint),
-        ) from failure
 
 
 def _stored_state(checkpoint: Path, zero_stage: int) -> StoredState:
