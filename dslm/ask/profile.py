@@ -22,7 +22,7 @@ def profile_request(
     return {
         "architecture": architecture,
         # what the loss is computed of is the same: tokens, each the next one's label
-        "task": "pretrain" if recipe.task in _NEXT_TOKEN else recipe.task,
+        "task": _TRACED_AS.get(recipe.task, recipe.task),
         "attention": "auto" if attention == "sdpa" else attention,
         "fused_loss": recipe.model.liger is True,
         "precision": recipe.precision,
@@ -33,7 +33,11 @@ def profile_request(
     }  # fmt: skip
 
 
-_NEXT_TOKEN = ("pretrain", "sft", "dpo", "sequence", "script")
+# the task whose head and loss a model is traced with, where it is another's
+_TRACED_AS = {
+    **dict.fromkeys(("sft", "dpo", "orpo", "kto", "sequence", "script"), "pretrain"),
+    "reward": "classify",
+}
 
 
 def profile_of(

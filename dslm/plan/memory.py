@@ -19,6 +19,7 @@ from dslm.plan.states import FP32, REUSE, STATE_BYTES, SUB_GROUP, MemoryInputs, 
 from dslm.plan.strategy import Strategy
 from dslm.profile.levels import LAYER, ById, Level, Levels, levels
 from dslm.profile.value import Profile
+from dslm.recipe.preferences import reference_of, sequences
 from dslm.recipe.schema import Recipe
 
 # A CUDA context with cuBLAS and NCCL's buffers: 0.5 to 0.9 GiB as nvidia-smi shows it; on a CPU
@@ -123,8 +124,7 @@ def estimate(
 def pass_levels(recipe: Recipe, profile: Profile, strategy: Strategy) -> Levels:
     """Return the levels of a forward and backward pass of one micro batch."""
     mode = "recompute" if strategy.activation_checkpointing else "plain"
-    # a preference is two sequences: what was chosen and what was rejected
-    samples = strategy.micro_batch_size * (2 if recipe.task == "dpo" else 1)
+    samples = strategy.micro_batch_size * sequences(recipe)
     return _levels(
         ById(profile), mode, samples, sample_length(recipe, profile),
         strategy.tensor_parallel, strategy.sequence_parallel,
@@ -256,7 +256,7 @@ def _inputs(
         )
         for kind in (True, False)
     )
-    if recipe.task == "dpo" and not frozen:
+    if reference_of(recipe) == "model" and not frozen:
         frozen = trained  # the model as it was at the start, which the loss compares with
     ranks = strategy.data_parallel_size * strategy.sequence_parallel
     return MemoryInputs(

@@ -18,6 +18,7 @@ from dslm.plan.roofline import passes
 from dslm.plan.strategy import Strategy
 from dslm.profile.levels import ById, flops
 from dslm.profile.value import Profile
+from dslm.recipe.preferences import passes_beside, sequences
 from dslm.recipe.schema import Recipe
 
 # Share of the time of a collective that computation beside it doesn't hide: it takes
@@ -135,7 +136,7 @@ def predict(
     }  # fmt: skip
     tokens = strategy.global_batch_size * length
     peak = device.peak_flops.get(recipe.precision)
-    needed = flops_per_token(profile, length) * (2 if recipe.task == "dpo" else 1)
+    needed = flops_per_token(profile, length) * sequences(recipe)
     return StepTime(
         step_seconds=step,
         compute_seconds=compute,
@@ -167,16 +168,16 @@ def _computing(
 ) -> tuple[float, float]:
     """Seconds of the forward and the backward pass of one micro batch."""
     mode = "recompute" if strategy.activation_checkpointing else "plain"
-    preferences = recipe.task == "dpo"  # two sequences, and the reference's pass over both
-    samples = strategy.micro_batch_size * (2 if preferences else 1)
+    samples = strategy.micro_batch_size * sequences(recipe)
     sizes = {"tensor": strategy.tensor_parallel, "sequence": strategy.sequence_parallel}
     key = ById(profile)
     forward, backward = (
         one.seconds(speed, on_cpu=on_cpu, **sizes) for one in passes(key, mode, samples, length)
     )
-    if preferences:
-        reference = passes(key, "evaluation", samples, length)[0]
-        forward += reference.seconds(speed, on_cpu=on_cpu, **sizes)
+    more = passes_beside(recipe)
+    if more:
+        seen = passes(key, "evaluation", samples, length)[0]
+        forward += more * seen.seconds(speed, on_cpu=on_cpu, **sizes)
     return forward, backward
 
 

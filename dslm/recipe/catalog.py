@@ -142,7 +142,11 @@ def new_recipe_text(preset: str, names: Sequence[str] = (), model: str | None = 
     batch = values.get("batch", {}).get("global_size", 32)
     rate = values.get("optimizer", {}).get("lr", 2e-5)
     length = values.get("data", {}).get("sequence_length", 1024)
-    examples = {"sft": "chats.jsonl", "dpo": "pairs.jsonl"}
+    examples = {
+        "sft": "chats.jsonl",
+        "kto": "labelled.jsonl",
+        **dict.fromkeys(("dpo", "orpo", "reward"), "pairs.jsonl"),
+    }
     train = values.get("data", {}).get("train") or examples.get(
         values.get("task", ""), "data/*.txt"
     )

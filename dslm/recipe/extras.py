@@ -22,6 +22,9 @@ class Extra:
     needed: Callable[[Recipe], bool]
 
 
+_OF_TRL = ("sft", "dpo", "orpo", "kto", "reward")
+
+
 def _has_digits(recipe: Recipe) -> bool:
     return any(
         source.path == DIGITS for key in ("train", "eval") for source in sources(recipe, key)
@@ -31,7 +34,7 @@ def _has_digits(recipe: Recipe) -> bool:
 EXTRAS = (
     Extra(
         module="trl", name="TRL", extra="trl", key="task",
-        needed=lambda recipe: recipe.task in ("sft", "dpo"),
+        needed=lambda recipe: recipe.task in _OF_TRL,
     ),
     Extra(
         module="peft", name="peft", extra="lora", key="lora",

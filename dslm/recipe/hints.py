@@ -63,6 +63,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     ),
     "parallel.ranks": ("num_processes", "nproc_per_node", "num_gpus", "devices"),
     "precision": ("bf16", "fp16", "mixed_precision", "torch_dtype", "dtype", "pure_bf16", "tf32"),
+    "reference": ("ref_model", "precompute_ref_log_probs", "precompute_reference_logprobs"),
     "lora.rank": ("r", "lora_r", "lora_rank"),
     "lora.alpha": ("lora_alpha",),
     "lora.dropout": ("lora_dropout",),

@@ -31,8 +31,9 @@ from dslm.recipe.values import (
 
 Auto = Literal["auto"]
 Task = Literal[
-    "pretrain", "mlm", "sft", "dpo", "seq2seq", "classify", "vision", "sequence", "script"
-]
+    "pretrain", "mlm", "sft", "dpo", "orpo", "kto", "reward", "seq2seq", "classify", "vision",
+    "sequence", "script",
+]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -359,6 +360,10 @@ class Recipe(Section):
     """Number format of the forward and backward pass."""
     lora: Lora | None = None
     """Absent: all parameters are trained."""
+    reference: Literal["model", "precomputed"] = "model"
+    """What preferences compare with (tasks dpo, kto): the model as it was at the start, under LoRA
+    without its adapters; or its log-probabilities, computed once and kept with the prepared
+    data."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     duration: Duration = Duration(steps=1000)

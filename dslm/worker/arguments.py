@@ -47,6 +47,7 @@ def training_arguments(
         **_rhythm(recipe, steps),
         "output_dir": str(run.checkpoints),
         "per_device_train_batch_size": config["train_micro_batch_size_per_gpu"],
+        "per_device_eval_batch_size": config["train_micro_batch_size_per_gpu"],
         "gradient_accumulation_steps": config["gradient_accumulation_steps"],
         "seed": recipe.seed,
         # transformers compares this number with one that counts ranks of a shared batch twice

@@ -61,7 +61,7 @@ def arguments_of(given: Assignment, inputs: Inputs) -> TrainingArguments:
         on_cpu=given.on_cpu,
         liger=liger(given.recipe),
         kind=kind,
-        extra=inputs.task.arguments,
+        extra=inputs.task.arguments(given.recipe),
     )
 
 
@@ -84,8 +84,8 @@ def assemble(
         writer=writer,
         model=models.model,
         args=arguments,
-        train=data.train,
-        evaluation=data.eval,
+        train=task.view(data.train),
+        evaluation=task.view(data.eval) if data.eval is not None else None,
         train_dataset=data.train if own_data else data.train.as_dataset(),
         eval_dataset=data.eval if own_data or not data.eval else data.eval.as_dataset(),
         **({"compute_loss_func": task.loss} if task.loss else {}),

@@ -201,9 +201,10 @@ def adapter_config(recipe: Recipe) -> Any:
     if lora is None:
         raise ValueError("the recipe has no adapters")
     tasks = {
-        **dict.fromkeys(("pretrain", "sft", "dpo", "sequence"), "CAUSAL_LM"),
+        **dict.fromkeys(("pretrain", "sft", "dpo", "orpo", "kto", "sequence"), "CAUSAL_LM"),
         "seq2seq": "SEQ_2_SEQ_LM",
         "classify": "SEQ_CLS",
+        "reward": "SEQ_CLS",
     }
     return LoraConfig(
         r=lora.rank,

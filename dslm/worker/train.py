@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pickle import UnpicklingError
+from typing import Any
 
 import deepspeed
 import torch
@@ -18,6 +20,7 @@ from transformers import set_seed
 
 from dslm.errors import DataError, InputError, Where
 from dslm.recipe.duration import total_steps
+from dslm.recipe.preferences import reference_of
 from dslm.run.checkpoints import MANIFEST
 from dslm.run.documents import CheckpointManifest, read_document
 from dslm.run.words import Phase
@@ -35,6 +38,7 @@ from dslm.worker.memory_peaks import resident
 from dslm.worker.model import build_model, examine_weights, label_settings
 from dslm.worker.portable import with_portable
 from dslm.worker.ranks import Rank, release_shared_memory
+from dslm.worker.reference import add_reference
 from dslm.worker.tasks import task_of
 from dslm.worker.tensors_only import tensors_only
 
@@ -54,6 +58,9 @@ def train(rank: Rank) -> None:
     arguments = arguments_of(given, inputs)
     models = build_models(given, inputs, report)
     training = assemble(given, inputs, models, arguments)
+    if reference_of(given.recipe) == "precomputed":
+        again = partial(build_reference, given, inputs, report)
+        add_reference(given, inputs, training.trainer, again)
     if expected is not None:
         trainer = training.trainer
         trainer.add_callback(FirstLoss(expected, given.recipe.task, trainer))
@@ -122,7 +129,7 @@ def check_same_data(given: Assignment, data: Prepared) -> None:
 
 def examine(given: Assignment, inputs: Inputs) -> LoadingReport | None:
     """Check what a pretrained model's files hold, before anything is partitioned."""
-    settings = label_settings(inputs.data.labels)
+    settings = _model_settings(inputs)
     return examine_weights(given.recipe, inputs.task.auto_class, **settings)
 
 
@@ -131,15 +138,26 @@ def build_models(given: Assignment, inputs: Inputs, report: LoadingReport | None
     given.phase(Phase.MODEL)
     recipe, task = given.recipe, inputs.task
     before = resident()
-    settings = label_settings(inputs.data.labels)
+    settings = _model_settings(inputs)
     set_seed(recipe.seed)
     model = build_model(recipe, task.auto_class, inputs.tokenizer, report, **settings)
     share_model(model, recipe, given.layout, given.config["train_micro_batch_size_per_gpu"])
     reference = None
-    if task.reference and recipe.lora is None:
-        set_seed(recipe.seed)  # the same weights once more
-        reference = build_model(recipe, task.auto_class, inputs.tokenizer, report, **settings)
+    if reference_of(recipe) == "model":
+        reference = build_reference(given, inputs, report)
     return Models(model=model, reference=reference, resident=before)
+
+
+def build_reference(given: Assignment, inputs: Inputs, report: LoadingReport | None) -> Any:
+    """Build the model as it is at the start once more, without adapters."""
+    recipe = given.recipe.model_copy(update={"lora": None})
+    set_seed(recipe.seed)  # the same weights
+    settings = _model_settings(inputs)
+    return build_model(recipe, inputs.task.auto_class, inputs.tokenizer, report, **settings)
+
+
+def _model_settings(inputs: Inputs) -> dict[str, Any]:
+    return {**inputs.task.config, **label_settings(inputs.data.labels)}
 
 
 def run_steps(given: Assignment, training: Training) -> None:

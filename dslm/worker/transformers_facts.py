@@ -71,6 +71,7 @@ def table() -> str:
     from transformers.activations import ACT2CLS
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from trl.experimental.orpo import ORPOConfig
 
     transformers.logging.set_verbosity_error()
     optimizers = [name for name in dir(torch.optim) if inspect.isclass(getattr(torch.optim, name))]
@@ -86,6 +87,9 @@ def table() -> str:
                 ("transformers.TrainingArguments", transformers.TrainingArguments),
                 ("trl.SFTConfig", trl.SFTConfig),
                 ("trl.DPOConfig", trl.DPOConfig),
+                ("trl.experimental.orpo.ORPOConfig", ORPOConfig),
+                ("trl.KTOConfig", trl.KTOConfig),
+                ("trl.RewardConfig", trl.RewardConfig),
             )
         },
         "types": _types(),

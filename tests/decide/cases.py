@@ -60,6 +60,7 @@ _SHAPE = "records of a shape that the task learns from"
 _EVALUATE = "something to evaluate on"
 _TOKENIZER = "a tokenizer that is there and fits"
 _ARGUMENTS = "arguments that the Trainer has, and that are its to decide"
+_REFERENCE = "a reference that is compared with, and stays"
 _SECTION = "a `deepspeed` section that agrees with the recipe"
 _ATTENTION = "attention that the model and the device have"
 _LORA = "adapters on a trained model"
@@ -135,6 +136,14 @@ ROWS: tuple[Row, ...] = (
     _row(_ARGUMENTS, "training_args.dataloader_num_workers=2", "data.workers=2", "data.workers"),
     _row(_ARGUMENTS, "training_args.tf32=often", "training_args.tf32=true", "true or false"),
     _row(_ARGUMENTS, "training_args.betta=0.2", "training_args.beta=0.2", "beta", "DPO", recipe="quickstart-dpo"),  # noqa: E501
+    _row(_ARGUMENTS, "training_args.precompute_ref_log_probs=true", "reference=precomputed", "`reference` does", recipe="quickstart-kto"),  # noqa: E501
+    _row(_ARGUMENTS, "training_args.center_rewards=0.01", "training_args.center_rewards_coefficient=0.01", "center_rewards_coefficient", recipe="quickstart-reward"),  # noqa: E501
+    _row(_ARGUMENTS, "training_args.loss_type=sigmoid", "training_args.beta=0.2", "ORPOConfig has no", recipe="quickstart-orpo"),  # noqa: E501
+    _row(_REFERENCE, "reference=precomputed", "reference=model", "compares with no", "dpo and kto", recipe="quickstart-orpo"),  # noqa: E501
+    _row(_REFERENCE, "training_args.sync_ref_model=true", "training_args.beta=0.2", "in no checkpoint", recipe="quickstart-dpo"),  # noqa: E501
+    _row(_SHAPE, "data.train=pairs.jsonl", "data.train=judged.jsonl", "better and a worse", recipe="quickstart-kto"),  # noqa: E501
+    _row(_SHAPE, "data.train=judged.jsonl", "data.train=pairs.jsonl", "labelled good or bad", recipe="quickstart-reward"),  # noqa: E501
+    _row(_KIND, "data.train=text.txt", "data.train=pairs.jsonl", "`chosen`", recipe="quickstart-orpo"),  # noqa: E501
     _row(_SECTION, "deepspeed.zero_optimization.stage=3", "deepspeed.zero_optimization.stage=2", "parallel.zero_stage"),  # noqa: E501
     _row(_SECTION, "deepspeed.optimizer.params.lr=1.0", "deepspeed.wall_clock_breakdown=true", "optimizer.lr"),  # noqa: E501
     _row(_SECTION, "deepspeed.bf16.enabled=true", "precision=bf16 deepspeed.bf16.enabled=true", "precision"),  # noqa: E501
@@ -169,6 +178,7 @@ def make_files(folder: Path) -> None:
     (folder / "empty.txt").touch()
     (folder / "records.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     (folder / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    (folder / "judged.jsonl").write_text('{"prompt": "a", "completion": "b", "label": true}\n')
     (folder / "odd.jsonl").write_text('{"frage": "a", "antwort": "b"}\n')
     (folder / "chats.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'

@@ -12,7 +12,7 @@ from dslm.recipe.load import load_recipe
 
 NEEDS = [
     ("quickstart-sft", [], "trl", "dslm[trl]"),
-    ("quickstart-dpo", [], "trl", "dslm[trl]"),
+    *((f"quickstart-{task}", [], "trl", "dslm[trl]") for task in ("dpo", "orpo", "kto", "reward")),
     ("quickstart", ["lora={}"], "peft", "dslm[lora]"),
     ("quickstart-vision", [], "PIL", "dslm[metrics]"),
     ("quickstart-vision", [], "sklearn", "dslm[metrics]"),

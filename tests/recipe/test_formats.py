@@ -258,4 +258,4 @@ def test_fields_of_any_name_are_mapped() -> None:
 
 def test_the_schema_names_every_shape_and_every_task_that_reads_them() -> None:
     assert set(get_args(Format)) == set(BY_NAME)
-    assert {"sft", "seq2seq", "dpo"} <= KINDS.keys() & set(get_args(Task))
+    assert {"sft", "seq2seq", "dpo", "orpo", "kto", "reward"} <= KINDS.keys() & set(get_args(Task))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from dslm.run.directory import RunDirectory
 from dslm.run.events import Step
 from dslm.run.history import read_history
 from dslm.worker.data.tokenizer import train_tokenizer
+from tests.processes import HANGS
 from tests.support.warm import warm_dslm
 from tests.worker.preparing import WORDS
 
@@ -36,16 +40,41 @@ SMALL = {
 Train = Callable[..., Path]
 
 
+def _argv(run: Path, recipe: str, given: dict[str, Any]) -> list[str]:
+    settings = [word for key, value in given.items() for word in ("-s", f"{key}={value}")]
+    return [*warm_dslm(), "train", recipe, "-o", str(run), *settings]
+
+
 def run_dslm(folder: Path, recipe: str, given: dict[str, Any]) -> Path:
     """Run `dslm train` of any recipe with these settings, on warm ranks; the run directory."""
     run = folder / "run"
-    argv = [*warm_dslm(), "train", recipe, "-o", str(run)]
-    for key, value in given.items():
-        argv += ["-s", f"{key}={value}"]
     done = subprocess.run(
-        argv, capture_output=True, text=True, timeout=500, env={**os.environ, "NO_COLOR": "1"}
+        _argv(run, recipe, given),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, "NO_COLOR": "1"},
     )
     assert done.returncode == 0, done.stderr
+    return run
+
+
+def run_killed(folder: Path, recipe: str, given: dict[str, Any], *, at: int) -> Path:
+    """The same, killed with -9 on rank 0 at a step, and brought to its end by a second command."""
+    run = folder / "run"
+    output = subprocess.DEVNULL
+    process = subprocess.Popen(_argv(run, recipe, given), stderr=output, stdout=output)
+    deadline = time.monotonic() + 120
+    while at not in (step.step for step in read_history(RunDirectory(run)).all(Step)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    status = json.loads((run / "logs" / "attempt-1" / "rank-0.json").read_text())
+    os.kill(status["pid"], signal.SIGKILL)
+    assert process.wait(HANGS) == 1
+    run_dslm(folder, recipe, given)
+    again = [step.step for step in read_history(RunDirectory(run)).all(Step) if step.attempt == 2]
+    assert min(again) > 1, "it began again instead of going on"
     return run
 
 

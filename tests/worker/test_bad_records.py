@@ -33,6 +33,8 @@ GOOD: dict[str, dict[str, Any]] = {
         "chosen": [{"role": "assistant", "content": "b"}],
         "rejected": [{"role": "assistant", "content": "c"}],
     },
+    "kto": {"prompt": "alpha", "completion": "beta", "label": True},
+    "reward": {"prompt": "alpha", "chosen": "beta", "rejected": "gamma"},
     "seq2seq": {"prompt": "alpha", "completion": "beta"},
     "classify": {"text": "alpha beta", "text_pair": "gamma", "label": "greek"},
     "sequence": {"items": [1, 2, 3]},

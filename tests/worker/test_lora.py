@@ -22,10 +22,14 @@ pytestmark = pytest.mark.slow
 CLASSES = {
     "sft": "AutoModelForCausalLM",
     "dpo": "AutoModelForCausalLM",
+    "kto": "AutoModelForCausalLM",
+    "reward": "AutoModelForSequenceClassification",
     "seq2seq": "AutoModelForSeq2SeqLM",
     "classify": "AutoModelForSequenceClassification",
     "mlm": "AutoModelForMaskedLM",
 }
+
+HEADS = {"classify": "classifier.*", "reward": "score.*"}
 
 
 def _base(task: str, folder: Path) -> None:
@@ -63,7 +67,7 @@ def test_adapters_of_every_text_task_are_saved_and_merged(
             "lora": "{rank: 4}", "duration.steps": 4, "data.max_documents": 3000,
             "batch.global_size": 8, "parallel.ranks": 1, "evaluation.sample": "null",
             "optimizer.lr": 0.01, "schedule.warmup": 0,
-            "model.new_parameters": "[classifier.*]" if task == "classify" else "[]",
+            "model.new_parameters": f"[{HEADS[task]}]" if task in HEADS else "[]",
         },
     )  # fmt: skip
     assert (run / "model" / "adapter_model.safetensors").is_file()

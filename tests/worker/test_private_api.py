@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import output_capturing
-from trl import DPOTrainer
+from trl import DPOTrainer, KTOTrainer
 
 ROOT = Path(__file__).parents[2]
 # documented, though they begin with an underscore
@@ -106,6 +106,22 @@ GUARDS = {
     ),
     # overridden, not called: TRL would tokenise what dslm has prepared
     "_prepare_dataset": lambda: callable(DPOTrainer._prepare_dataset),
+    "_precompute_ref_logps": lambda: (
+        _parameters(DPOTrainer._precompute_ref_logps)[:2] == ["self", "dataset"]
+        and _parameters(KTOTrainer._precompute_ref_logps)[:2] == ["self", "dataset"]
+    ),
+    # dslm.worker.tasks.kto: what it is called with, and with which names in a batch
+    "_compute_kl_logps": lambda: (
+        _parameters(KTOTrainer._compute_kl_logps) == ["self", "model", "batch"]
+        and all(
+            f'"{name}"' in inspect.getsource(KTOTrainer._compute_loss)
+            for name in ("KL_input_ids", "KL_attention_mask", "KL_completion_mask", "ref_KL_logps")
+        )
+    ),
+    "_prepare_inputs": lambda: _parameters(Trainer._prepare_inputs) == ["self", "inputs"],
+    "_train_batch_size": lambda: (
+        "self._train_batch_size = args.train_batch_size" in inspect.getsource(Trainer.__init__)
+    ),
     # overridden, so that ranks that share sequences count them once
     "_get_num_items_in_batch": lambda: (
         _parameters(Trainer._get_num_items_in_batch) == ["self", "batch_samples", "device"]

@@ -16,7 +16,8 @@ import pytest
 from dslm.run.directory import RunDirectory
 from dslm.run.events import Eval
 from dslm.run.history import read_history
-from tests.worker.conftest import losses, run_dslm
+from dslm.run.samples import samples_of_steps
+from tests.worker.conftest import losses, run_dslm, run_killed
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +29,10 @@ NO_DROPOUT = {
 TASKS: dict[str, tuple[str, bool, int, dict[str, Any]]] = {
     "mlm": ("loss", False, 16, {"data.max_documents": 40, "data.packing": "false", **NO_DROPOUT}),
     "sft": ("loss", False, 8, {"data.max_documents": 1000, "data.packing": "false"}),
-    "dpo": ("rewards/margins", True, 8, {"data.max_documents": 1000}),
+    **dict.fromkeys(
+        ("dpo", "orpo", "kto"), ("rewards/margins", True, 8, {"data.max_documents": 1000})
+    ),
+    "reward": ("accuracy", True, 8, {"data.max_documents": 1000}),
     "seq2seq": (
         "loss", False, 32, {"data.max_documents": 1000, "model.architecture.dropout_rate": 0.0},
     ),
@@ -37,8 +41,24 @@ TASKS: dict[str, tuple[str, bool, int, dict[str, Any]]] = {
     "sequence": ("loss", False, 16, {"data.max_documents": 500}),
 }  # fmt: skip
 # TRL averages its metrics over batches and not over samples, so the size of a batch shows in them
-METRIC_WITHIN = {"dpo": 1e-2}
+METRIC_WITHIN = {"dpo": 1e-2, "orpo": 1e-2, "kto": 2e-2, "reward": 2e-2}
+PREFERENCES: dict[str, dict[str, str]] = {
+    "dpo": {"reference": "precomputed"},
+    "kto": {"reference": "precomputed"},
+    "orpo": {},
+    "reward": {},
+}
 Run = Callable[[str, int], Path]
+
+
+def _settings(task: str, ranks: int) -> dict[str, Any]:
+    _, _, size, settings = TASKS[task]
+    return {
+        "duration.steps": 30, "evaluation.every": 5, "evaluation.max_samples": 64,
+        "evaluation.sample": "null", "log.every": 1, "parallel.ranks": ranks,
+        "batch.global_size": size, "batch.micro_size": size if ranks == 1 else size // 4,
+        **settings,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +68,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     def of(task: str, ranks: int) -> Path:
         if (task, ranks) not in made:
-            _, _, size, settings = TASKS[task]
-            short = {
-                "duration.steps": 30, "evaluation.every": 5, "evaluation.max_samples": 64,
-                "evaluation.sample": "null", "log.every": 1, "parallel.ranks": ranks,
-                "batch.global_size": size, "batch.micro_size": size if ranks == 1 else size // 4,
-            }  # fmt: skip
             folder = tmp_path_factory.mktemp(f"{task}-{ranks}")
-            made[task, ranks] = run_dslm(folder, f"quickstart-{task}", {**short, **settings})
+            made[task, ranks] = run_dslm(folder, f"quickstart-{task}", _settings(task, ranks))
         return made[task, ranks]
 
     return of
@@ -85,3 +99,17 @@ def test_two_ranks_give_the_losses_and_the_metric_of_one(task: str, run: Run) ->
     metric = TASKS[task][0]
     within = METRIC_WITHIN.get(task, 1e-3)
     assert _metrics(together, metric)[0] == pytest.approx(_metrics(alone, metric)[0], abs=within)
+
+
+@pytest.mark.parametrize("task", PREFERENCES)
+def test_a_killed_training_of_preferences_continues_its_curve(task: str, tmp_path: Path) -> None:
+    """At stage 3, with a table of log-probabilities; one rank has a second model instead."""
+    shared = {"parallel.zero_stage": 3, "evaluation.every": "null", "duration.steps": 16}
+    whole = run_dslm(tmp_path / "whole", f"quickstart-{task}", {**_settings(task, 1), **shared})
+    more = {"checkpoint.every": 3, "log.samples": "true", **PREFERENCES[task]}
+    given = {**_settings(task, 2), **shared, **more}
+    found = run_killed(tmp_path / "killed", f"quickstart-{task}", given, at=8)
+    curve = [step.loss for step in read_history(RunDirectory(found)).steps]
+    assert curve == pytest.approx(losses(whole), abs=2e-4)
+    seen = [place for step in samples_of_steps(RunDirectory(found)).values() for place in step]
+    assert len(seen) == len(set(seen)) == 16 * TASKS[task][2]

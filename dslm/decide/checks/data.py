@@ -27,7 +27,8 @@ from dslm.recipe.schema import TokenizerTraining
 # What a task reads of a record: files of plain text have only text.
 _NEEDS = {
     "sft": "chats (`messages`), or `prompt` and `completion`",
-    "dpo": "`prompt`, `chosen` and `rejected`",
+    **dict.fromkeys(("dpo", "orpo", "reward"), "`prompt`, `chosen` and `rejected`"),
+    "kto": "`prompt`, `completion` and `label`",
     "seq2seq": "`prompt` and `completion`",
     "classify": "a text and its label",
     "vision": "images and their labels",

@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dslm.decide.checks import data, layout, machine, model, records, settings, versions
+from dslm.decide.checks import (
+    data,
+    layout,
+    machine,
+    model,
+    preferences,
+    records,
+    settings,
+    versions,
+)
 from dslm.decide.checks.base import Case, Check, Problem, Verb
 from dslm.errors import Finding, RecipeError
 from dslm.recipe.load import LoadedRecipe
@@ -20,6 +29,7 @@ CHECKS: tuple[Check, ...] = (
     *layout.CHECKS,
     *data.CHECKS,
     *records.CHECKS,
+    *preferences.CHECKS,
     *settings.CHECKS,
     *versions.CHECKS,
 )

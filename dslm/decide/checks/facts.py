@@ -90,7 +90,7 @@ def model_type(name: str) -> ModelType | None:
 
 
 def arguments(kind: str) -> dict[str, str]:
-    """The arguments of `transformers.TrainingArguments`, `trl.SFTConfig` or `trl.DPOConfig`."""
+    """The arguments of `transformers.TrainingArguments`, `trl.SFTConfig` or another of TRL's."""
     return _by_name(_table()["arguments"][kind])
 
 

@@ -15,9 +15,12 @@ HEADS = {
     "pretrain": CAUSAL,
     "sft": CAUSAL,
     "dpo": CAUSAL,
+    "orpo": CAUSAL,
+    "kto": CAUSAL,
     "sequence": CAUSAL,
     "mlm": "AutoModelForMaskedLM",
     "classify": "AutoModelForSequenceClassification",
+    "reward": "AutoModelForSequenceClassification",
     "seq2seq": "AutoModelForSeq2SeqLM",
     "vision": "AutoModelForImageClassification",
 }

@@ -12,7 +12,13 @@ from dslm.errors import did_you_mean
 from dslm.zero.generate import leaves
 from dslm.zero.lint import known
 
-_ARGUMENTS = {"sft": "trl.SFTConfig", "dpo": "trl.DPOConfig"}
+_ARGUMENTS = {
+    "sft": "trl.SFTConfig",
+    "dpo": "trl.DPOConfig",
+    "orpo": "trl.experimental.orpo.ORPOConfig",
+    "kto": "trl.KTOConfig",
+    "reward": "trl.RewardConfig",
+}
 # Arguments of the Trainer that a key of the recipe decides: two words for one thing, of which one
 # would lose. "" where dslm does the whole thing itself, so that the argument would have no effect.
 _DECIDED = {
@@ -74,6 +80,10 @@ _DECIDED = {
     "fsdp_config": "parallel.zero_stage",
     "push_to_hub": "`dslm export RUN --push-to-hub`",
     "max_length": "data.sequence_length",
+    "max_completion_length": "data.sequence_length",
+    "precompute_ref_log_probs": "reference",
+    "precompute_ref_batch_size": "batch.micro_size",
+    "generate_during_eval": "evaluation.sample",
     "packing": "data.packing",
     "padding_free": "data.packing",
     "dataset_kwargs": "",

@@ -83,6 +83,16 @@ def _preference(file: Path, node: _Function) -> dict[str, Any] | None:
     }
 
 
+def _judged(file: Path, node: _Function) -> dict[str, Any] | None:
+    """One of the two answers of a preference, with a label."""
+    pair = _preference(file, node)
+    if pair is None:
+        return None
+    good = node.lineno % 2 == 0
+    answer = pair["chosen" if good else "rejected"]
+    return {"prompt": pair["prompt"], "completion": answer, "label": good}
+
+
 def _labelled(file: Path, node: _Function) -> dict[str, Any] | None:
     package = file.relative_to(sysconfig.get_paths()["stdlib"]).parts[0]
     return {"text": ast.unparse(node), "label": package} if package in _PACKAGES else None
@@ -100,7 +110,8 @@ def _opcodes(file: Path, code: CodeType) -> _Found:
 _MAKERS: dict[str, Callable[[Path, _Function], dict[str, Any] | None]] = {
     "sft": _answer,
     "seq2seq": _answer,
-    "dpo": _preference,
+    **dict.fromkeys(("dpo", "orpo", "reward"), _preference),
+    "kto": _judged,
     "classify": _labelled,
 }
 STDLIB_TASKS = frozenset({*_MAKERS, "sequence"})

@@ -37,6 +37,7 @@ from dslm.worker.data.packing import best_fit, pieces_of
 from dslm.worker.data.records import BadRecords, Record, read_records
 from dslm.worker.data.store import Ragged, Samples, checksum_of, offsets_of, write_shard
 
+_NO_TOKENS = ("image", "label", "mask", "good")
 _FORMAT = 5  # counted up when the files change their meaning
 
 
@@ -307,7 +308,7 @@ def _arrange(
     columns, length = documents.columns, recipe.data.sequence_length
     count = len(documents.keys)
     if not encoder.packs:
-        tokens = [c for name, c in columns.items() if name not in ("image", "label", "mask")]
+        tokens = [c for name, c in columns.items() if name not in _NO_TOKENS]
         return columns, np.arange(count + 1), sum(int(c.lengths.sum()) for c in tokens)
     lengths = columns["input_ids"].lengths
     if recipe.data.packing:

@@ -72,11 +72,13 @@ def _columns(tokenizer: Tokenizer, prepared: Prepared, stored: dict[str, Any]) -
             continue
         if name == "label":
             text = prepared.labels[int(values[0])]
+        elif name == "good":
+            text = "good" if values[0] else "bad"
         elif name == "image":
             text = f"{len(values)} bytes"
         else:
             text = _decoded(tokenizer, values.tolist())
-        learnt = name in ("label", "label_ids", "chosen_ids")
+        learnt = name in ("label", "label_ids", "chosen_ids", "completion_ids", "good")
         shown.append({"column": name, "learnt": learnt, "text": text})
     return shown
 

@@ -8,8 +8,11 @@ from dslm.recipe.schema import Recipe
 from dslm.worker.tasks.base import Task
 from dslm.worker.tasks.classify import CLASSIFY
 from dslm.worker.tasks.dpo import DPO
+from dslm.worker.tasks.kto import KTO
 from dslm.worker.tasks.mlm import MLM
+from dslm.worker.tasks.orpo import ORPO
 from dslm.worker.tasks.pretrain import PRETRAIN
+from dslm.worker.tasks.reward import REWARD
 from dslm.worker.tasks.seq2seq import SEQ2SEQ
 from dslm.worker.tasks.sequence import SEQUENCE
 from dslm.worker.tasks.sft import SFT
@@ -20,6 +23,9 @@ _TASKS = {
     "mlm": MLM,
     "sft": SFT,
     "dpo": DPO,
+    "orpo": ORPO,
+    "kto": KTO,
+    "reward": REWARD,
     "seq2seq": SEQ2SEQ,
     "classify": CLASSIFY,
     "vision": VISION,

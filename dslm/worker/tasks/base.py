@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from dslm.recipe.schema import Recipe
 from dslm.worker.data.encode_parts import Encoder
 from dslm.worker.data.packing import IGNORED
+from dslm.worker.data.store import Samples
 from dslm.worker.metrics import Metric, TokenLoss
 
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
@@ -24,7 +25,8 @@ class Task:
     """One kind of training; adding one means one of these in a module of its own.
 
     `trainer` gives the Trainer class and its arguments' class, where they are not transformers'
-    own; `loss` None is the model's own, or the trainer's.
+    own, `arguments` what it is given beside the recipe's; `loss` None is the model's own, or the
+    trainer's; `view` is what a Trainer reads of the samples, `config` what the model's config has.
     """
 
     auto_class: str
@@ -34,8 +36,9 @@ class Task:
     loss: Callable[..., Any] | None = None
     tokenizer: bool = True
     trainer: Callable[[], tuple[type, type]] | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    reference: bool = False  # the trainer compares with the model as it was at the start
+    arguments: Callable[[Recipe], Mapping[str, Any]] = lambda recipe: {}
+    config: Mapping[str, Any] = field(default_factory=dict)
+    view: Callable[[Samples], Any] = lambda samples: samples
 
 
 class TextsEncoder:

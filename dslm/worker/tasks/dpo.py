@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dslm.recipe.schema import Recipe
 from dslm.worker.data.chat_tokens import Chat, chats_to_tokens
+from dslm.worker.data.reference_columns import packed, precomputed, unpacked
 from dslm.worker.tasks.base import Collate, Task, TextsEncoder, Tokenizer, pad_token
 from dslm.worker.tasks.sft import encoded, end_token, first_token
 
@@ -87,7 +88,8 @@ def _together(
     return chosen[0], chosen[1], rejected[1]
 
 
-def _collator(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:
+def both_answers(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:
+    """Makes a batch of pairs: the chosen texts first, then the rejected ones, all (2 B, L)."""
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     collate = DataCollatorForPreference(pad_token_id=pad_token(tokenizer))
@@ -95,7 +97,7 @@ def _collator(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:
     def together(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         lists = [{name: sample[name].tolist() for name in _COLUMNS} for sample in samples]
         batch: dict[str, torch.Tensor] = collate(lists)
-        return batch
+        return batch | packed(samples, recipe.task)
 
     return together
 
@@ -109,15 +111,21 @@ def _trainer() -> tuple[type, type]:
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
+        def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **more: Any) -> Any:
+            """TRL's loss, of numbers that a half-precision engine has left as they are."""
+            return super().compute_loss(model, unpacked(inputs), *args, **more)
+
     return PreparedDPOTrainer, DPOConfig
 
 
 DPO = Task(
     auto_class="AutoModelForCausalLM",
     encoder=PreferenceEncoder,
-    collator=_collator,
+    collator=both_answers,
     trainer=_trainer,
-    arguments={"max_length": None},
+    arguments=lambda recipe: {"max_length": None, **precomputed(recipe)},
     metric=None,
-    reference=True,
 )

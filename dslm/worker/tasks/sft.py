@@ -96,5 +96,8 @@ SFT = Task(
     collator=stacking,
     metric=lambda recipe, labels: TokenLoss(shifted=True),
     trainer=_trainer,
-    arguments={"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None},
+    arguments=lambda recipe: {
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "max_length": None,
+    },
 )

@@ -1,0 +1,41 @@
+"""What tasks that learn from preferences need beside the model, for the rooms that plan and build.
+
+A reference is the model as it was at the start, which a loss compares with: a second model, the
+same one without its adapters, or log-probabilities that were computed once.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from dslm.recipe.schema import Recipe
+
+Reference: TypeAlias = Literal["none", "model", "adapters", "precomputed"]
+
+PAIRS = frozenset({"dpo", "orpo", "reward"})  # a sample is two sequences
+COMPARING = frozenset({"dpo", "kto"})  # with a reference
+
+
+def sequences(recipe: Recipe) -> int:
+    """Sequences that a sample of the task is trained on."""
+    return 2 if recipe.task in PAIRS else 1
+
+
+def reference_of(recipe: Recipe) -> Reference:
+    """Return what the loss compares with, and where that comes from."""
+    if recipe.task not in COMPARING:
+        return "none"
+    if recipe.reference == "precomputed":
+        return "precomputed"
+    return "adapters" if recipe.lora is not None else "model"
+
+
+def passes_beside(recipe: Recipe) -> int:
+    """Forward passes over a sample beside the one that is learnt from.
+
+    The reference's; for KTO also its own and the reference's over a foreign answer.
+    """
+    compares = reference_of(recipe) in ("model", "adapters")
+    if recipe.task == "kto":
+        return 3 if compares else 1
+    return int(compares)
