@@ -132,6 +132,11 @@ GUARDS = {
         and "self.engine_timers = EngineTimers(" in inspect.getsource(DeepSpeedEngine)
     ),
 }
+# guarded, though dslm has methods and attributes of these names itself
+OVERRIDDEN = {
+    "_prepare_dataset", "_precompute_ref_logps", "_compute_kl_logps", "_train_batch_size",
+    "_get_num_items_in_batch", "engine_timers",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GUARDS)
@@ -163,4 +168,4 @@ def test_no_private_name_of_a_library_is_used_unguarded() -> None:
         if not node.attr.startswith("__") and node.attr not in own | PUBLIC
     }
     assert len(trees) > 100
-    assert used == GUARDS.keys() - {"_prepare_dataset", "_get_num_items_in_batch", "engine_timers"}
+    assert used == GUARDS.keys() - OVERRIDDEN
