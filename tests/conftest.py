@@ -14,6 +14,7 @@ import pytest
 from tests.cluster.namespaces import MakeHosts, make_hosts
 from tests.support.golden import SameAs, make_same_as
 from tests.support.schedule import ModuleScheduling, longest_first
+from tests.support.warm import warm_popen
 
 DSLM = Path(sys.executable).parent / "dslm"
 Dslm = Callable[..., subprocess.CompletedProcess[str]]
@@ -50,6 +51,12 @@ def dslm(tmp_path: Path) -> Dslm:
         )
 
     return run
+
+
+@pytest.fixture
+def warm_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork what this process asks of the worker: a trace, a conversion, an export."""
+    monkeypatch.setattr(subprocess, "Popen", warm_popen())
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from dslm.run.events import Step
 from dslm.run.history import read_history
 from tests.conftest import DSLM
 from tests.launch.test_control_port import STRANGE
-from tests.processes import HANGS, command_line
+from tests.processes import HANGS, command_line, is_alive
+from tests.support.warm import warm_dslm
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +32,8 @@ pytestmark = pytest.mark.slow
 class Running:
     """A training of many steps, under way."""
 
-    def __init__(self, folder: Path, *options: str, **more: Any) -> None:
-        """Start it; settings have `__` where keys have a dot."""
+    def __init__(self, folder: Path, *options: str, warm: bool = False, **more: Any) -> None:
+        """Start it; settings have `__` where keys have a dot. `warm`: its ranks are forked."""
         self.run = folder / "run"
         settings: dict[str, Any] = {
             "duration.steps": 100000, "log.every": 1, "data.max_documents": 40,
@@ -41,7 +42,8 @@ class Running:
             "batch.global_size": 4, "batch.micro_size": "auto", "checkpoint.every": 1000000,
         }  # fmt: skip
         settings |= {key.replace("__", "."): value for key, value in more.items()}
-        argv = [str(DSLM), "train", "quickstart", "-o", str(self.run), *options]
+        program = warm_dslm() if warm else [str(DSLM)]
+        argv = [*program, "train", "quickstart", "-o", str(self.run), *options]
         for key, value in settings.items():
             argv += ["-s", f"{key}={value}"]
         self.process = subprocess.Popen(
@@ -79,9 +81,19 @@ class Running:
         return self.process.returncode, said
 
     def alive(self) -> list[int]:
-        """Processes whose command line names this run."""
+        """Processes whose command line names this run, and its ranks (a fork has another)."""
         word = path_word(self.run)
-        return [p.pid for p in psutil.process_iter() if word in command_line(p)]
+        named = [p.pid for p in psutil.process_iter() if word in command_line(p)]
+        statuses = self.run.glob("logs/attempt-*/rank-*.json")
+        ranks = [int(json.loads(status.read_text())["pid"]) for status in statuses]
+        return named + [pid for pid in ranks if pid not in named and _runs(pid)]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return is_alive(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture
@@ -103,7 +115,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 @pytest.fixture
 def running(start: Callable[..., Running]) -> Running:
+    """By the real launcher: what is killed is of its processes."""
     return start()
+
+
+@pytest.fixture
+def warm(start: Callable[..., Running]) -> Running:
+    """With forked ranks, where only the supervisor and the ranks count."""
+    return start(warm=True)
 
 
 def test_a_killed_rank_is_a_failed_run(running: Running) -> None:
@@ -143,18 +162,18 @@ def test_nothing_outlives_a_killed_supervisor(running: Running) -> None:
     assert not running.alive()
 
 
-def test_a_stopped_rank_does_not_keep_the_run_from_ending(running: Running) -> None:
-    os.kill(running.rank_pid(0), signal.SIGSTOP)
-    running.process.send_signal(signal.SIGINT)
+def test_a_stopped_rank_does_not_keep_the_run_from_ending(warm: Running) -> None:
+    os.kill(warm.rank_pid(0), signal.SIGSTOP)
+    warm.process.send_signal(signal.SIGINT)
     time.sleep(1)
-    running.process.send_signal(signal.SIGINT)  # the second insists
-    code, _ = running.end()
+    warm.process.send_signal(signal.SIGINT)  # the second insists
+    code, _ = warm.end()
     assert code == 130
-    assert not running.alive()
+    assert not warm.alive()
 
 
-def test_a_training_goes_on_under_an_attack_on_its_control_port(running: Running) -> None:
-    control = json.loads((running.run / "logs/attempt-1/attempt.json").read_text())["control"]
+def test_a_training_goes_on_under_an_attack_on_its_control_port(warm: Running) -> None:
+    control = json.loads((warm.run / "logs/attempt-1/attempt.json").read_text())["control"]
     place = (control["addresses"][0], control["port"])
     held = []
     for _ in range(3):
@@ -164,14 +183,14 @@ def test_a_training_goes_on_under_an_attack_on_its_control_port(running: Running
             with suppress(OSError):  # it is closed while it talks
                 stranger.sendall(data + b"\n")
         held += [socket.create_connection(place, timeout=10) for _ in range(150)]
-    before = running._steps()
-    running._wait(lambda: running._steps() > before + 5)
-    running.process.send_signal(signal.SIGINT)
-    code, said = running.end()
+    before = warm._steps()
+    warm._wait(lambda: warm._steps() > before + 5)
+    warm.process.send_signal(signal.SIGINT)
+    code, said = warm.end()
     assert code == 130, said
-    assert not running.alive()
-    assert len(list((running.run / "checkpoints").glob("step-*/manifest.json"))) == 1
-    assert not list((running.run / "checkpoints").glob(".*"))
+    assert not warm.alive()
+    assert len(list((warm.run / "checkpoints").glob("step-*/manifest.json"))) == 1
+    assert not list((warm.run / "checkpoints").glob(".*"))
     for stranger in held:
         stranger.close()
 
@@ -179,10 +198,10 @@ def test_a_training_goes_on_under_an_attack_on_its_control_port(running: Running
 def test_a_long_step_that_computes_is_no_stall(start: Callable[..., Running]) -> None:
     """Each step takes longer than the watchdog waits for a rank that does nothing."""
     training = start(
-        "--num-gpus", "1", duration__steps=2, watchdog__timeout=2, batch__global_size=192,
-        batch__micro_size=192, data__sequence_length=256, model__architecture__hidden_size=256,
-        model__architecture__num_hidden_layers=4, data__max_documents=600, data__eval=0,
-        evaluation__sample="null",
+        "--num-gpus", "1", warm=True, duration__steps=2, watchdog__timeout=2,
+        batch__global_size=128, batch__micro_size=128, data__sequence_length=256,
+        data__max_documents=600, data__eval=0, model__architecture__hidden_size=256,
+        model__architecture__num_hidden_layers=4, evaluation__sample="null",
     )  # fmt: skip
     code, said = training.end(300)
     assert code == 0, said
@@ -192,7 +211,7 @@ def test_a_long_step_that_computes_is_no_stall(start: Callable[..., Running]) ->
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_rank_that_does_nothing_is_a_stall(start: Callable[..., Running], ranks: int) -> None:
-    training = start("--num-gpus", str(ranks), watchdog__timeout=4)
+    training = start("--num-gpus", str(ranks), warm=True, watchdog__timeout=4)
     os.kill(training.rank_pid(ranks - 1), signal.SIGSTOP)
     code, said = training.end()
     assert code == 1

@@ -13,6 +13,7 @@ from benchmarks import planner_memory
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.usefixtures("warm_asks")
 def test_a_plan_is_close_to_what_deepspeed_really_keeps() -> None:
     chosen = [
         ("llama", 0, "none", False, 1, "fp32", 1, 0), ("gpt2", 1, "none", True, 1, "bf16", 2, 0),

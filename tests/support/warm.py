@@ -7,6 +7,9 @@ the `deepspeed` command, whose place a fork server takes:
     python warm.py serve SOCKET        the server; it loads the libraries once
     python warm.py dslm SOCKET ARG …   `dslm ARG …` whose ranks the server forks
 
+So does it for the modules that dslm asks for an export, a trace or a conversion, each in a process
+of its own.
+
 Tests about launching use the real launcher.
 """
 
@@ -16,6 +19,7 @@ import functools
 import importlib
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -24,6 +28,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,14 +37,20 @@ if TYPE_CHECKING:
     from dslm.launch.spec import LaunchRequest, LaunchSpec
 
 _RANK, _LOCAL_RANK, _WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+_ANSWERS = "DSLM_ANSWER_PIPE"  # as dslm.environment has it, which the light processes don't load
 _START_SECONDS = 120.0
 # from any folder, and without this one among those that modules are looked for in
 _PROGRAM = (sys.executable, "-P", str(Path(__file__).resolve()))
+_LIGHT = (_PROGRAM[0], "-S", *_PROGRAM[1:])  # what needs nothing but Python itself
 # what the modules of ranks do, once they have joined
 PROGRAMS = {
     "dslm.worker.main": ("dslm.worker.train", "train"),
     "dslm.worker.verify": ("dslm.worker.verify.ranks", "verify"),
 }
+PRELOADED = (
+    "dslm.worker.train", "dslm.worker.export", "dslm.worker.convert", "dslm.worker.trace.profile",
+    "torch.utils.cpp_extension",  # with setuptools, of which each rank asks for operators
+)  # fmt: skip
 # names a function, `MODULE:NAME`, that each rank calls with its number before it works: it makes a
 # fault on purpose, in this process only
 PLANT = "DSLM_TEST_PLANT"
@@ -84,6 +95,11 @@ def _session_server() -> WarmServer:
     return WarmServer(Path(tempfile.mkdtemp(prefix="dslm-warm-")))
 
 
+def warm_popen() -> type[subprocess.Popen[Any]]:
+    """Return what stands for `subprocess.Popen` where the server forks what dslm asks."""
+    return _popen(_session_server().command()[-1])
+
+
 # --- the `dslm` side
 
 
@@ -92,7 +108,7 @@ def warm_request(spec: LaunchSpec, path: str) -> LaunchRequest:
     from dslm.launch.spec import LaunchRequest
 
     ranks = str(spec.cluster.hosts[0].slots)
-    argv = (*_PROGRAM, "launch", path, ranks, spec.module, *spec.arguments)
+    argv = (*_LIGHT, "launch", path, ranks, spec.module, *spec.arguments)
     return LaunchRequest(argv=argv, environment={"DS_ACCELERATOR": "cpu"})
 
 
@@ -102,26 +118,49 @@ def _dslm(path: str, arguments: Sequence[str]) -> None:
     from dslm.launch.sites import SITES
 
     SITES["local"] = replace(SITES["local"], request=lambda spec: warm_request(spec, path))
+    vars(subprocess)["Popen"] = _popen(path)
     sys.argv = ["dslm", *arguments]
     from dslm.cli.app import main
 
     main()
 
 
-# --- the launcher: light, lives as long as its ranks
+def _popen(path: str) -> type[subprocess.Popen[Any]]:
+    """What starts a worker module cold, `python -P -m MODULE`, has the server fork it instead."""
+    cold = [sys.executable, "-P", "-m"]
+
+    class Popen(subprocess.Popen[Any]):
+        def __init__(self, args: Any, **more: Any) -> None:
+            if list(args[:3]) == cold and args[3].startswith("dslm.worker."):
+                args = [*_LIGHT, "module", path, *args[3:]]
+            super().__init__(args, **more)
+
+    return Popen
+
+
+# --- the launcher and the asked module: light, live as long as what the server forks for them
 
 
 def _launch(path: str, ranks: str, module: str, arguments: Sequence[str]) -> int:
+    return abs(_ask(path, (), ranks=int(ranks), module=module, arguments=list(arguments)))
+
+
+def _module(path: str, module: str, arguments: Sequence[str]) -> int:
+    pipe = os.environ.get(_ANSWERS)
+    streams = (0, 1, 2, *([int(pipe)] if pipe else []))
+    code = _ask(path, streams, ranks=0, module=module, arguments=list(arguments))
+    if code < 0:  # by the same signal
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
+
+
+def _ask(path: str, streams: Sequence[int], **asked: Any) -> int:
+    """Ask the server for processes with these streams, and wait for their end: its code."""
+    asked |= {"environment": dict(os.environ), "folder": str(Path.cwd())}
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(path)
-        asked = {
-            "ranks": int(ranks),
-            "module": module,
-            "arguments": list(arguments),
-            "environment": dict(os.environ),
-            "folder": str(Path.cwd()),
-            "pid": os.getpid(),
-        }
+        socket.send_fds(server, [b"."], streams) if streams else server.sendall(b".")
         server.sendall(json.dumps(asked).encode() + b"\n")
         answer = server.recv(64)
     return int(answer or b"1")
@@ -133,8 +172,8 @@ def _launch(path: str, ranks: str, module: str, arguments: Sequence[str]) -> int
 def _serve(path: str) -> None:
     import gc
 
-    import dslm.worker.train  # noqa: F401 - the forks have it from here
-
+    for name in PRELOADED:  # the forks have them from here
+        importlib.import_module(name)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # its children reap themselves
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -158,13 +197,16 @@ def _end_with_parent() -> None:
 
 
 def _attempt(client: socket.socket) -> None:
-    """Fork the ranks of one attempt, wait for them, answer; end them when the launcher is gone."""
+    """Fork what is asked for, wait for it, answer; end it when the one who asked is gone."""
+    _, streams, *_ = socket.recv_fds(client, 1, 4)
     asked = json.loads(client.makefile("rb").readline())
     os.setsid()
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"] | SERVER_ENVIRONMENT)
     pids = [_fork_rank(asked, rank, client) for rank in range(asked["ranks"])]
+    if streams:
+        pids = [_fork_module(asked, streams, client)]
     code = 0
     while pids:
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -178,8 +220,38 @@ def _attempt(client: socket.socket) -> None:
             os._exit(1)
         else:
             time.sleep(0.02)
-    client.sendall(str(abs(code)).encode())
+    client.sendall(str(code).encode())
     os._exit(0)
+
+
+def _fork_module(asked: dict[str, Any], streams: Sequence[int], client: socket.socket) -> int:
+    """Fork a process that runs a module as `python -m` does."""
+    pid = os.fork()
+    if pid:
+        for stream in streams:
+            os.close(stream)
+        return pid
+    client.close()
+    for number, mode in enumerate(("r", "w", "w")):
+        os.dup2(streams[number], number)
+        os.close(streams[number])
+        opened = open(number, mode, buffering=1, closefd=False)  # noqa: SIM115 - for all its life
+        setattr(sys, ("stdin", "stdout", "stderr")[number], opened)
+    if len(streams) > 3:
+        os.environ[_ANSWERS] = str(streams[3])
+    sys.argv = [asked["module"], *asked["arguments"]]
+    warnings.simplefilter("ignore")  # runpy's: it was imported before
+    code = 1
+    try:
+        runpy.run_module(asked["module"], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001 - whatever it is, it is written down
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def _fork_rank(asked: dict[str, Any], rank: int, client: socket.socket) -> int:
@@ -226,12 +298,14 @@ def _kill(pids: Sequence[int]) -> None:
 
 
 def main() -> None:
-    """The three processes of this module, by the first argument."""
+    """The processes of this module, by the first argument."""
     match sys.argv[1:]:
         case ["serve", path]:
             _serve(path)
         case ["launch", path, ranks, module, *arguments]:
             sys.exit(_launch(path, ranks, module, arguments))
+        case ["module", path, module, *arguments]:
+            sys.exit(_module(path, module, arguments))
         case ["dslm", path, *arguments]:
             _dslm(path, arguments)
         case _:

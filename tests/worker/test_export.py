@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dslm.worker import export as export_module
 from dslm.worker.zero_tensors import StoredTensor
-from tests.conftest import DSLM, Dslm
+from tests.conftest import Dslm
+from tests.support.warm import warm_dslm
 from tests.worker.conftest import Train, run_dslm
 
 pytestmark = pytest.mark.slow
@@ -26,7 +27,7 @@ def _logits(folder: Path) -> torch.Tensor:
 
 def _export(run: Path, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(DSLM), "export", str(run), "-o", str(output), *options],
+        [*warm_dslm(), "export", str(run), "-o", str(output), *options],
         capture_output=True,
         text=True,
         timeout=300,

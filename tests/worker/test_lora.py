@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoConfig
 from dslm.recipe.load import load_recipe
 from dslm.worker.data.builtin_sources import stdlib_records
 from dslm.worker.data.tokenizer import texts_in, train_tokenizer
-from tests.conftest import Dslm
+from tests.support.warm import warm_dslm
 from tests.worker.conftest import run_dslm
 
 pytestmark = pytest.mark.slow
@@ -54,9 +55,7 @@ def _logits(model: Any, task: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("task", CLASSES)
-def test_adapters_of_every_text_task_are_saved_and_merged(
-    task: str, dslm: Dslm, tmp_path: Path
-) -> None:
+def test_adapters_of_every_text_task_are_saved_and_merged(task: str, tmp_path: Path) -> None:
     base = tmp_path / "base"
     _base(task, base)
     run = run_dslm(
@@ -71,7 +70,8 @@ def test_adapters_of_every_text_task_are_saved_and_merged(
         },
     )  # fmt: skip
     assert (run / "model" / "adapter_model.safetensors").is_file()
-    done = dslm("export", str(run), "--merge", "-o", str(tmp_path / "merged"))
+    argv = [*warm_dslm(), "export", str(run), "--merge", "-o", str(tmp_path / "merged")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     factory = getattr(transformers, CLASSES[task])
     merged = factory.from_pretrained(tmp_path / "merged")

@@ -71,6 +71,7 @@ def test_a_strangers_run_is_not_gone_on_with_when_that_runs_code(
     assert len(json.loads((run / "manifest.json").read_text())["attempts"]) == 1
 
 
+@pytest.mark.usefixtures("warm_asks")
 @pytest.mark.parametrize("stage", STAGES)
 def test_neither_export_nor_conversion_runs_what_looks_harmless(
     trained: Train, tmp_path: Path, stage: int
@@ -91,7 +92,7 @@ def test_neither_export_nor_conversion_runs_what_looks_harmless(
         assert "weights_only" in (tmp_path / "log").read_text().lower()
     with pytest.raises(InputError, match="not a file of tensors"):
         stored_tensors(checkpoint, stage)
-    argv = [str(DSLM), "export", str(run), "-o", str(tmp_path / "model")]
+    argv = [*warm_dslm(), "export", str(run), "-o", str(tmp_path / "model")]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert "is not a file of tensors" in done.stderr
@@ -174,7 +175,7 @@ def test_merging_asks_before_it_runs_the_code_of_a_strangers_base_model(
     recipe["lora"] = {"rank": 4}
     recipe["model"] |= {"name": str(base), "init": "pretrained", "trust_remote_code": True}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    argv = [str(DSLM), "export", str(run), "-o", str(tmp_path / "model"), "--merge"]
+    argv = [*warm_dslm(), "export", str(run), "-o", str(tmp_path / "model"), "--merge"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert "--trust-checkpoint" in done.stderr
