@@ -11,12 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from dslm import environment
+from dslm.worker.extension_builds import build_folder
 from tests.cluster.namespaces import MakeHosts, make_hosts
 from tests.support.golden import SameAs, make_same_as
 from tests.support.schedule import ModuleScheduling, longest_first
 from tests.support.warm import warm_popen
 
 DSLM = Path(sys.executable).parent / "dslm"
+# where dslm has operators built; else those of plain DeepSpeed, and of tests with a cache of their
+# own, would be built again, for a minute each
+os.environ.setdefault(environment.EXTENSIONS, str(build_folder(os.environ)))
 Dslm = Callable[..., subprocess.CompletedProcess[str]]
 
 
