@@ -1,10 +1,11 @@
 """`make mutants`: break the code in small ways; a test notices each, or a list says why none does.
 
-mutmut makes the mutants and runs the tests that execute them; `[tool.mutmut]` of pyproject.toml
-names the modules and the tests. What no test notices, the types may (`make check`). What survives
-both must stand in tests/mutants.yaml with a reason, and what stands there must survive: so the list
-is read again when code or tests change. Words in quotes are left alone: whole texts are held by
-files below tests/golden.
+mutmut makes the mutants and runs the tests that execute them, of those that are about their module
+(`OWN`): what only a test of something else notices is no promise of a test. `[tool.mutmut]` of
+pyproject.toml names the modules and the tests. What no test notices, the types may (`make check`).
+What survives both must stand in tests/mutants.yaml with a reason, and what stands there must
+survive: so the list is read again when code or tests change. Words in quotes are left alone: whole
+texts are held by files below tests/golden.
 """
 
 from __future__ import annotations
@@ -23,11 +24,21 @@ from mutmut import __main__ as mutmut
 from mutmut.mutation import file_mutation, mutators
 from mutmut.mutation.data import SourceFileMutationData
 from mutmut.mutation.diff_apply import get_diff_for_mutant
+from mutmut.state import state
 from mutmut.stats import status_by_exit_code
 from mutmut.utils.file_utils import walk_mutatable_files
 
 EXPLAINED = Path(__file__).parent.parent / "tests" / "mutants.yaml"
 NOTICED = {"killed", "timeout", "segfault", "suspicious", "mistyped"}
+# module, or the package of it -> the tests that are about it
+OWN = {
+    "dslm.worker.data": ("tests/worker/test_data.py",),
+    "dslm.decide.checks": ("tests/decide/",),
+    "dslm.reach.checks": ("tests/reach/test_checks.py",),
+    "dslm.cluster.select": ("tests/cluster/test_select.py",),
+    "dslm.zero.lint": ("tests/zero/test_lint.py",),
+    "dslm.plan.ledger": ("tests/plan/test_ledger.py",),
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -47,6 +58,15 @@ def run(names: list[str], children: int) -> None:
     operators = mutators.mutation_operators
     kept = [pair for pair in operators if pair[1] is not mutators.operator_string]
     vars(file_mutation)["mutation_operators"] = kept
+    collect = mutmut.collect_or_load_stats
+
+    def collect_own(*given: object, **more: object) -> None:
+        collect(*given, **more)
+        for function, tests in state().tests_by_mangled_function_name.items():
+            own = next((files for name, files in OWN.items() if function.startswith(name)), ())
+            tests.intersection_update({test for test in tests if test.startswith(own)})
+
+    vars(mutmut)["collect_or_load_stats"] = collect_own
     mutmut._run(names, children)
 
 
