@@ -25,6 +25,7 @@ from rich.console import Console
 
 from dslm import environment, errors
 from dslm.cli.screens.progress import RunScreen
+from dslm.cluster.wrong_versions import settings_of, wrong_versions
 from dslm.diagnose.catalogue import catalogue
 from dslm.profile.store import preset_parameters
 from dslm.recipe.catalog import entries, purposes, recipe_schema
@@ -136,6 +137,26 @@ def house(text: str) -> str:
     before, _, rest = text.partition(HOUSE_START)
     drawn = "\n".join([*lines, "```"])
     return f"{before}{HOUSE_START}\n\n{drawn}\n\n{HOUSE_END}{rest.partition(HOUSE_END)[2]}"
+
+
+VERSIONS_START = "<!-- wrong versions: made by make docs -->"
+VERSIONS_END = "<!-- end of wrong versions -->"
+
+
+def wrong_versions_in(text: str) -> str:
+    """A page with the catalogue of known wrong versions put in."""
+    lines = ["| id | package | versions | what goes wrong | source |", "|---|---|---|---|---|"]
+    for entry in wrong_versions():
+        bounds = (("from", entry.first), ("before", entry.below))
+        versions = " ".join(f"{word} {version}" for word, version in bounds if version)
+        repository, number = entry.source.split("/")[4], entry.source.rpartition("/")[2]
+        lines.append(
+            f"| `{entry.id}` | {entry.package} | {versions or 'all'} | {entry.wrong} "
+            f"({settings_of(entry)}) | [{repository} #{number}]({entry.source}) |"
+        )
+    before, _, rest = text.partition(VERSIONS_START)
+    made = "\n".join(lines)
+    return f"{before}{VERSIONS_START}\n{made}\n{VERSIONS_END}{rest.partition(VERSIONS_END)[2]}"
 
 
 def _packages() -> set[str]:
@@ -293,6 +314,7 @@ def main() -> None:
         ROOT / "docs" / "design" / "0005-the-house.md": house(
             (ROOT / "docs" / "design" / "0005-the-house.md").read_text()
         ),
+        ROOT / "docs" / "verify.md": wrong_versions_in((ROOT / "docs" / "verify.md").read_text()),
         ROOT / "README.md": readme((ROOT / "README.md").read_text()),
     }
     if "--check" in sys.argv:
