@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -104,11 +104,10 @@ def train(
     from dslm.cli.screens.progress import RunScreen
     from dslm.lifecycle import training
 
-    proof = _verified(request) if verify else None
+    if verify:
+        request = replace(request, proof=_verified(request))
     with RunScreen(terminal.people(), name=loaded.name) as screen:
         ended = training.train(request, screen)
-    if proof is not None:
-        shutil.copyfile(proof, ended.run.verified)
     show_end(ended, json=json)
 
 
@@ -118,8 +117,6 @@ def _verified(request: TrainingRequest) -> Path:
     Raises:
         Differs: it isn't what one process would learn.
     """
-    from dataclasses import replace
-
     from dslm.cli.verify import refuse_differences, verify_one
 
     folder = request.output

@@ -12,7 +12,7 @@ from dslm.lifecycle.placement import Placement
 
 if TYPE_CHECKING:
     from dslm.lifecycle.request import TrainingRequest
-    from dslm.lifecycle.verifying import Verification
+    from dslm.lifecycle.verifying import Pair, Verification
 
 STEPS = 3
 Steps = Annotated[int, typer.Option("--steps", min=1, max=20, help="Optimizer steps to compare.")]
@@ -52,6 +52,7 @@ def verify(
     """
     from dslm.lifecycle.fleet import fleet_of
     from dslm.lifecycle.request import TrainingRequest
+    from dslm.lifecycle.verifying import compared_layouts
     from dslm.recipe.load import load_recipe
 
     requests: list[TrainingRequest] = []
@@ -66,21 +67,30 @@ def verify(
                 command=tuple(sys.argv),
             )
         )
-    done = [verify_one(request, steps) for request in requests]
+    done = [verify_one(requests[0], steps)]
+    document = _document(done[0])
+    if against:
+        done.append(verify_one(requests[1], steps, like=done[0]))
+        pair = compared_layouts(done[0], done[1])
+        terminal.say(pair.sentence)
+        document = {"layouts": [_document(each) for each in done], **pair.document}
     if json:
-        documents = [_document(each) for each in done]
-        terminal.write_json(documents if against else documents[0])
+        terminal.write_json(document)
     refuse_differences(done)
+    if against:
+        refuse_apart(pair)
 
 
-def verify_one(request: TrainingRequest, steps: int = STEPS) -> Verification:
-    """Verify one layout and show what was found."""
+def verify_one(
+    request: TrainingRequest, steps: int = STEPS, like: Verification | None = None
+) -> Verification:
+    """Verify one layout and show what was found; `like`: one that it shall be compared with."""
     from rich.markup import escape
 
     from dslm.cli.screens.verified import VerifyScreen, compared, verified_panel
     from dslm.lifecycle import verifying
 
-    done = verifying.verify(request, VerifyScreen(terminal.say), steps)
+    done = verifying.verify(request, VerifyScreen(terminal.say), steps, like)
     if done.found.same:
         line = (
             f"[bold green]verified[/] {escape(request.recipe.name)}: {escape(compared(done.found))}"
@@ -110,6 +120,18 @@ def refuse_differences(done: list[Verification]) -> None:
             hint=(f"the cause is {found.cause}; " if found.cause else "")
             + "verified.json in the run directory has all of it",
         )
+
+
+def refuse_apart(pair: Pair) -> None:
+    """End with exit code 5 where two layouts of one training give different losses.
+
+    Raises:
+        Differs: they do.
+    """
+    from dslm.errors import Differs
+
+    if pair.differs:
+        raise Differs("the two layouts don't learn the same: " + pair.sentence)
 
 
 def _document(done: Verification) -> dict[str, object]:

@@ -29,6 +29,7 @@ class TrainingRequest:
     trust_checkpoint: bool = False  # load more of it than tensors, which may run code
     force: bool = False  # also where the plan doesn't fit
     probe: int = 0  # end after so many steps, without evaluation and export; 0: train to the end
+    proof: Path | None = None  # what a verification of the layout found
     command: tuple[str, ...] = ()  # the command line, for the manifest
 
 

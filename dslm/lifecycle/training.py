@@ -7,8 +7,9 @@ hosts (`dslm.lifecycle.rendezvous`), the job (`dslm.decide.job`), the checkpoint
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from dslm.decide.checks.base import Verb
@@ -73,7 +74,7 @@ def _train(
             else:
                 notes = check_resumable(run, resumed, job.recipe)
             listener.run_made(run.path)
-            for note in notes:
+            for note in [*notes, *_proof(request, run, job)]:
                 listener.note(note)
         start = None
         if not first or resumed is not None:
@@ -102,6 +103,17 @@ def _train(
         time.sleep(_PAUSE_SECONDS)
     shown = resume_command(request.command, run.path)
     return Ended(run=run, outcome=outcome, resume=shown)
+
+
+def _proof(request: TrainingRequest, run: RunDirectory, job: Job) -> Iterator[str]:
+    """Keep what a verification found in a run's directory; offer one where several hosts train."""
+    if request.proof is not None:
+        shutil.copyfile(request.proof, run.verified)
+    elif len(job.cluster.hosts) > 1 and not request.probe and not run.verified.exists():
+        yield (
+            "not verified on these hosts: `--verify` first compares some steps with one process, "
+            "in three minutes at most"
+        )
 
 
 def _rolled_back(run: RunDirectory, outcome: Outcome) -> bool:

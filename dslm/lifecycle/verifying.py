@@ -6,14 +6,16 @@ layout is kept. The ranks do the rest (`dslm.worker.verify`) and answer with one
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from dslm.decide.checks.base import Verb
 from dslm.decide.checks.every import Asking
 from dslm.decide.checks.versions import known_of
 from dslm.decide.job import Job, plan_document, resolve_job
+from dslm.decide.model import model_of
 from dslm.diagnose.explain import diagnose
-from dslm.errors import RecipeError, RunFailed, Where
+from dslm.errors import RunFailed, Where
 from dslm.files import write_json
 from dslm.host.network import free_port
 from dslm.launch.outcome import Status
@@ -24,17 +26,39 @@ from dslm.lifecycle.rendezvous import Training, gather
 from dslm.lifecycle.request import Listener, TrainingRequest
 from dslm.reach.preflight import Requirements
 from dslm.recipe.load import LoadedRecipe, dump_recipe
+from dslm.recipe.schema import Recipe
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import FORMAT
 from dslm.run.events import Verified, as_record
 from dslm.run.history import read_history
+from dslm.zero.generate import leaves
 
 _WORKER = "dslm.worker.verify"
 _LONGEST = 128  # tokens of a sample
 _DOCUMENTS = 400
-_SEQUENCES = 32  # of a global batch, beyond which micro batches and their number are cut
-_MICRO, _ACCUMULATED = 2, 4
+_LABELLED = 20_000  # documents where each has a label: they may be sorted by it
 _BUCKET = 20_000  # elements: several buckets also where the model is small
+# of a recipe, what is trained and not how the work is shared out
+_WHAT = ("task", "model.name", "model.init", "model.architecture", "model.tokenizer", "seed",
+         "lora", "data.train", "data.sequence_length", "data.packing", "data.max_documents",
+         "batch.global_size", "optimizer")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Cut:
+    """How far a global batch is cut, for models with so many words at most."""
+
+    vocabulary: float
+    sequences: int  # of a global batch, beyond which micro batches and their number are cut
+    micro: int
+    accumulated: int
+
+
+_CUTS = (
+    _Cut(vocabulary=65_536, sequences=32, micro=2, accumulated=4),
+    # the logits of a sample take most of the time then
+    _Cut(vocabulary=math.inf, sequences=8, micro=1, accumulated=2),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,12 +66,21 @@ class Verification:
     """What a verification found, and where it is kept."""
 
     run: RunDirectory
+    recipe: Recipe  # cut for the verification
     found: Verified
     known: tuple[str, ...] = ()  # mistakes of installed versions that the recipe meets
 
 
-def verify(request: TrainingRequest, listener: Listener, steps: int) -> Verification:
+def verify(
+    request: TrainingRequest, listener: Listener, steps: int, like: Verification | None = None
+) -> Verification:
     """Verify a recipe's layout on the hosts of a request; verified.json keeps what was found.
+
+    Args:
+        request: what would be trained, and where.
+        listener: is told of the phases.
+        steps: optimizer steps to compare.
+        like: another verification, to the same number of sequences a step if they can be split so.
 
     Raises:
         InputError: the recipe, an option or the folder is wrong.
@@ -56,11 +89,15 @@ def verify(request: TrainingRequest, listener: Listener, steps: int) -> Verifica
     """
     folder = request.output or default_folder(f"{request.recipe.name}-verify")
     with owned_run(folder.absolute(), listener) as run:
-        return _verify(request, run, listener, steps)
+        return _verify(request, run, listener, steps, like)
 
 
 def _verify(
-    request: TrainingRequest, run: RunDirectory, listener: Listener, steps: int
+    request: TrainingRequest,
+    run: RunDirectory,
+    listener: Listener,
+    steps: int,
+    like: Verification | None,
 ) -> Verification:
     asking = Asking(verb=Verb.VERIFY, force=True)
     training = Training(recipe=request.recipe, asking=asking, report=listener.note)
@@ -68,8 +105,7 @@ def _verify(
     requirements = Requirements(run=run.path, port=port, needs_shared=False)
     rendezvous = gather(request.fleet, requirements, training, all_hosts=True)
     whole = training.job(rendezvous.cluster)
-    check_shared(whole)
-    job = resolve_job(reduced(request.recipe, whole, steps), rendezvous.cluster)
+    job = resolve_job(reduced(request.recipe, whole, steps, like), rendezvous.cluster)
     files = {
         "recipe.yaml": dump_recipe(job.recipe),
         "ds_config.json": _small_buckets(job),
@@ -96,42 +132,77 @@ def _verify(
             hint=why.remedy or f"`dslm runs show {run.path}` shows more",
         )
     write_json(run.verified, {"format": FORMAT, **as_record(found)})
-    return Verification(run=run, found=found, known=known_of(whole))
+    return Verification(run=run, recipe=job.recipe, found=found, known=known_of(whole))
 
 
-def check_shared(job: Job) -> None:
-    """Check that ranks share no layers, sequences or experts: no reference is known of these yet.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """Two layouts beside each other."""
 
-    Raises:
-        RecipeError: they do.
-    """
-    parallel = job.recipe.parallel
-    for name in ("tensor", "sequence", "expert"):
-        size = getattr(parallel, name, 1)
-        if isinstance(size, int) and size > 1:
-            raise RecipeError(
-                f"`dslm verify` can't compare ranks that share their work (`parallel.{name}: "
-                f"{size}`) yet",
-                where=job.asked.where(f"parallel.{name}"),
-                hint=f"`--set parallel.{name}=1` verifies the rest of the layout",
-            )
+    keys: tuple[str, ...]  # by which the recipes train other things, not only in another layout
+    apart: float | None  # the largest relative distance of their losses; None: not comparable
+    allowed: float
+
+    @property
+    def differs(self) -> bool:
+        """Whether the layouts of one training give different losses."""
+        return self.apart is not None and not self.apart <= self.allowed
+
+    @property
+    def sentence(self) -> str:
+        """What was found, for people."""
+        if self.apart is None:
+            keys = ", ".join(f"`{key}`" for key in self.keys)
+            return f"the recipes differ in more than the layout, so their losses do: {keys}"
+        return f"the losses of the two layouts are {self.apart:.1e} apart at most"
+
+    @property
+    def document(self) -> dict[str, object]:
+        """What was found, for programs."""
+        return {"other_keys": list(self.keys), "losses_apart": self.apart}
 
 
-def reduced(loaded: LoadedRecipe, job: Job, steps: int) -> LoadedRecipe:
+def compared_layouts(one: Verification, other: Verification) -> Pair:
+    """Compare two layouts that were verified by the losses of their steps."""
+    mine, theirs = (dict(leaves(each.recipe.model_dump(mode="json"))) for each in (one, other))
+    keys = tuple(
+        key
+        for key in sorted({*mine, *theirs})
+        if mine.get(key) != theirs.get(key)
+        and (key in _WHAT or key.startswith(tuple(f"{what}." for what in _WHAT)))
+    )
+    pairs = zip(one.found.losses, other.found.losses, strict=False)
+    apart = max((abs(a - b) / max(abs(a), 1e-6) for a, b in pairs), default=0.0)
+    coarse = max(one.found.allowed_loss, other.found.allowed_loss)
+    return Pair(keys=keys, apart=None if keys else apart, allowed=2 * coarse)
+
+
+def reduced(
+    loaded: LoadedRecipe, job: Job, steps: int, like: Verification | None = None
+) -> LoadedRecipe:
     """Return the recipe for a few short steps, with the layout that was resolved for the whole."""
     recipe, strategy = job.recipe, job.plan.strategy
     ranks = recipe.batch.global_size // (
         strategy.micro_batch_size * strategy.gradient_accumulation_steps
     )
     micro, accumulated = strategy.micro_batch_size, strategy.gradient_accumulation_steps
-    if recipe.batch.global_size > max(_SEQUENCES, 2 * ranks):
-        micro = min(micro, _MICRO)
-        accumulated = min(max(accumulated, 2), _ACCUMULATED)
-    documents = min(recipe.data.max_documents or _DOCUMENTS, _DOCUMENTS)
+    cut = next(each for each in _CUTS if _vocabulary(job) <= each.vocabulary)
+    if recipe.batch.global_size > max(cut.sequences, 2 * ranks):
+        micro = min(micro, cut.micro)
+        accumulated = min(max(accumulated, 2), cut.accumulated)
+    wanted = like.recipe.batch.global_size if like is not None else 0
+    micro = next((n for n in (micro, 1) if wanted and not wanted % (n * ranks)), micro)
+    if wanted and not wanted % (micro * ranks):
+        accumulated = wanted // (micro * ranks)
+    shares = strategy.sequence_parallel  # of a sequence, that ranks have
+    most = _LABELLED if recipe.task in ("classify", "vision") else _DOCUMENTS
+    documents = min(recipe.data.max_documents or most, most)
     changes: dict[str, dict[str, object]] = {
         "batch": {"global_size": micro * accumulated * ranks, "micro_size": micro},
         "data": {
-            "sequence_length": min(recipe.data.sequence_length, _LONGEST),
+            "sequence_length": min(
+                recipe.data.sequence_length, max(1, _LONGEST // shares) * shares
+            ),
             "max_documents": documents,
             "eval": 0.0,
             "workers": 0,
@@ -147,6 +218,11 @@ def reduced(loaded: LoadedRecipe, job: Job, steps: int) -> LoadedRecipe:
         name: getattr(recipe, name).model_copy(update=values) for name, values in changes.items()
     }
     return replace(loaded, recipe=recipe.model_copy(update=parts))
+
+
+def _vocabulary(job: Job) -> int:
+    found = model_of(job.asked).architecture.get("vocab_size")
+    return found if isinstance(found, int) else 0
 
 
 def _small_buckets(job: Job) -> dict[str, object]:

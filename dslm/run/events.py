@@ -307,8 +307,14 @@ class Verified(Event):
     steps: Count = 0
     ranks: Count = 1
     stage: Count = 0
+    tensor: Count = 1
+    sequence: Count = 1
+    expert: Count = 1
     precision: str = ""
     noise: float = 0.0  # the largest relative deviation of the number format itself
+    losses: tuple[float, ...] = ()  # of the layout, step by step
+    allowed_loss: float = 0.0  # the relative deviation of one that is no difference
+    not_compared: tuple[str, ...] = ()  # what no reference is known of
     seconds: Seconds = 0.0
     versions: Mapping[str, str | None] = field(default_factory=dict)
     found: Count = 0  # differences, of which some are kept

@@ -23,7 +23,7 @@ from dslm.worker.assignment import Assignment
 from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.data.packing import IGNORED
 from dslm.worker.health import Health, Numbers, Trouble, judge_first
-from dslm.worker.replicas import differing
+from dslm.worker.replicas import Replicas
 
 SUSPECT = "suspect-"  # before the name of a checkpoint that was written after trouble began
 _GUESSING = ("pretrain", "sft", "sequence", "mlm", "seq2seq")
@@ -36,8 +36,6 @@ class Guards(TrainerCallback):
     def __init__(self, given: Assignment, sampler: GlobalBatchSampler) -> None:
         rank, recipe = given.rank, given.recipe
         self._rank = rank
-        # ranks that share layers or experts hold other parts of them, and part of the loss
-        self._whole = given.layout.tensor == given.layout.sequence == given.layout.expert == 1
         self._sampler = sampler
         self._recipe = recipe
         self._probe = rank.attempt.probe_steps  # a probe ends after so many, and saves nothing
@@ -48,6 +46,7 @@ class Guards(TrainerCallback):
         self._losses: list[torch.Tensor] = []
         self._learnt: int | None = None
         self._said: dict[str, int] = {}
+        self._held: Replicas | None = None
         self._agreed = 0  # the last step at which all replicas agreed
         self.engine: Callable[[], Any] = lambda: None
         self.finish_checkpoints: Callable[[], None] = lambda: None
@@ -81,7 +80,7 @@ class Guards(TrainerCallback):
 
     def _first(self, numbers: Numbers, model: Any) -> Trouble | None:
         """Judge the first loss of tasks that guess among the words of a vocabulary."""
-        if numbers.step != 1 or not self._whole or self._recipe.task not in _GUESSING:
+        if numbers.step != 1 or self._recipe.task not in _GUESSING:
             return None
         vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
         pretrained = self._recipe.model.init == "pretrained"
@@ -113,11 +112,11 @@ class Guards(TrainerCallback):
         """Compare replicas when that is due: a slice, or everything before a checkpoint."""
         step, every = state.global_step, self._recipe.guards.every
         save = control.should_save or (state.save_steps and step % state.save_steps == 0)
-        if not self._whole or (not save and step % every):
+        if not save and step % every:
             return None
-        engine = self.engine()
-        group = getattr(engine, "data_parallel_group", None)
-        found = differing(engine, group, None if save else step // every)
+        if self._held is None:
+            self._held = Replicas(self.engine())
+        found = self._held.differing(None if save else step // every)
         if found is None:
             self._agreed = step
             return None

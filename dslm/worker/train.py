@@ -25,7 +25,7 @@ from dslm.run.checkpoints import MANIFEST
 from dslm.run.documents import CheckpointManifest, read_document
 from dslm.run.words import Phase
 from dslm.units import number_of
-from dslm.worker.assemble import Training, arguments_of, assemble, share_of
+from dslm.worker.assemble import Training, arguments_of, assemble
 from dslm.worker.assignment import Assignment, Inputs, Models, read_assignment
 from dslm.worker.data.prepare import Prepared, prepare
 from dslm.worker.data.tokenizer import load_tokenizer
@@ -167,8 +167,9 @@ def run_steps(given: Assignment, training: Training) -> None:
         InputError: the checkpoint holds more than tensors, and is not trusted.
     """
     given.phase(Phase.PARTITIONING, f"ZeRO stage {given.stage}")
-    # dropout: each rank draws its own, or all would drop the same of different samples
-    torch.manual_seed(given.recipe.seed + share_of(given).rank)
+    # dropout: each rank draws its own, or all would drop the same of different samples; those that
+    # share layers drop alike
+    torch.manual_seed(given.recipe.seed + given.rank.rank // given.layout.tensor)
     checkpoint = given.attempt.resumed_from
     path = str(given.run.path / checkpoint) if checkpoint else None
     with_portable()

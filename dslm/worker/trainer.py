@@ -25,7 +25,7 @@ from dslm.worker.metrics import Metric
 from dslm.worker.tasks.base import Collate
 
 # what transformers adds to the metrics of an evaluation, beside the metrics
-_PLACES = "places"  # in a batch, while it is on its way to the training step: what is in it
+PLACES = "places"  # in a batch, while it is on its way to the training step: what is in it
 _SPEEDS = ("runtime", "samples_per_second", "steps_per_second")
 
 
@@ -118,7 +118,7 @@ class RunTrainer:
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
         """One forward and backward pass; its samples are noted."""
-        self._places += inputs.pop(_PLACES, [])
+        self._places += inputs.pop(PLACES, [])
         if self._guards is not None:
             self._guards.before_pass(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *rest)  # type: ignore[misc]
@@ -193,4 +193,4 @@ class _WithPlaces:
         self._collate = collate
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self._collate(samples), _PLACES: [sample["place"] for sample in samples]}
+        return {**self._collate(samples), PLACES: [sample["place"] for sample in samples]}

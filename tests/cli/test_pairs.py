@@ -346,10 +346,12 @@ def run(
         asked.append(repr(replace(tuning, request=replace(tuning.request, command=()))))
         return []
 
-    def verify(request: Any, listener: Any, steps: int) -> Verification:
+    def verify(request: Any, listener: Any, steps: int, like: Any = None) -> Verification:
         asked.append(repr((replace(request, command=()), steps)))
         return Verification(
-            run=RunDirectory(tmp_path), found=Verified(time=0.0, attempt=1, same=True)
+            run=RunDirectory(tmp_path),
+            recipe=request.recipe.recipe,
+            found=Verified(time=0.0, attempt=1, same=True),
         )
 
     def preflight(hosts: Any, requirements: Any) -> Preflight:

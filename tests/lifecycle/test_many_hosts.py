@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from dslm.run.events import Error, Restart, Stall, Step
 from dslm.run.samples import samples_of_steps
 from dslm.run.summary import summarize
 from tests.cluster.namespaces import Cluster, make_hosts
+from tests.conftest import DSLM
 from tests.lifecycle.many_hosts import TINY, HostsRun, losses_of
 from tests.processes import HANGS
 from tests.worker.conftest import run_dslm
@@ -75,6 +77,7 @@ def test_a_run_carries_on_through_a_killed_rank_and_a_lost_host(
     assert run.end() == 0, run.said()
     assert gone(run)
 
+    assert "not verified on these hosts: `--verify`" in run.said()
     restarts = run.events(Restart)
     assert [event.world_size for event in restarts] == [2, 1, 2]
     assert all(0 <= event.lost_steps <= 60 for event in restarts)
@@ -101,6 +104,22 @@ def test_a_run_carries_on_through_a_killed_rank_and_a_lost_host(
     assert summary.attempts == 4
     assert summary.goodput is not None
     assert 0 < summary.goodput < 1
+
+
+def test_a_layout_is_verified_on_two_hosts_before_the_first_step(
+    cluster: Cluster, started: Any, tmp_path: Path
+) -> None:
+    run = started("--verify", duration__steps=2, log__every=1)
+    assert run.end() == 0, run.said()
+    assert "verified quickstart: " in run.said()
+    assert "on 2 ranks" in run.said()
+    assert "not verified" not in run.said()
+    shown = cluster.head.run([DSLM, "runs", "show", run.run], env={**os.environ, "COLUMNS": "200"})
+    assert "verified" in shown.stdout, shown.stderr
+    assert "parameters and" in shown.stdout
+    hosts = (tmp_path / "run-verify" / "manifest.json").read_text()
+    assert '"w1"' in hosts
+    assert '"w2"' in hosts
 
 
 def test_a_host_without_its_cable_is_noticed_and_ends_its_ranks_itself(

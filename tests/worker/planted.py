@@ -5,6 +5,7 @@ A plant changes what the layout does, never the reference: the trainer, its engi
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +91,19 @@ def _after_step(change: Callable[[dict[str, Any], int], None]) -> Change:
             return done
 
         engine.step = step
+
+    return on_engine
+
+
+def _engine_gradients(
+    change: Callable[[torch.Tensor, int], torch.Tensor], part: str = ""
+) -> Change:
+    """The same of the parameters that DeepSpeed made, where ranks share layers or experts."""
+
+    def on_engine(engine: Any, rank: int) -> None:
+        for name, parameter in engine.module.named_parameters():
+            if part in name and parameter.requires_grad:
+                parameter.register_hook(lambda gradient: change(gradient, rank))
 
     return on_engine
 
@@ -218,6 +232,123 @@ def _flip(found: dict[str, Any], rank: int) -> None:
         found["model.norm.weight"].data.view(torch.int32)[3] ^= 1
 
 
+def _twice_on_one(gradient: torch.Tensor, rank: int) -> torch.Tensor:
+    return gradient * 2 if rank else gradient
+
+
+def _no_decay(engine: Any, rank: int) -> None:
+    for group in engine.optimizer.param_groups:
+        group["weight_decay"] = 0.0
+
+
+def _no_clipping(engine: Any, rank: int) -> None:
+    engine.optimizer.clip_grad = 0.0
+
+
+def _never_cleared(engine: Any, rank: int) -> None:
+    """An update that still has the gradient of the last step in it."""
+    kept: dict[str, torch.Tensor] = {}
+    usual = engine.step
+    names = dict(engine.module.named_parameters())
+    parameter = names["model.layers.1.mlp.gate_proj.weight"]
+
+    def step(*given: Any, **more: Any) -> Any:
+        last = engine.is_gradient_accumulation_boundary()
+        if last and "gradient" in kept:
+            parameter.grad.add_(kept["gradient"])
+        if last:
+            kept["gradient"] = parameter.grad.clone()
+        return usual(*given, **more)
+
+    engine.step = step
+
+
+def _own_shard_again(trainer: Any, rank: int) -> None:
+    """Every rank reads what rank 0 reads."""
+    usual = trainer.get_train_dataloader
+
+    def get_train_dataloader() -> Any:
+        loader = usual()
+        object.__setattr__(trainer.sampler.share, "rank", 0)
+        return loader
+
+    trainer.get_train_dataloader = get_train_dataloader
+
+
+def _sees_the_future(trainer: Any, rank: int) -> None:
+    attention: Any = importlib.import_module("dslm.worker.layout.attention")
+    usual = attention._together
+
+    def together(query: Any, key: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        length = query.shape[2]
+        all_of_it = torch.ones(length, length, dtype=torch.bool)
+        return usual(query, key, value, all_of_it if mask is None else mask, *rest)
+
+    if rank:
+        attention._together = together
+
+
+def _no_window(trainer: Any, rank: int) -> None:
+    attention: Any = importlib.import_module("dslm.worker.layout.attention")
+    attention._band = lambda bucket, window: None
+
+
+def _padding_learnt(batch: dict[str, torch.Tensor], rank: int) -> None:
+    batch["labels"] = batch["labels"].masked_fill(batch["labels"] == -100, 0)
+
+
+def _half_of_the_light(batch: dict[str, torch.Tensor], rank: int) -> None:
+    if rank:
+        batch["pixel_values"] = batch["pixel_values"] * 0.5
+
+
+def _documents_of_mlm(batch: dict[str, torch.Tensor], rank: int) -> None:
+    mask = batch["attention_mask"]
+    batch["attention_mask"] = torch.ones_like(mask) if mask.dtype == torch.bool else mask * 0
+
+
+def _base_is_trained(trainer: Any, rank: int) -> None:
+    for name, parameter in trainer.model.named_parameters():
+        if "layers.0.mlp.up_proj.base_layer.weight" in name:
+            parameter.requires_grad_(True)
+
+
+def _cut_off(trainer: Any, rank: int) -> None:
+    """The head of a tied table teaches it nothing."""
+    model = trainer.model
+    head = model.get_output_embeddings()
+
+    def forward(states: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(states, head.weight.detach(), head.bias)
+
+    head.forward = forward
+
+
+def _once(trainer: Any, rank: int) -> None:
+    """Of a module that is used twice, the second use teaches nothing."""
+    layer = trainer.model.albert.encoder.albert_layer_groups[0].albert_layers[0]
+    usual, calls = layer.forward, [0]
+
+    def forward(*given: Any, **more: Any) -> Any:
+        calls[0] += 1
+        if calls[0] % trainer.model.config.num_hidden_layers:
+            return usual(*given, **more)
+        for parameter in layer.parameters():
+            parameter.requires_grad_(False)
+        found = usual(*given, **more)
+        for parameter in layer.parameters():
+            parameter.requires_grad_(True)
+        return found
+
+    layer.forward = forward
+
+
+def _drift(found: dict[str, Any], rank: int) -> None:
+    if rank:
+        name = next(name for name in found if "input_layernorm" in name)
+        found[name].add_(1e-3)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
     """One fault: how it is planted, in which recipe, and what a verification says of it."""
@@ -226,13 +357,34 @@ class Fault:
     kind: str
     names: str = ""  # in the name of what differs
     recipe: str = "quickstart"
-    settings: Mapping[str, str | int] = field(default_factory=dict)
+    settings: Mapping[str, str | float] = field(default_factory=dict)
 
 
-def _stage(number: int, **more: str | int) -> dict[str, str | int]:
+def _stage(number: int, **more: str | float) -> dict[str, str | float]:
     return {"parallel.zero_stage": number, **{k.replace("__", "."): v for k, v in more.items()}}
 
 
+PRETRAINED = "a small pretrained model"  # the place of a folder in settings
+LORA: dict[str, str | float] = {
+    "lora": "{rank: 4}", "model.init": "pretrained", "model.name": PRETRAINED,
+    "model.tokenizer": "null",
+}  # fmt: skip
+
+
+def _shared(kind: str) -> dict[str, str | float]:
+    return {f"parallel.{kind}": 2}
+
+
+ALBERT = {
+    "model.architecture": "{model_type: albert, vocab_size: 2048, embedding_size: 32, "
+    "hidden_size: 64, num_hidden_layers: 3, num_attention_heads: 4, intermediate_size: 128, "
+    "max_position_embeddings: 512, type_vocab_size: 2}",
+}
+MISTRAL = {
+    "model.architecture": "{model_type: mistral, vocab_size: 1024, hidden_size: 64, "
+    "intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4, "
+    "num_key_value_heads: 2, head_dim: 16, sliding_window: 8, max_position_embeddings: 512}",
+}
 MOE = {
     "model.architecture": "{model_type: qwen3_moe, vocab_size: 2048, hidden_size: 64, "
     "intermediate_size: 128, moe_intermediate_size: 32, num_hidden_layers: 2, "
@@ -286,7 +438,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "a LoRA scale off by two": Fault(
         plant=_on_trainer(_lora_scale), kind="gradient", names="lora_",
-        settings={**_stage(2), "lora": "{rank: 4}"},
+        settings={**_stage(2), **LORA},
     ),
     "decay on norms": Fault(
         plant=_on_engine(_after_step(_decay_norms)), kind="update", names="norm",
@@ -318,11 +470,72 @@ FAULTS: dict[str, Fault] = {
         plant=_on_engine(_betas), kind="update", settings=_stage(1),
     ),
     "padding that is seen": Fault(
-        plant=_on_trainer(_batches(_no_padding_mask)), kind="loss", recipe="quickstart-classify",
-        settings=_stage(2),
+        plant=_on_trainer(_batches(_no_padding_mask)), kind="gradient",
+        recipe="quickstart-classify",
+        settings={**_stage(2), "data.max_documents": 2000},
     ),
     "a sample that is read twice": Fault(
-        plant=_on_trainer(_repeated_sample), kind="loss", settings=_stage(1),
+        plant=_on_trainer(_repeated_sample), kind="samples", names="read 2 times",
+        settings=_stage(1),
+    ),
+    "a shard that two ranks read": Fault(
+        plant=_on_trainer(_own_shard_again), kind="samples", names="not read", settings=_stage(3),
+    ),
+    "weight decay left out": Fault(
+        plant=_on_engine(_no_decay), kind="update", settings={**_stage(2), "optimizer.lr": 0.01},
+    ),
+    "clipping left out": Fault(
+        plant=_on_engine(_no_clipping), kind="update",
+        settings={**_stage(2), "optimizer.name": "sgd", "optimizer.grad_clip": 0.01},
+    ),
+    "a gradient that is never cleared": Fault(
+        plant=_on_engine(_never_cleared), kind="update", names="layers.1.mlp.gate_proj",
+        settings=_stage(0),
+    ),
+    "a rank whose tokens see the future": Fault(
+        plant=_on_trainer(_sees_the_future), kind="loss", names="sample", settings=_stage(1),
+    ),
+    "a window of attention left out": Fault(
+        plant=_on_trainer(_no_window), kind="loss", settings={**_stage(2), **MISTRAL},
+    ),
+    "padding that is learnt": Fault(
+        plant=_on_trainer(_batches(_padding_learnt)), kind="loss", recipe="quickstart-seq2seq",
+        settings=_stage(2),
+    ),
+    "images that one rank scales otherwise": Fault(
+        plant=_on_trainer(_batches(_half_of_the_light)), kind="loss", recipe="quickstart-vision",
+        settings=_stage(1),
+    ),
+    "documents of a masked model that see each other": Fault(
+        plant=_on_trainer(_batches(_documents_of_mlm)), kind="gradient", recipe="quickstart-mlm",
+        settings=_stage(1),
+    ),
+    "a base that is trained beside its adapters": Fault(
+        plant=_on_trainer(_base_is_trained), kind="parameters", names="up_proj.base_layer",
+        settings={**_stage(1), **LORA},
+    ),
+    "a tied head that teaches nothing": Fault(
+        plant=_on_trainer(_cut_off), kind="gradient", names="embed_tokens", settings=_stage(2),
+    ),
+    "a shared module of which one use is lost": Fault(
+        plant=_on_trainer(_once), kind="gradient", names="albert_layers", recipe="quickstart-mlm",
+        settings={**_stage(2), **ALBERT},
+    ),
+    "wrong positions in one part of a sequence": Fault(
+        plant=_on_trainer(_batches(_late_positions)), kind="loss",
+        settings={**_stage(2), **_shared("sequence")},
+    ),
+    "a rank's part of a layer scaled": Fault(
+        plant=_on_engine(_engine_gradients(_twice_on_one, "layers.0.mlp.up")),
+        kind="gradient", names="layers.0.mlp.up", settings={**_stage(1), **_shared("tensor")},
+    ),
+    "norms that drift apart under shared layers": Fault(
+        plant=_on_engine(_after_step(_drift)), kind="replicas", names="input_layernorm",
+        settings={**_stage(0), **_shared("tensor")},
+    ),
+    "one rank's experts scaled": Fault(
+        plant=_on_engine(_engine_gradients(_twice_on_one, "experts")),
+        kind="gradient", names="experts", settings={**_stage(2), **MOE, **_shared("expert")},
     ),
 }  # fmt: skip
 

@@ -125,19 +125,27 @@ def _refusal(folder: Path, model: Path, stage: int, ranks: int) -> str:
         argv, capture_output=True, text=True, timeout=300,
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "400"},
     )  # fmt: skip
-    assert done.returncode in (1, 2), done.stderr
+    if done.returncode not in (1, 2):
+        return f"it ended with {done.returncode}: {done.stderr}"
     if done.returncode == 2:  # before anything was launched
         assert not run.exists()
         return done.stderr
     history = read_history(RunDirectory(run))
-    assert not history.all(Step)
     error = history.last(Error)
-    assert error is not None
+    if history.all(Step) or error is None:
+        return f"it made steps: {done.stderr}"
     return f"{error.cause} {error.remedy}"
 
 
+def not_refused(case: str, stage: int, ranks: int, folder: Path) -> str:
+    """Train a model whose weights are not all there: what was said, "" if it was refused so."""
+    make, said = CASES[case]
+    text = _refusal(folder, make(folder / "made"), stage, ranks)
+    return "" if all(part in text for part in said) else f"{case}: {text}"
+
+
 # Each case at one of the four layouts; the report is made before a model is partitioned, so it is
-# the same at all of them.
+# the same at all of them. `make verify-faults` tries every case at every layout.
 LAYOUTS = list(itertools.product((2, 3), (1, 2)))
 
 
@@ -149,10 +157,7 @@ LAYOUTS = list(itertools.product((2, 3), (1, 2)))
 def test_weights_that_are_not_there_end_the_run_before_the_first_step(
     case: str, stage: int, ranks: int, tmp_path: Path
 ) -> None:
-    make, said = CASES[case]
-    text = _refusal(tmp_path, make(tmp_path / "made"), stage, ranks)
-    for part in said:
-        assert part in text
+    assert not not_refused(case, stage, ranks, tmp_path)
 
 
 @pytest.mark.slow

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.models import small_model
 from tests.support.warm import PLANT, warm_dslm
-from tests.worker.planted import FAULTS
+from tests.worker.planted import FAULTS, PRETRAINED
 
 pytestmark = pytest.mark.slow
 
@@ -24,11 +26,15 @@ IN_THE_SUITE = (
 )  # fmt: skip
 
 
-def verified(folder: Path, recipe: str, given: dict[str, Any], **more: str) -> tuple[int, Any, str]:
+def verified(
+    folder: Path, recipe: str, given: dict[str, Any], *, options: Sequence[str] = (), **more: str
+) -> tuple[int, Any, str]:
     """Verify a recipe with two warm ranks: exit code, document, what was said."""
     argv = [*warm_dslm(), "verify", recipe, "--json", "-o", str(folder / "run"), "--steps", "2"]
+    argv += options
     for key, value in {**SMALL, "parallel.ranks": 2, **given}.items():
-        argv += ["-s", f"{key}={value}"]
+        made = small_model(folder / "model") if value == PRETRAINED else value
+        argv += ["-s", f"{key}={made}"]
     done = subprocess.run(
         argv, capture_output=True, text=True, timeout=500,
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "250", **more},
@@ -36,19 +42,35 @@ def verified(folder: Path, recipe: str, given: dict[str, Any], **more: str) -> t
     return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
 
-def fault_found(name: str, folder: Path) -> str:
-    """Plant a fault and verify; "" when it is found and named, else what was said."""
+def fault_found(name: str, folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """Plant a fault and verify: the difference that names it, if one does, and what was said."""
     fault = FAULTS[name]
     more = {PLANT: "tests.worker.planted:plant", "DSLM_TEST_FAULT": name}
     code, found, said = verified(folder, fault.recipe, dict(fault.settings), **more)
-    named = [each for each in found.get("differences", ()) if each["kind"] == fault.kind]
-    good = code == 5 and any(fault.names in each["name"] for each in named)
-    return "" if good else f"{name}: {code} {said[-3000:]}"
+    named = (
+        {**each, "more": found["found"] - 1}
+        for each in found.get("differences", ())
+        if code == 5 and each["kind"] == fault.kind and fault.names in each["name"]
+    )
+    return next(named, None), f"{name}: {code} {found.get('differences')} {said[-3000:]}"
 
 
 @pytest.mark.parametrize("name", IN_THE_SUITE)
 def test_a_planted_fault_is_found_and_named(name: str, tmp_path: Path) -> None:
-    assert not fault_found(name, tmp_path)
+    named, said = fault_found(name, tmp_path)
+    assert named, said
+
+
+def test_two_layouts_are_compared_with_each_other_too(tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("extends: quickstart\nparallel: {zero_stage: 3}\n")
+    code, found, said = verified(tmp_path, "quickstart", {}, options=("--against", str(other)))
+    assert code == 0, said
+    assert [each["stage"] for each in found["layouts"]] == [2, 3]
+    assert all(each["same"] for each in found["layouts"])
+    assert found["other_keys"] == []
+    assert found["losses_apart"] < 1e-5
+    assert "the losses of the two layouts are" in said
 
 
 @pytest.mark.parametrize(
@@ -57,6 +79,8 @@ def test_a_planted_fault_is_found_and_named(name: str, tmp_path: Path) -> None:
         ("quickstart", {"parallel.zero_stage": 3}),
         ("quickstart", {"parallel.zero_stage": 2, "precision": "bf16"}),
         ("quickstart-mlm", {"parallel.zero_stage": 1}),
+        ("quickstart", {"parallel.zero_stage": 1, "parallel.tensor": 2}),
+        ("quickstart", {"parallel.zero_stage": 3, "parallel.sequence": 2}),
     ],
 )
 def test_a_layout_that_learns_as_one_process_does_is_let_alone(

@@ -45,9 +45,17 @@ def compared(found: Verified) -> str:
     return (
         f"{found.parameters} parameters and {found.samples} samples over "
         f"{number_of(found.steps, 'step')} on {number_of(found.ranks, 'rank')}, "
-        f"ZeRO stage {found.stage}, {found.precision} (its own noise: {found.noise:.1e}), "
+        f"ZeRO stage {found.stage}, {_sharing(found)}{found.precision} "
+        f"(its own noise: {found.noise:.1e}), "
         f"with {packages}, in {render_seconds(found.seconds)}"
+        + (f"; not compared: {', '.join(found.not_compared)}" if found.not_compared else "")
     )
+
+
+def _sharing(found: Verified) -> str:
+    """Say what ranks share, if they do."""
+    sizes = (("tensor", found.tensor), ("sequence", found.sequence), ("expert", found.expert))
+    return "".join(f"{name} {size}, " for name, size in sizes if size > 1)
 
 
 def verified_panel(found: Verified, known: Sequence[str]) -> Panel:

@@ -9,21 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
-from deepspeed.module_inject.auto_ep_presets.base import MoEModelPreset
-from deepspeed.module_inject.auto_ep_presets.registry import get_preset
-from deepspeed.module_inject.layers import (
-    LinearAllreduce,
-    SubParamLinearAllreduce,
-    TensorParallel_Layer,
-)
+from deepspeed.module_inject import layers as tensor_layers
+from deepspeed.module_inject.layers import TensorParallel_Layer
 from deepspeed.utils import groups
 
+if TYPE_CHECKING:
+    from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+    from deepspeed.module_inject.auto_ep_presets.base import MoEModelPreset
+
 _Parts = Sequence[torch.Tensor]
+# layers that add up what their ranks found; older releases have but the first
+_ADD_UP = tuple(
+    getattr(tensor_layers, name)
+    for name in ("LinearAllreduce", "SubParamLinearAllreduce")
+    if hasattr(tensor_layers, name)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,9 @@ def shards_of(module: torch.nn.Module) -> dict[str, Shard]:
     layers = _layers(module)
     renamed: dict[str, str] = {}
     found: dict[str, Shard] = {}
-    mixtures = {p: m for p, m in module.named_modules() if isinstance(m, AutoEPMoELayer)}
-    for path, mixture in mixtures.items():
+    for path, mixture in _mixtures(module).items():
+        from deepspeed.module_inject.auto_ep_presets.registry import get_preset
+
         preset = get_preset(mixture.model_family)
         renamed[f"{path}.router.gate."] = f"{path}.{preset.router_pattern}."
         renamed[f"{path}.shared_experts."] = f"{path}.{preset.shared_experts_pattern}."
@@ -62,6 +67,33 @@ def shards_of(module: torch.nn.Module) -> dict[str, Shard]:
     return found
 
 
+def parts_of(module: torch.nn.Module) -> dict[str, int]:
+    """Return which part of a parameter this rank has, by the rank's own names of parameters.
+
+    Those that it has whole are left out.
+    """
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    found: dict[str, int] = {}
+    for path, layer in _layers(module).items():
+        name = names.get(id(getattr(layer, path.rpartition(".")[2])))
+        if name is not None and layer.mp_group is not None:
+            found[name] = layer.tp_index
+    for mixture in _mixtures(module).values():
+        own = mixture.experts
+        for weight in (own.w1, own.w2, own.w3):
+            found[names[id(weight)]] = mixture.ep_rank
+    return found
+
+
+def _mixtures(module: torch.nn.Module) -> dict[str, AutoEPMoELayer]:
+    """The mixtures whose experts ranks share; releases before 0.19.2 know none."""
+    try:
+        from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+    except ImportError:
+        return {}
+    return {path: m for path, m in module.named_modules() if isinstance(m, AutoEPMoELayer)}
+
+
 def _same(parts: _Parts) -> torch.Tensor:
     return parts[0]
 
@@ -79,7 +111,7 @@ def _layers(module: torch.nn.Module) -> dict[str, TensorParallel_Layer]:
     for path, layer in module.named_modules():
         if not isinstance(layer, TensorParallel_Layer):
             continue
-        adds_up = isinstance(layer, LinearAllreduce | SubParamLinearAllreduce)
+        adds_up = isinstance(layer, _ADD_UP)
         for name in ("weight",) if adds_up else ("weight", "bias"):
             if getattr(layer, name, None) is not None:
                 found[f"{path}.{name}" if path else name] = layer

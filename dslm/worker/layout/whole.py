@@ -40,7 +40,7 @@ class WholeState:
         self._base = getattr(optimizer, "optimizer", optimizer)  # torch's, below DeepSpeed's
         self._shards = shards_of(engine.module)
         trained = [p for p in engine.module.parameters() if p.requires_grad]
-        self._masters = _masters(optimizer, trained)
+        self._masters = masters(optimizer, trained)
         flat: Sequence[torch.Tensor] | None = next(
             (getattr(optimizer, name) for name in _FLAT if hasattr(optimizer, name)), None
         )
@@ -129,7 +129,7 @@ class WholeState:
             parameter.data.copy_(value.view_as(parameter))
 
 
-def _masters(
+def masters(
     optimizer: Any, trained: Sequence[torch.Tensor]
 ) -> dict[torch.Tensor, tuple[torch.Tensor, int]]:
     """Stage 0: what holds each parameter in full precision, and where in it.

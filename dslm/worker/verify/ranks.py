@@ -29,13 +29,14 @@ from dslm.worker.model import DTYPES, build_model, label_settings
 from dslm.worker.ranks import Rank
 from dslm.worker.train import build_models, join_ranks, prepare_inputs, run_steps
 from dslm.worker.verify.compare import (
+    LEAST,
     Difference,
     Noise,
-    Updates,
     compare_gradients,
     compare_losses,
     compare_norm,
     compare_ranks,
+    compare_samples,
     noise_of,
     wrong_parameters,
 )
@@ -44,9 +45,12 @@ from dslm.worker.verify.record import Recorder
 from dslm.worker.verify.reduced import reduced_config, without_dropout, write_reduced
 from dslm.worker.verify.reference import Found, Reference
 from dslm.worker.verify.switches import Layout, switched
+from dslm.worker.verify.updates import Updates
 
 TASKS = ("pretrain", "sft", "sequence", "mlm", "seq2seq", "classify", "vision")
-_SECONDS = 150.0  # after which no other switch is tried
+# of a verification, which may take three minutes with the start of the ranks: after which the
+# layout makes no further step, no further step is compared, no other switch is tried
+_STEPS_SECONDS, _COMPARE_SECONDS, _SECONDS = 60.0, 100.0, 150.0
 _KEPT = 40  # differences
 
 
@@ -57,7 +61,10 @@ class Verdict:
     differences: tuple[Difference, ...] = ()
     parameters: int = 0
     samples: int = 0
+    steps: int = 0
     noise: float = 0.0
+    losses: tuple[float, ...] = ()
+    not_compared: tuple[str, ...] = ()
 
 
 def verify(rank: Rank) -> None:
@@ -76,20 +83,22 @@ def verify(rank: Rank) -> None:
     join_ranks(given)
     steps = given.recipe.duration.steps or 1
     layout: Layout = (given.recipe, given.config)
-    given.phase(Phase.MODEL, number_of(steps, "step") + " of the layout")
     verdict = run_layout(given, layout)
     cause, setting, tried = "", "", []
+    usual = given.seconds / steps  # of a step with its comparison
     for switch, other in switched(layout) if _all_see(bool(verdict.differences)) else ():
-        if not _all_see(given.seconds < _SECONDS):
+        began = given.seconds
+        if not _all_see(began + usual < _SECONDS):
             break
         given.phase(Phase.MODEL, f"without {switch.name}: does it still differ?")
         tried.append(switch.name)
         if not _all_see(bool(run_layout(given, other, steps=1).differences)):
             cause, setting = switch.name, switch.setting
             break
+        usual = given.seconds - began
     if rank.rank == 0:
         rank.record(_event(given, verdict, cause, setting, tuple(tried)))
-        done = End(**rank.stamp(), status="done", step=steps, seconds=given.seconds)
+        done = End(**rank.stamp(), status="done", step=verdict.steps, seconds=given.seconds)
         rank.record(done)
     dist.destroy_process_group()
 
@@ -102,16 +111,23 @@ def run_layout(given: Assignment, layout: Layout, steps: int | None = None) -> V
     settings = label_settings(inputs.data.labels)
     unset_hf_deepspeed_config()  # of the last layout: under ZeRO-3 the reference would be parted
     with tempfile.TemporaryDirectory(prefix="dslm-verify-") as folder:
-        reduced = reduced_config(recipe, inputs.tokenizer, **settings)
+        reduced = reduced_config(recipe, inputs.tokenizer, given.layout, **settings)
         had_dropout = bool(without_dropout(reduced)) or bool(recipe.lora and recipe.lora.dropout)
         write_reduced(recipe, reduced, inputs.task.auto_class, folder)
         recipe = _of_folder(recipe, folder)
         given = replace(given, recipe=recipe, config=config)
+        first = steps is None  # the layout itself, not one with something switched
+
+        def late(made: int) -> bool:
+            if first:
+                given.phase(Phase.MODEL, f"step {made} of {inputs.steps} of the layout")
+            return given.seconds > _STEPS_SECONDS
+
         set_seed(recipe.seed)
         plain = _plain(given, inputs, settings) if given.rank.rank == 0 else None
         arguments = arguments_of(given, inputs)
         training = assemble(given, inputs, build_models(given, inputs, None), arguments)
-        recorder = Recorder(training.trainer, recipe.task)
+        recorder = Recorder(training.trainer, recipe.task, late)
         run_steps(given, training)
     verdict = Verdict()
     if plain is not None:
@@ -127,7 +143,12 @@ def _of_folder(recipe: Recipe, folder: str) -> Recipe:
     model = {"name": folder, "init": "pretrained", "architecture": {}, "revision": "main"}
     lora = recipe.lora.model_copy(update={"dropout": 0.0}) if recipe.lora else None
     guards = recipe.guards.model_copy(update={"on_trouble": "warn"})
-    changed = {"model": recipe.model.model_copy(update=model), "lora": lora, "guards": guards}
+    changed = {
+        "model": recipe.model.model_copy(update=model),
+        "lora": lora,
+        "guards": guards,
+        "log": recipe.log.model_copy(update={"samples": True}),  # batches say what is in them
+    }
     return recipe.model_copy(update=changed)
 
 
@@ -155,8 +176,12 @@ def _compare(
     sampler = training.trainer.sampler
     updates, noise = Updates(given.recipe), Noise()
     differences: list[Difference] = []
-    samples = 0
+    samples = compared = 0
     for number, step in enumerate(recorder.steps, 1):
+        if compared and given.seconds > _COMPARE_SECONDS:
+            break
+        given.phase(Phase.MODEL, f"step {number} of {len(recorder.steps)} in one process")
+        compared = number
         batch = [inputs.data.train[int(place)] for place in sampler.samples_of_step(number - 1)]
         samples += len(batch)
         if number == 1:
@@ -166,7 +191,10 @@ def _compare(
         if number == 1:
             noise = _measure(plain, batch, wanted, DTYPES[precision], micro)
         differences += [
-            *compare_ranks(step, number, given.recipe.optimizer.lr, dropout=had_dropout),
+            *compare_samples(step, number, wanted),
+            *compare_ranks(
+                step, number, given.recipe.optimizer.lr, given.layout, dropout=had_dropout
+            ),
             *compare_losses(step, number, wanted, noise, precision),
             *compare_gradients(step, number, wanted, noise, precision),
             *compare_norm(step, number, precision),
@@ -178,8 +206,23 @@ def _compare(
         differences=tuple(differences),
         parameters=len(plain.trained()),
         samples=samples,
+        steps=compared,
         noise=max(noise.gradients.values(), default=0.0),
+        losses=tuple(step.loss for step in recorder.steps[:compared]),
+        not_compared=_left_out(given, recorder, updates),
     )
+
+
+def _left_out(given: Assignment, recorder: Recorder, updates: Updates) -> tuple[str, ...]:
+    """Say what no reference is known of."""
+    optimizer = given.recipe.optimizer.name
+    last = recorder.steps[-1]
+    told = {
+        f"updates of {optimizer}": not updates.knows,
+        f"gradients of {number_of(len(last.unknown), 'parameter')}": bool(last.unknown),
+        "losses of single samples": not last.losses,
+    }
+    return tuple(text for text, true in told.items() if true)
 
 
 def _measure(
@@ -205,11 +248,17 @@ def _event(
         same=not verdict.differences,
         parameters=verdict.parameters,
         samples=verdict.samples,
-        steps=given.recipe.duration.steps or 1,
+        steps=verdict.steps,
         ranks=given.rank.world_size,
         stage=given.stage,
+        tensor=given.layout.tensor,
+        sequence=given.layout.sequence,
+        expert=given.layout.expert,
         precision=given.recipe.precision,
         noise=verdict.noise,
+        losses=verdict.losses,
+        allowed_loss=LEAST[given.recipe.precision],
+        not_compared=verdict.not_compared,
         seconds=round(time.monotonic() - given.began, 3),
         versions=dict(versions()),
         found=len(verdict.differences),

@@ -1,4 +1,4 @@
-"""Records what a layout really does: gradients, norm, updates and losses of each step.
+"""Records what a layout really does: samples, gradients, norm, updates and losses of each step.
 
 Gathers over the ranks by DeepSpeed's own functions; everything whole is kept by rank 0 alone.
 """
@@ -6,33 +6,59 @@ Gathers over the ranks by DeepSpeed's own functions; everything whole is kept by
 from __future__ import annotations
 
 import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dslm.worker.replicas import differing
+from dslm.worker.layout.ranks import Layout
+from dslm.worker.layout.sequence import part_of
+from dslm.worker.layout.tensor import whole_logits
+from dslm.worker.replicas import Replicas
+from dslm.worker.trainer import PLACES
 from dslm.worker.verify.compare import Step
 from dslm.worker.verify.reference import CAUSAL, Tensors, summed_loss
+from dslm.worker.verify.values import Values
+
+
+@dataclass(slots=True)
+class _Mine:
+    """What this rank did in a step: every rank tells the others."""
+
+    places: list[int] = field(default_factory=list)  # of the samples that it was trained on
+    rows: dict[int, tuple[float, int]] = field(default_factory=dict)  # sum and count, by place
+    loss: float = 0.0
+    rate: float = 0.0
+    draw: int = 0  # a number for its random state
+    late: bool = False
 
 
 class Recorder(TrainerCallback):
     """Stands between a trainer and its engine for a few steps."""
 
-    def __init__(self, trainer: Any, task: str) -> None:
-        """Record a run's trainer, which has not started."""
+    def __init__(self, trainer: Any, task: str, late: Callable[[int], bool]) -> None:
+        """Record a run's trainer, which has not started.
+
+        Args:
+            trainer: the trainer.
+            task: what it learns.
+            late: is told how many steps are made; whether they are enough, as rank 0 sees it.
+        """
         self.steps: list[Step] = []
         self._trainer = trainer
+        self._layout: Layout = trainer.layout
         self._task = task
-        self._queue: list[int] = []
-        self._rows: dict[int, tuple[float, int]] = {}
-        self._loss = 0.0
+        self._late = late
+        self._mine = _Mine()
         self._gradients: Tensors = {}
         self._before: Tensors = {}
+        self._values: Any = None
+        self._replicas: Any = None
         self._group = dist.new_group(backend="gloo")
-        self._draw, self._rate = 0, 0.0
         self._compute, trainer.compute_loss = trainer.compute_loss, self._compute_loss
         self._pass, trainer.training_step = trainer.training_step, self._training_step
         trainer.add_callback(self)
@@ -41,13 +67,15 @@ class Recorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         engine = self._trainer.model_wrapped
-        self._before = _parameters(engine)
+        self._values = Values(engine, shared=self._layout.shares_parameters)
+        self._replicas = Replicas(engine)
+        self._before = self._values.parameters()
         usual = engine.step
 
         def step(*given: Any, **settings: Any) -> Any:
             if engine.is_gradient_accumulation_boundary():
-                self._gradients = _gradients(engine)
-                self._rate = _rate(engine)  # before the schedule moves it
+                self._gradients = self._values.gradients()
+                self._mine.rate = _rate(engine)  # before the schedule moves it
             return usual(*given, **settings)
 
         engine.step = step
@@ -55,38 +83,47 @@ class Recorder(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        mine = self._trainer.sampler.samples_of_rank(state.global_step)
-        self._queue = [int(place) for place in mine]
-        self._draw = _random_state()
-        self._rows, self._loss = {}, 0.0
+        self._mine = _Mine(draw=_random_state())
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         engine = self._trainer.model_wrapped
-        differ = differing(engine, getattr(engine, "data_parallel_group", None), None) or ""
-        after = _parameters(engine)
+        differ = self._replicas.differing(None) or ""
+        after = self._values.parameters()
         norm = engine.get_global_grad_norm()
-        mine = (self._rows, self._loss, self._rate, self._draw)
+        self._mine.late = self._late(state.global_step)
         every: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(every, mine, group=self._group)
-        rows: dict[int, tuple[float, int]] = {}
-        for found, *_ in every:
-            rows.update(found)
+        dist.all_gather_object(every, self._mine, group=self._group)
         self.steps.append(
             Step(
                 before=self._before,
                 gradients=self._gradients,
                 norm=None if norm is None else float(norm),
-                losses=rows,
-                loss=sum(own[1] for own in every) / len(every),
+                losses=self._losses(every),
+                read=Counter(p for own in every[:: self._layout.sharing] for p in own.places),
+                loss=sum(own.loss for own in every) / len(every),
                 after=after,
-                rates=tuple(own[2] for own in every),
-                draws=tuple(own[3] for own in every),
+                rates=tuple(own.rate for own in every),
+                draws=tuple(own.draw for own in every),
                 differ=differ,
+                unknown=self._values.unknown,
             )
         )
         self._before, self._gradients = after, {}
+        if every[0].late:
+            control.should_training_stop = True
+
+    def _losses(self, every: list[_Mine]) -> dict[int, tuple[float, int]]:
+        """The loss of each sample: ranks that share a sequence have a part of it each."""
+        layout, found = self._layout, dict[int, tuple[float, int]]()
+        for rank, own in enumerate(every):
+            if rank % layout.sharing >= layout.sequence:
+                continue  # a rank of the same layers has told it already
+            for place, (value, count) in own.rows.items():
+                before = found.get(place, (0.0, 0)) if rank % layout.sharing else (0.0, 0)
+                found[place] = (before[0] + value, before[1] + count)
+        return found
 
     def _compute_loss(self, model: Any, inputs: Any, *rest: Any, **settings: Any) -> Any:
         """The trainer's own, and beside it the loss of each sample where there are logits."""
@@ -97,69 +134,33 @@ class Recorder(TrainerCallback):
         logits = getattr(outputs, "logits", None)
         if logits is None and isinstance(outputs, dict):
             logits = outputs.get("logits")
-        if labels is not None:
-            self._note(labels, logits)
+        if labels is not None and isinstance(logits, torch.Tensor):
+            self._note(labels, logits.detach())
         return (loss, outputs) if asked else loss
 
-    def _note(self, labels: torch.Tensor, logits: torch.Tensor | None) -> None:
-        places = [self._queue.pop(0) for _ in range(min(len(labels), len(self._queue)))]
+    def _note(self, labels: torch.Tensor, logits: torch.Tensor) -> None:
+        logits = whole_logits(logits, self._layout, self._trainer.model_wrapped)
         shifted = self._task in CAUSAL
-        if not isinstance(logits, torch.Tensor) or logits.shape[0] != len(labels):
+        if self._layout.sequence > 1:
+            labels, shifted = part_of({"labels": labels}, self._layout)["shift_labels"], False
+        places = self._mine.places[-len(labels) :]
+        if logits.shape[0] != len(labels) or len(places) != len(labels):
             return
         rows = labels.view(len(labels), -1)
         learnt = (rows[:, 1:] if shifted else rows) != -100
         if logits.dim() == 3 and logits.shape[1] != labels.shape[-1]:
             return
         with torch.no_grad():
-            sums = summed_loss(logits.detach(), labels, shifted=shifted)
-        for place, value, count in zip(places, sums.tolist(), learnt.sum(1).tolist(), strict=False):
-            self._rows[place] = (value, int(count))
+            sums = summed_loss(logits, labels, shifted=shifted)
+        for place, value, count in zip(places, sums.tolist(), learnt.sum(1).tolist(), strict=True):
+            self._mine.rows[place] = (value, int(count))
 
-    def _training_step(self, *args: Any, **settings: Any) -> torch.Tensor:
+    def _training_step(self, model: Any, inputs: Any, *args: Any, **settings: Any) -> torch.Tensor:
         """The trainer's own, whose loss is a share of the step's."""
-        loss: torch.Tensor = self._pass(*args, **settings)
-        self._loss += float(loss.detach())
+        self._mine.places += [int(place) for place in inputs.get(PLACES, ())]
+        loss: torch.Tensor = self._pass(model, inputs, *args, **settings)
+        self._mine.loss += float(loss.detach())
         return loss
-
-
-def _parameters(engine: Any) -> Tensors:
-    """All parameters in full, fp32, on the CPU of rank 0."""
-    found: Tensors = {}
-    for name, parameter in engine.module.named_parameters():
-        value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-        if value is None:
-            value = _whole(parameter)
-        if dist.get_rank() == 0:
-            found[name] = value.detach().float().cpu().clone().view(_shape(parameter))
-    return found
-
-
-def _gradients(engine: Any) -> Tensors:
-    """All gradients in full, without the loss scale, on the CPU of rank 0."""
-    found: Tensors = {}
-    optimizer = engine.optimizer
-    scale = float(getattr(optimizer, "cur_scale", 1.0) or 1.0) if engine.fp16_enabled() else 1.0
-    for name, parameter in engine.module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        value = safe_get_full_grad(parameter)
-        if value is not None and dist.get_rank() == 0:
-            found[name] = value.detach().float().cpu().clone().view(_shape(parameter)) / scale
-    return found
-
-
-def _whole(parameter: Any) -> torch.Tensor:
-    if not hasattr(parameter, "ds_id"):
-        value: torch.Tensor = parameter.data
-        return value
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([parameter]):
-        return parameter.data.clone()
-
-
-def _shape(parameter: Any) -> tuple[int, ...]:
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _random_state() -> int:

@@ -1,63 +1,86 @@
 """A recipe's model cut to few layers of each kind and small widths, with random weights on disk.
 
-What makes a layout go wrong is kept: ties, experts, shared modules, the kinds of layers, adapters.
-Widths are cut by the names that transformers' configs use, and put back where a model can't be
-built with them.
+What makes a layout go wrong is kept: ties, experts, shared modules, the kinds of layers, adapters,
+heads that ranks share evenly. Widths are cut by the names that transformers' configs use, in the
+config and in those inside it; a cut is taken when the model can be built and run with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import save_model
-from transformers import AutoConfig, set_seed
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, set_seed
 
 from dslm.errors import RecipeError, Where
 from dslm.recipe.schema import Recipe
+from dslm.worker.layout.ranks import Layout
 from dslm.worker.model import scratch_config
+from dslm.worker.trace.layers import Layer, layers_of
 
-MOST_PARAMETERS = 4_000_000  # beside the tables of the vocabulary
-_LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "encoder_layers",
-           "decoder_layers", "n_layers")  # fmt: skip
-_FEWEST = 2
-_WIDTH = 64
+MOST_PARAMETERS = (
+    4_000_000  # beside the tables of the vocabulary, from which a smaller cut is tried
+)
+_AFFORDABLE = 100_000_000  # parameters in all, beyond which a verification takes too long
+_FEWEST, _MOST = 2, 16  # layers of a stack
+_WIDTH, _HEADS, _EXPERTS = 64, 4, 4
 _DROPOUTS = ("dropout", "pdrop", "drop_rate", "_drop")
-_OF_LAYERS = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers")
-_SMALL = {
-    "hidden_size": _WIDTH, "n_embd": _WIDTH, "d_model": _WIDTH, "intermediate_size": 2 * _WIDTH,
-    "d_ff": 2 * _WIDTH, "n_inner": 2 * _WIDTH, "ffn_dim": 2 * _WIDTH,
-    "encoder_ffn_dim": 2 * _WIDTH, "decoder_ffn_dim": 2 * _WIDTH,
-    "moe_intermediate_size": _WIDTH // 2, "shared_expert_intermediate_size": _WIDTH // 2,
-    "num_attention_heads": 4, "n_head": 4, "num_heads": 4, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "head_dim": _WIDTH // 4, "d_kv": _WIDTH // 4,
-    "embedding_size": _WIDTH, "word_embed_proj_dim": _WIDTH,
-    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
-}  # fmt: skip
+_INNER = ("intermediate_size", "d_ff", "n_inner", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim",
+          "mlp_hidden_size", "ffn_hidden_size", "shared_intermediate_size")  # fmt: skip
+_OF_EXPERTS = ("moe_intermediate_size", "shared_expert_intermediate_size")
+_HIDDEN = ("hidden_size", "n_embd", "d_model", "embedding_size", "word_embed_proj_dim")
+_OF_HEADS = ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads",
+             "decoder_attention_heads", "n_heads")  # fmt: skip
+_SHARED_HEADS = ("num_key_value_heads", "num_kv_heads")
+_HEAD = ("head_dim", "d_kv")
+_LATENT = ("q_lora_rank", "kv_lora_rank")
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_CHOSEN = ("num_experts_per_tok", "moe_topk", "top_k_experts")
+_LAYER_WORDS = ("layer", "depth", "block")  # in the name of a number of layers
+_TOKENS = 8  # of the sample that a cut is tried with
+
+_Changes = Mapping[int, Mapping[str, Any]]  # of the entries of a config, by its identity
 
 
-def reduced_config(recipe: Recipe, tokenizer: Any, **settings: Any) -> Any:
+def reduced_config(recipe: Recipe, tokenizer: Any, layout: Layout, **settings: Any) -> Any:
     """Return the config of the reduced model, without dropout.
 
     Raises:
-        RecipeError: the model's own config is not known here.
+        RecipeError: the model's own config is not known here, or the model can't be cut so far that
+            it can be verified.
     """
     full = _config(recipe, tokenizer, **settings)
-    for changes in _attempts(full):
-        values = {**full.to_dict(), **changes}
-        values.pop("model_type", None)
-        try:
-            config = type(full)(**values)
-            with torch.device("meta"):
-                model = _factory(recipe).from_config(config)
-        except Exception:  # noqa: BLE001, S112 - models refuse widths in any way: the next is tried
+    factory = _factory(recipe)
+    smallest: tuple[int, Any] | None = None
+    fewer = _fewer_layers(full, _built(factory, full, "meta"))
+    for config in _attempts(full, fewer, layout):
+        model = _built(factory, config, "meta")
+        if model is None:
             continue
-        if _beside_tables(model) <= MOST_PARAMETERS or not changes:
+        size = sum(p.numel() for p in model.parameters())
+        if size > _AFFORDABLE or not _runs(_built(factory, config, "cpu")):
+            continue
+        if size - _of_tables(model) <= MOST_PARAMETERS:
             return config
-    return full
+        if smallest is None or size < smallest[0]:
+            smallest = size, config
+    if smallest is None:
+        raise RecipeError(
+            f"a model of type `{getattr(full, 'model_type', '')}` can't be cut to a size that is "
+            "verified in minutes",
+            where=Where(key="model"),
+            hint="verify the layout with another model of this kind: `--set model.architecture=…`",
+        )
+    return smallest[1]
 
 
 def write_reduced(recipe: Recipe, config: Any, auto_class: str, folder: str) -> None:
@@ -73,30 +96,33 @@ def write_reduced(recipe: Recipe, config: Any, auto_class: str, folder: str) -> 
 
 
 def without_dropout(config: Any) -> dict[str, float]:
-    """Set every dropout of a config to 0; what they were, where they weren't."""
-    had = {
-        name: value
-        for name, value in vars(config).items()
-        if isinstance(value, float) and value > 0 and any(part in name for part in _DROPOUTS)
-    }
-    for name in had:
-        setattr(config, name, 0.0)
+    """Set every dropout of a config, and of those inside it, to 0; what they were."""
+    had: dict[str, float] = {}
+    for each in _configs(config):
+        for name, value in vars(each).items():
+            dropout = any(part in name for part in _DROPOUTS)
+            if dropout and isinstance(value, float) and value > 0:
+                had[name] = value
+                setattr(each, name, 0.0)
     return had
 
 
 def _config(recipe: Recipe, tokenizer: Any, **settings: Any) -> Any:
-    if recipe.model.init == "scratch":
+    model = recipe.model
+    if model.init == "scratch":
         return scratch_config(recipe, tokenizer, **settings)
     try:
         return AutoConfig.from_pretrained(
-            recipe.model.name,
-            revision=recipe.model.revision,
-            trust_remote_code=recipe.model.trust_remote_code,
+            model.name,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
             **settings,
         )
     except (OSError, ValueError) as failure:
+        if model.architecture and not Path(str(model.name)).is_dir():
+            return scratch_config(recipe, tokenizer, **settings)  # no network: a preset says it all
         raise RecipeError(
-            f"the config of `{recipe.model.name}` can't be read: {str(failure).splitlines()[0]}",
+            f"the config of `{model.name}` can't be read: {str(failure).splitlines()[0]}",
             where=Where(key="model.name"),
         ) from failure
 
@@ -107,51 +133,186 @@ def _factory(recipe: Recipe) -> Any:
     return getattr(transformers, task_of(recipe).auto_class)
 
 
-def _attempts(full: Any) -> Iterator[dict[str, Any]]:
-    """Changes of a config: fewer layers and smaller widths, fewer layers, none."""
-    layers = _fewer_layers(full)
-    heads = _kept_ratio(full)
-    widths = {name: value for name, value in _SMALL.items() if _larger(full, name, value)}
-    if widths:
-        yield {**layers, **widths, **heads}
-    if layers:
-        yield layers
-    yield {}
+def _built(factory: Any, config: Any, device: str) -> nn.Module | None:
+    try:
+        with torch.device(device):
+            built: nn.Module = factory.from_config(config, dtype=torch.float32)
+    except Exception:  # noqa: BLE001 - models refuse sizes in any way: the next are tried
+        return None
+    return built
 
 
-def _larger(full: Any, name: str, value: int) -> bool:
-    own = getattr(full, name, None)
-    return isinstance(own, int) and not isinstance(own, bool) and own > value
+def _runs(model: nn.Module | None) -> bool:
+    """Whether a forward pass of a few tokens goes through."""
+    if model is None:
+        return False
+    config: Any = model.config
+    tokens = torch.arange(1, 1 + _TOKENS)[None]
+    inputs: dict[str, torch.Tensor] = {}
+    if getattr(model, "main_input_name", "input_ids") == "input_ids":
+        inputs["input_ids"] = tokens
+        if getattr(config, "is_encoder_decoder", False):
+            inputs["decoder_input_ids"] = tokens
+    elif isinstance(getattr(config, "image_size", None), int):
+        size = config.image_size
+        inputs["pixel_values"] = torch.zeros(1, config.num_channels, size, size)
+    else:
+        return True
+    try:
+        with torch.no_grad():
+            model.eval()(**inputs)
+    except Exception:  # noqa: BLE001 - as above
+        return False
+    return True
 
 
-def _fewer_layers(full: Any) -> dict[str, Any]:
-    """Two layers, or as many as there are kinds, the first of each."""
-    kinds = getattr(full, "layer_types", None)
-    keep = _FEWEST
-    if isinstance(kinds, list) and kinds:
-        first = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
-        keep = max(_FEWEST, max(first) + 1)
-    changes: dict[str, Any] = {name: keep for name in _LAYERS if _larger(full, name, keep)}
-    for name in _OF_LAYERS:
-        values = getattr(full, name, None)
-        if changes and isinstance(values, list):
-            changes[name] = values[:keep]
+def _attempts(full: Any, fewer: _Changes, layout: Layout) -> Iterator[Any]:
+    """Cuts of a config, the smallest first: each with fewer layers of each kind."""
+    shared = max(layout.tensor, layout.sequence)
+    heads = max(_HEADS, 2 * shared)  # that the ranks share evenly
+
+    def small(each: Any) -> dict[str, Any]:
+        width = _WIDTH * heads // _HEADS
+        return {**_widths(each, width, heads, shared), **_smaller(each, _HEAD, width // heads)}
+
+    def own_heads(each: Any) -> dict[str, Any]:
+        return _widths(each, heads * _head_of(each), heads, shared)
+
+    def few_experts(each: Any) -> dict[str, Any]:
+        return _experts(each, layout.expert)
+
+    for cuts in ((small, few_experts), (own_heads, few_experts), (few_experts,), ()):
+        yield _changed(full, partial(_together, cuts, fewer))
+    yield full
+
+
+def _together(
+    cuts: Sequence[Callable[[Any], dict[str, Any]]], fewer: _Changes, each: Any
+) -> dict[str, Any]:
+    """All changes of one config."""
+    changes = dict(fewer.get(id(each), {}))
+    for cut in cuts:
+        changes |= cut(each)
     return changes
 
 
-def _kept_ratio(full: Any) -> dict[str, int]:
-    """Key-value heads in about the same ratio to the heads."""
-    heads, shared = (getattr(full, n, None) for n in ("num_attention_heads", "num_key_value_heads"))
-    if not isinstance(heads, int) or not isinstance(shared, int) or heads <= 4:
-        return {}
-    return {"num_key_value_heads": 4 if shared == heads else 2 if shared > 1 else 1}
+def _changed(full: Any, changes_of: Callable[[Any], Mapping[str, Any]]) -> Any:
+    """A copy of a config with changes in it and in the configs inside it."""
+    made = copy.deepcopy(full)
+    for own, each in zip(_configs(full), _configs(made), strict=True):
+        for name, value in changes_of(own).items():
+            with suppress(AttributeError):  # it follows from others
+                setattr(each, name, value)
+    return made
 
 
-def _beside_tables(model: Any) -> int:
-    """Parameters beside the tables of the vocabulary."""
+def _configs(config: Any) -> Iterator[Any]:
+    """A config and those inside it, such as that of the text in a model of text and images."""
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PretrainedConfig):
+            yield from _configs(value)
+
+
+def _smaller(each: Any, names: Sequence[str], value: int) -> dict[str, int]:
+    """Those of a config's entries that are larger, with this value."""
+    return {name: value for name in names if (own := _number(each, name)) and own > value}
+
+
+def _number(each: Any, name: str) -> int | None:
+    own = getattr(each, name, None)
+    return own if isinstance(own, int) and not isinstance(own, bool) else None
+
+
+def _widths(each: Any, width: int, heads: int, shared: int) -> dict[str, int]:
+    """Smaller hidden and inner sizes, fewer heads, key-value heads in about the same ratio."""
+    return {
+        **_smaller(each, _HIDDEN, width),
+        **_smaller(each, _INNER, 2 * width),
+        **_smaller(each, _OF_EXPERTS, width // 2),
+        **_smaller(each, _LATENT, _WIDTH),
+        **_smaller(each, _OF_HEADS, heads),
+        **_key_values(each, heads, shared),
+    }
+
+
+def _key_values(each: Any, heads: int, shared: int) -> dict[str, int]:
+    full = next((n for name in _OF_HEADS if (n := _number(each, name))), None)
+    found: dict[str, int] = {}
+    for name in _SHARED_HEADS:
+        own = _number(each, name)
+        if own is None or full is None or full <= heads:
+            continue
+        few = shared if not own % shared and shared > 1 else 2
+        found[name] = heads if own == full else min(own, few)
+    return found
+
+
+def _experts(each: Any, shared: int) -> dict[str, int]:
+    return {
+        **_smaller(each, _EXPERT_COUNTS, -(-_EXPERTS // shared) * shared),
+        **_smaller(each, _CHOSEN, 2),
+        **_smaller(each, ("n_group",), 2),
+        **_smaller(each, ("topk_group",), 1),
+    }
+
+
+def _head_of(each: Any) -> int:
+    """The size of a head, as the config says it or as it follows."""
+    said = next((n for name in _HEAD if (n := _number(each, name))), None)
+    wide = next((n for name in _HIDDEN if (n := _number(each, name))), None)
+    heads = next((n for name in _OF_HEADS if (n := _number(each, name))), None)
+    if said is not None:
+        return said
+    return wide // heads if wide and heads else _WIDTH // _HEADS
+
+
+def _fewer_layers(full: Any, model: nn.Module | None) -> _Changes:
+    """Entries that say how many layers there are, or something of each, by config."""
+    keep = dict(_kept(model)) if model is not None else {}
+    found: dict[int, dict[str, Any]] = {}
+    for each in _configs(full):
+        changes = found.setdefault(id(each), {})
+        for name, value in vars(each).items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                few = keep.get(value)
+                if few is not None and any(word in name for word in _LAYER_WORDS):
+                    changes[name] = few
+            elif isinstance(value, list | tuple | str) and len(value) in keep and len(value) > 1:
+                few = keep[len(value)]
+                if not isinstance(value, str) or "pattern" in name:
+                    changes[name] = value[:few]
+    return found
+
+
+def _kept(model: nn.Module) -> Iterator[tuple[int, int]]:
+    """How many layers of each stack are kept, by how many it has, where that is fewer.
+
+    So many that there is one of each kind, and two of those that use the same module.
+    """
+    stacks: dict[int, list[Layer]] = {}
+    for layer in layers_of(model):
+        stacks.setdefault(layer.stack, []).append(layer)
+    few: dict[int, int] = {}
+    for layers in stacks.values():
+        kinds, users = set[int](), Counter[int]()
+        keep = _FEWEST
+        for number, layer in enumerate(layers, 1):
+            own = {id(p) for p in layer.module.parameters()}
+            second = any(users[each] == 1 for each in own)
+            if number <= _MOST and (layer.kind not in kinds or second):
+                keep = max(keep, number)
+            kinds.add(layer.kind)
+            users.update(own)
+        few[len(layers)] = max(few.get(len(layers), 0), keep)
+    yield from ((count, keep) for count, keep in few.items() if keep < count)
+
+
+def _of_tables(model: Any) -> int:
+    """Parameters of the tables of the vocabulary."""
     tables = {
         id(table.weight): table.weight.numel()
         for table in (model.get_input_embeddings(), model.get_output_embeddings())
         if isinstance(getattr(table, "weight", None), torch.Tensor)
     }
-    return sum(p.numel() for p in model.parameters()) - sum(tables.values())
+    return sum(tables.values())

@@ -1,12 +1,13 @@
 """One process in fp32: loss and gradient of a global batch, document by document.
 
-No ZeRO, no recomputation, no fused kernels, no packing. For causal tasks the labels are made here
-from the stored tokens, not by the trainer's collator; for the others a sample goes in alone.
+No ZeRO, no recomputation, no fused kernels, no packing, no padding. Batches are made here from the
+stored samples, not by the trainer's collator; of that come the masked tokens of `mlm`, which are
+drawn, and images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from dslm.worker.data.packing import IGNORED
 Tensors = dict[str, torch.Tensor]
 _ROUNDED = 2.0**-7  # of a value: what a copy in bf16 may be off by
 CAUSAL = ("pretrain", "sft", "sequence")
+Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,16 +122,57 @@ class Reference:
             labels = batch["labels"]
             yield batch, int(((labels[:, 1:] if shifted else labels) != IGNORED).sum())
 
-    def _batches(self, sample: dict[str, Any]) -> list[tuple[dict[str, Any], bool]]:
+    def _batches(self, sample: dict[str, Any]) -> list[tuple[Batch, bool]]:
         """A sample as batches of one document each, and whether its labels are to be shifted."""
         if self._task in CAUSAL:
             return [(batch, True) for batch in documents(sample)]
+        if self._task == "seq2seq":
+            start = int(self._collate([sample])["decoder_input_ids"][0, 0])
+            return [(_pair(sample, start), False)]
+        if self._task == "classify":
+            return [(_labelled(sample), False)]
         batch = dict(self._collate([sample]))
+        if self._task == "mlm":
+            return [(each, False) for each in _masked(sample, batch)]
         return [({k: self._cast(v) for k, v in batch.items()}, False)]
 
     def _cast(self, value: Any) -> Any:
         floats = isinstance(value, torch.Tensor) and value.is_floating_point()
         return value.to(self._precision) if floats else value
+
+
+def _masked(sample: dict[str, Any], batch: Batch) -> Iterator[Batch]:
+    """The documents of a sample with the tokens that were drawn for it, and labels as stored."""
+    stored, start = _row(sample["input_ids"]), 0
+    for length in [int(n) for n in sample.get("lengths", [stored.shape[1]])]:
+        part = slice(start, start + length)
+        labels = batch["labels"][:, part]
+        yield {
+            "input_ids": batch["input_ids"][:, part],
+            "labels": torch.where(labels == IGNORED, IGNORED, stored[:, part]),
+        }
+        start += length
+
+
+def _pair(sample: dict[str, Any], start: int) -> Batch:
+    """A text and what becomes of it, with the decoder's inputs one token behind its labels."""
+    labels = _row(sample["label_ids"])
+    behind = torch.cat([torch.tensor([[start]]), labels[:, :-1]], dim=1)
+    return {"input_ids": _row(sample["input_ids"]), "labels": labels, "decoder_input_ids": behind}
+
+
+def _labelled(sample: dict[str, Any]) -> Batch:
+    batch = {
+        "input_ids": _row(sample["input_ids"]),
+        "labels": torch.tensor([int(sample["label"][0])]),
+    }
+    if "token_type_ids" in sample:
+        batch["token_type_ids"] = _row(sample["token_type_ids"])
+    return batch
+
+
+def _row(values: Any) -> torch.Tensor:
+    return torch.as_tensor(values, dtype=torch.long)[None]
 
 
 def documents(sample: dict[str, Any]) -> list[dict[str, torch.Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,12 @@ from dslm.recipe.schema import Recipe
 
 Layout = tuple[Recipe, dict[str, Any]]  # with its DeepSpeed config
 _ZERO = "zero_optimization"
+_PER_RANK = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+_SHARED = (
+    ("tensor", "layers", "tensor_parallel"),
+    ("sequence", "sequences", "sequence_parallel_size"),
+    ("expert", "experts", "expert_parallel"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,10 +70,41 @@ def _packing(layout: Layout) -> Layout:
     return recipe.model_copy(update={"data": data}), config
 
 
+def _alone(kind: str, section: str) -> Callable[[Layout], Layout]:
+    """Ranks that share nothing of a kind: each of them reads samples of its own."""
+
+    def change(layout: Layout) -> Layout:
+        recipe, config = layout
+        size = getattr(recipe.parallel, kind)
+        micro, accumulated = (config[key] for key in _PER_RANK)
+        if not isinstance(size, int) or size == 1 or section not in config:
+            return layout
+        if kind != "expert":  # which changes nothing of who reads what
+            if micro * accumulated % size:
+                return layout
+            shared = math.gcd(accumulated, size)
+            accumulated, micro = accumulated // shared, micro * shared // size
+        kept = {k: v for k, v in config.items() if k != section}
+        parallel = recipe.parallel.model_copy(update={kind: 1})
+        return recipe.model_copy(update={"parallel": parallel}), {
+            **kept, **dict(zip(_PER_RANK, (micro, accumulated), strict=True)),
+        }  # fmt: skip
+
+    return change
+
+
+def _without_zero(layout: Layout) -> Layout:
+    return _at_stage(layout, 0)
+
+
 def _stage(layout: Layout) -> Layout:
+    return _at_stage(layout, {3: 1, 2: 1}.get(layout[1].get(_ZERO, {}).get("stage"), 0))
+
+
+def _at_stage(layout: Layout, stage: int) -> Layout:
     recipe, config = layout
-    own = config.get(_ZERO, {}).get("stage")
-    stage = {3: 1, 2: 1}.get(own, 0)
+    if config.get(_ZERO, {}).get("stage", 0) == stage:
+        return layout
     parallel = recipe.parallel.model_copy(update={"zero_stage": stage, "offload": "none"})
     kept = {k: v for k, v in config.get(_ZERO, {}).items()
             if not k.startswith(("offload", "stage3", "zero_"))}  # fmt: skip
@@ -116,10 +154,15 @@ SWITCHES = (
         change=_model(activation_checkpointing=False),
     ),
     Switch(name="attention", setting="model.attention=eager", change=_model(attention="eager")),
+    *(
+        Switch(name=f"shared {what}", setting=f"parallel.{kind}=1", change=_alone(kind, section))
+        for kind, what, section in _SHARED
+    ),
     Switch(name="packing", setting="data.packing=false", change=_packing),
     Switch(name="fused loss", setting="model.liger=false", change=_model(liger=False)),
     Switch(name="compile", setting="model.compile=false", change=_model(compile=False)),
     Switch(name="ZeRO stage", setting="parallel.zero_stage", change=_stage),
+    Switch(name="ZeRO", setting="parallel.zero_stage=0", change=_without_zero),
     Switch(name="precision", setting="precision=fp32", change=_precision),
 )  # fmt: skip
 

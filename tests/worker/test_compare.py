@@ -1,0 +1,122 @@
+"""What a verification makes of what it recorded: samples, ranks, updates, replicas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dslm.recipe.load import load_recipe
+from dslm.worker.layout.ranks import Layout
+from dslm.worker.replicas import _odd_ones, _wrong
+from dslm.worker.verify.compare import Step, compare_ranks, compare_samples
+from dslm.worker.verify.reference import Found
+from dslm.worker.verify.switches import switched
+from dslm.worker.verify.updates import Updates
+
+RATE = 1e-2
+
+
+def step(**given: Any) -> Step:
+    plain: dict[str, Any] = {
+        "before": {}, "gradients": {}, "norm": None, "losses": {}, "read": {}, "loss": 0.0,
+        "after": {},
+    }  # fmt: skip
+    return Step(**{**plain, **given})
+
+
+def names(found: Any) -> list[str]:
+    return [f"{each.kind}: {each.name}" for each in found]
+
+
+def test_samples_are_those_of_the_step_each_once() -> None:
+    wanted = Found(losses={1: (1.0, 1), 2: (1.0, 1), 3: (1.0, 1)}, gradients={})
+    found = compare_samples(step(read={1: 1, 2: 2, 9: 1}), 1, wanted)
+    assert names(found) == [
+        "samples: sample 2 is read 2 times",
+        "samples: sample 3 is not read",
+        "samples: sample 9 is not of this step",
+    ]
+    assert not compare_samples(step(read={1: 1, 2: 1, 3: 1}), 1, wanted)
+
+
+@pytest.mark.parametrize(
+    ("layout", "draws", "said"),
+    [
+        (Layout(world_size=4, rank=0), (1, 2, 3, 4), []),
+        (Layout(world_size=4, rank=0), (1, 1, 1, 1), ["dropout: all ranks draw the same"]),
+        (Layout(world_size=4, rank=0), (1, 2, 3, 1), ["dropout: some ranks draw the same"]),
+        (Layout(world_size=4, rank=0, tensor=2), (1, 1, 2, 2), []),
+        (
+            Layout(world_size=4, rank=0, tensor=2), (1, 2, 3, 4),
+            ["dropout: ranks of the same layers draw apart"],
+        ),
+        (Layout(world_size=2, rank=0, sequence=2), (1, 1), ["dropout: all ranks draw the same"]),
+    ],
+)  # fmt: skip
+def test_ranks_draw_apart_unless_they_share_layers(
+    layout: Layout, draws: tuple[int, ...], said: list[str]
+) -> None:
+    assert names(compare_ranks(step(draws=draws), 1, RATE, layout, dropout=True)) == said
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_the_rule_of_an_optimizer_is_torch_s(name: str) -> None:
+    recipe = load_recipe("quickstart", [f"optimizer.name={name}", "optimizer.lr=0.01"]).recipe
+    given = recipe.optimizer
+    weight = torch.nn.Parameter(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)))
+    common: dict[str, Any] = {"lr": given.lr, "weight_decay": given.weight_decay}
+    adam: dict[str, Any] = {**common, "betas": given.betas, "eps": given.eps}
+    kinds: dict[str, Any] = {
+        "adamw": lambda: torch.optim.AdamW([weight], **adam),
+        "adam": lambda: torch.optim.Adam([weight], **adam),
+        "sgd": lambda: torch.optim.SGD([weight], **common),
+    }
+    optimizer, updates = kinds[name](), Updates(recipe)
+    for number in range(1, 4):
+        gradient = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+        before = {"w": weight.detach().clone()}
+        norm = float(gradient.norm())
+        weight.grad = gradient * min(1.0, given.grad_clip / (norm + 1e-6))
+        optimizer.step()
+        made = step(before=before, gradients={"w": gradient}, after={"w": weight.detach().clone()})
+        assert not updates.compare(made, number)
+        other = step(before=before, gradients={"w": gradient}, after={"w": before["w"] * 0.999})
+        fresh = Updates(recipe)
+        assert number > 1 or names(fresh.compare(other, number)) == ["update: w"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "sums", "wrong"),
+    [
+        ([0, 0, 0], [5, 5, 5], ""),
+        ([0, 0, 0], [5, 5, 6], "rank 2"),
+        ([0, 1, 0, 1], [5, 7, 5, 7], ""),  # ranks 0 and 2 have the first part
+        ([0, 1, 0, 1], [5, 7, 5, 8], "ranks 1, 3"),
+        ([0, 1, 0, 1, 0, 1], [5, 7, 5, 8, 5, 7], "rank 3"),
+    ],
+)
+def test_replicas_of_the_same_part_must_agree(
+    parts: list[int], sums: list[int], wrong: str
+) -> None:
+    found = _wrong(torch.tensor(parts)[:, None], torch.tensor(sums)[:, None])
+    assert found == ([0] if wrong else [])
+    if wrong:
+        assert _odd_ones([list(pair) for pair in zip(parts, sums, strict=True)]) == wrong
+
+
+def test_ranks_that_share_are_switched_to_ranks_that_do_not() -> None:
+    recipe = load_recipe("quickstart", ["parallel.tensor=2"]).recipe
+    config = {
+        "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3,
+        "zero_optimization": {"stage": 1}, "tensor_parallel": {"autotp_size": 2},
+    }  # fmt: skip
+    made = {switch.name: layout for switch, layout in switched((recipe, config))}
+    alone, changed = made["shared layers"]
+    assert alone.parallel.tensor == 1
+    assert "tensor_parallel" not in changed
+    # two ranks read samples of their own, of a global batch that stays
+    sizes = [changed[key] for key in config if key.startswith(("train", "gradient"))]
+    assert sizes[0] * sizes[1] * 2 == 2 * 3
+    assert made["ZeRO"][1]["zero_optimization"]["stage"] == 0
