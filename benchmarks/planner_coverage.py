@@ -12,6 +12,7 @@ import contextlib
 import gc
 import io
 import json
+import math
 import signal
 import sys
 import time
@@ -79,8 +80,14 @@ def architecture_of(model_type: str, layers: int = LAYERS) -> dict[str, Any]:
 
 def request_of(task: str, model_type: str) -> dict[str, Any]:
     """What a profile is asked for."""
+    return request_for(task, architecture_of(model_type))
+
+
+def request_for(task: str, architecture: dict[str, Any]) -> dict[str, Any]:
+    """What a profile of an architecture is asked for, with the attention that training uses."""
     return {
-        "architecture": architecture_of(model_type), "task": task, "attention": "auto",
+        "architecture": architecture, "task": task,
+        "attention": "documents" if task == "pretrain" else "auto",
         "fused_loss": False, "precision": "bf16", "lora": None, "device": "accelerator",
     }  # fmt: skip
 
@@ -126,7 +133,9 @@ def _off(found: Any, traced: Any, shape: tuple[int, int]) -> float:
     return max(abs(a / b - 1) for a, b in zip(mine, whole(traced, *shape), strict=True))
 
 
-def whole(traced: Any, samples: int, length: int) -> tuple[int, int, int]:
+def whole(
+    traced: Any, samples: int, length: int, *, recompute: bool = False
+) -> tuple[int, int, int]:
     """Bytes after the forward pass, and the peaks of forward and backward, gradients included."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -139,6 +148,8 @@ def whole(traced: Any, samples: int, length: int) -> tuple[int, int, int]:
     with FakeTensorMode(allow_non_fake_inputs=True), standing_in(Timeline(), on_cpu=False):
         model.to_empty(device="cpu")
         model.tie_weights()
+        if recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         live = Live()
         live.leave_out([*model.parameters(), *model.buffers()])
         with live:
@@ -204,14 +215,18 @@ def table(rows: list[Covered]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run(file: Path, *wanted: str) -> list[Covered]:
-    """Cover the tables (or those named) and write rows to a file; what is there isn't repeated."""
-    file.parent.mkdir(exist_ok=True)
+def run(file: Path, *wanted: str, minutes: float = math.inf) -> list[Covered]:
+    """Cover the tables (or those named) and write rows to a file; what is there isn't repeated.
+
+    After so many minutes no other type is begun.
+    """
+    began = time.monotonic()
+    file.parent.mkdir(parents=True, exist_ok=True)
     rows = [Covered(**row) for row in json.loads(file.read_text())] if file.is_file() else []
     done = {(row.task, row.model_type) for row in rows}
     for task in wanted or TABLES:
         for model_type in types(task):
-            if (task, model_type) in done:
+            if (task, model_type) in done or time.monotonic() - began > 60 * minutes:
                 continue
             row = cover(task, model_type)
             print(row.task, row.model_type, "exact" if row.exact else f"{row.off:.4f} {row.why}",
@@ -222,4 +237,4 @@ def run(file: Path, *wanted: str) -> list[Covered]:
 
 
 if __name__ == "__main__":
-    print(table(run(Path(sys.argv[1]), *sys.argv[2:])))
+    print(table(run(Path(sys.argv[1]), *sys.argv[3:], minutes=float(sys.argv[2]))))

@@ -8,8 +8,12 @@ part of it. Attention sees an explicit mask, as with packed samples.
 from __future__ import annotations
 
 import gc
+import itertools
 import json
-from dataclasses import dataclass
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -65,7 +69,9 @@ def compare(
     name: str, sequences: int, *, checkpointing: bool, lora_rank: int = 0, length: int = LENGTH
 ) -> Row:
     """Measure a preset and predict it."""
-    settings = [f"model.activation_checkpointing={json.dumps(checkpointing)}"]
+    settings = [
+        f"model.activation_checkpointing={json.dumps(checkpointing)}", "model.attention=sdpa",
+    ]  # fmt: skip
     if lora_rank:
         settings.append(f"lora.rank={lora_rank}")
     recipe = load_recipe(name, settings).recipe
@@ -142,14 +148,22 @@ def measure(recipe: Recipe, architecture: dict[str, Any], one: Pass) -> dict[str
     return found
 
 
-def rows() -> list[Row]:
-    """Every model, with and without recomputation, and one of each family with adapters."""
-    return [
-        compare(name, sequences, checkpointing=again, lora_rank=rank)
-        for models, rank in ((MODELS, 0), (LORA_MODELS, LORA_RANK))
-        for name, sequences in models
-        for again in (False, True)
-    ]
+def measured(file: Path, *, minutes: float = math.inf) -> list[Row]:
+    """Every model, with and without recomputation, and one of each family with adapters.
+
+    What a file has isn't repeated; after so many minutes none is begun.
+    """
+    began = time.monotonic()
+    rows = [Row(**each) for each in json.loads(file.read_text())] if file.is_file() else []
+    done = {(row.name, row.checkpointing, row.lora_rank) for row in rows}
+    for models, rank in ((MODELS, 0), (LORA_MODELS, LORA_RANK)):
+        for (name, sequences), again in itertools.product(models, (False, True)):
+            if (name, again, rank) in done or time.monotonic() - began > 60 * minutes:
+                continue
+            rows.append(compare(name, sequences, checkpointing=again, lora_rank=rank))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps([asdict(row) for row in rows]))
+    return rows
 
 
 def errors(found: list[Row]) -> list[float]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 from dslm.ask.call import ask
+from dslm.ask.profile import profile_request
 from dslm.cluster.measurement import Measurement, Model
 from dslm.codec import decode
+from dslm.recipe.load import load_recipe
 
 CPU_RANKS = 2
+PRECISIONS = {False: ("bf16", "fp32"), True: ("bf16", "fp16", "fp32")}  # measured; True: on CUDA
+_ANY = "quickstart"  # a recipe, for what a profile's request takes from one
 # Small models whose passes are measured, in the same sizes on every machine of a kind. Their shapes
 # reach from what only launches cost to what products fill.
 _CPU_MODELS: tuple[Model, ...] = (
@@ -53,6 +57,19 @@ _GPU_MODELS: tuple[Model, ...] = (
 def models(*, cuda: bool) -> tuple[Model, ...]:
     """The architectures whose passes are measured, and their shapes."""
     return _GPU_MODELS if cuda else _CPU_MODELS
+
+
+def profile_requests(precisions: Iterable[str], *, cuda: bool) -> list[dict[str, object]]:
+    """Requests for the profiles of these models, all of a precision in a row; they ship."""
+    base = load_recipe(_ANY).recipe
+    return [
+        profile_request(
+            base.model_copy(update={"precision": precision}), dict(one.architecture),
+            on_cpu=not cuda,
+        )
+        for precision in precisions
+        for one in models(cuda=cuda)
+    ]  # fmt: skip
 
 
 def measure(*, ranks: int, cuda: bool, on_phase: Callable[[str], None]) -> Measurement:

@@ -18,12 +18,11 @@ def profile_request(
 ) -> dict[str, object]:
     """Build the request for a profile: everything in a recipe that changes the model's work."""
     lora = recipe.lora
-    attention = recipe.model.attention
     return {
         "architecture": architecture,
         # what the loss is computed of is the same: tokens, each the next one's label
         "task": _TRACED_AS.get(recipe.task, recipe.task),
-        "attention": "auto" if attention == "sdpa" else attention,
+        "attention": _attention(recipe),
         "fused_loss": recipe.model.liger is True,
         "precision": recipe.precision,
         "lora": {
@@ -38,6 +37,16 @@ _TRACED_AS = {
     **dict.fromkeys(("sft", "dpo", "orpo", "kto", "sequence", "script"), "pretrain"),
     "reward": "classify",
 }
+# whose samples say where documents begin: no mask is needed (dslm/worker/layout/attention.py)
+_PACKED = ("pretrain", "sft", "sequence")
+
+
+def _attention(recipe: Recipe) -> str:
+    """The attention that the worker would use: `documents` where the model's code allows it."""
+    asked = recipe.model.attention
+    if asked == "auto" and recipe.task in _PACKED and not recipe.model.compile:
+        return "documents"
+    return "auto" if asked == "sdpa" else asked
 
 
 def profile_of(

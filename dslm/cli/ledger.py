@@ -22,7 +22,7 @@ def show_limits(made: Job, cluster: Cluster, *, longest: bool, largest: bool, js
     finders = {"longest_sequence": limits.longest, "largest_micro_batch": limits.largest}
     for name, wanted in asked.items():
         if wanted and made.profile is not None:
-            limit = finders[name](made.asked.recipe, cluster, made.profile)
+            limit = finders[name](made.asked.recipe, cluster, made.profile, made.permits)
             found[name] = limit and {
                 "value": limit[0],
                 **{

@@ -67,6 +67,10 @@ def plan(
     largest: Annotated[
         bool, typer.Option("--largest", help="Find the largest micro batch that fits.")
     ] = False,
+    price: Annotated[
+        float | None,
+        typer.Option("--price", min=0, help="What an hour of one device costs."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Say whether a recipe fits, how fast it will be, and what to choose, without starting it.
@@ -93,7 +97,7 @@ def plan(
         "--hosts": hosts,
     }
     given |= {"--hostfile": hostfile, "--sweep": sweep, "--explain": explain}
-    given |= {"--longest": longest, "--largest": largest}
+    given |= {"--longest": longest, "--largest": largest, "--price": price}
     if params is not None:
         _refuse_beside_params({**given, "--gpus": None})
         _plan_states(params, zero or 0, gpus or 1, device, json=json)
@@ -106,7 +110,11 @@ def plan(
             {**given, "--model": None, "--with": None, "--set": None, "--sweep": None}
         )
     if longest or largest:
-        options.refuse_ignored({"--explain": explain}, "with `--longest` and `--largest`")
+        options.refuse_ignored(
+            {"--explain": explain, "--price": price}, "with `--longest` and `--largest`"
+        )
+    if price is not None:
+        set_ = [*(set_ or []), f"cluster.price={price}"]
     from dslm.cli.ledger import show_limits
     from dslm.decide.advice import check_fit
     from dslm.decide.checks.every import Asking
@@ -134,9 +142,10 @@ def plan(
         if not sweep:
             show_limits(made, cluster, longest=longest, largest=largest, json=json)
             return
-        _show_sweep(sweep_rows(made.recipe, cluster.device, made.profile, _SWEEP), json=json)
+        rows = sweep_rows(made.recipe, cluster.device, made.profile, _SWEEP, made.permits)
+        _show_sweep(rows, json=json)
         return
-    found = document(made.plan, made.recipe, cluster, made.profile, made.untraced)
+    found = document(made.plan, made.recipe, cluster, made.profile, made.untraced, made.permits)
     _show_plan(found, explain=explain, json=json)
     check_fit(made, can_force=False)
 

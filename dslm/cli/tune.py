@@ -5,18 +5,26 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dslm.cli import options, terminal
 from dslm.lifecycle.placement import Placement
 
-if TYPE_CHECKING:
-    pass
-
 Trials = Annotated[int, typer.Option("--trials", min=1, help="At most so many trials.")]
-Steps = Annotated[int, typer.Option("--steps", min=2, help="Steps of a trial that count.")]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", min=2, help="Steps of a trial; default: 8 that count, 50 with --over."),
+]
+Over = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--over",
+        metavar="KEY=V1,V2,…",
+        help="Try these values of a key instead of strategies; the lowest loss wins. Repeatable.",
+    ),
+]
 Minutes = Annotated[
     float | None, typer.Option("--minutes", min=0, help="Begin no trial after so many minutes.")
 ]
@@ -28,8 +36,9 @@ def tune(
     with_: options.With = None,
     set_: options.Set = None,
     placement: Placement = options.ANYWHERE,
+    over: Over = None,
     trials: Trials = 10,
-    steps: Steps = 8,
+    steps: Steps = None,
     minutes: Minutes = None,
     output: options.Output = None,
     json: options.Json = False,
@@ -37,7 +46,8 @@ def tune(
     """Try the plan's strategies for a few real steps each, and write a recipe with the fastest.
 
     The stage, the micro batch and recomputation are open, whatever the recipe says; offload only
-    where it says `auto`. The same command continues what was ended before.
+    where it says `auto`. With `--over` the strategy is the recipe's, and other values of its keys
+    are tried. The same command continues what was ended before.
 
     [dim]Examples:[/dim]
 
@@ -45,40 +55,61 @@ def tune(
 
         dslm tune llama-3.2-1b --set data.train=corpus/ --minutes 30 -o tuning
 
+        dslm tune quickstart --over optimizer.lr=1e-3,3e-3,1e-2 --steps 40
+
         dslm train tuning/tuned.yaml
     """
-    from dslm.cli.screens.tuning import TuningScreen
     from dslm.lifecycle.fleet import fleet_of
     from dslm.lifecycle.request import TrainingRequest
-    from dslm.lifecycle.tuning import TUNED, Tuning
-    from dslm.lifecycle.tuning import tune as run_trials
-    from dslm.plan.tuning import best
     from dslm.recipe.load import load_recipe
 
     settings = options.settings(set_, with_)
     loaded = load_recipe(recipe, settings)
-    folder = (output or Path(f"tune-{loaded.name}")).absolute()
-    tuning = Tuning(
-        recipe=recipe,
-        settings=tuple(settings),
-        request=TrainingRequest(
-            recipe=loaded,
-            fleet=fleet_of(placement, loaded.recipe.parallel.ranks),
-            command=tuple(sys.argv),
-        ),
-        folder=folder,
-        trials=trials,
-        steps=steps,
-        minutes=minutes,
+    request = TrainingRequest(
+        recipe=loaded,
+        fleet=fleet_of(placement, loaded.recipe.parallel.ranks),
+        command=tuple(sys.argv),
     )
-    with TuningScreen(terminal.people()) as screen:
-        found = run_trials(tuning, screen.trial, screen.tell)
+    folder = (output or Path(f"tune-{loaded.name}{'-values' if over else ''}")).absolute()
+    common = {
+        "recipe": recipe, "settings": tuple(settings), "request": request, "folder": folder,
+        "trials": trials, "minutes": minutes,
+    }  # fmt: skip
+    found = _values(common, over, steps or 50) if over else _strategies(common, steps or 8)
+    _end(folder, found, json=json)
+
+
+def _strategies(common: dict[str, Any], steps: int) -> dict[str, Any]:
+    from dslm.cli.screens.tuning import TuningScreen, trial_line, trials_table
+    from dslm.lifecycle.tuning import Tuning
+    from dslm.lifecycle.tuning import tune as run_trials
+    from dslm.plan.tuning import best
+
+    with TuningScreen(terminal.people(), trials_table, trial_line) as screen:
+        found = run_trials(Tuning(**common, steps=steps), screen.trial, screen.tell)
     winner = best(found)
+    return {"trials": [asdict(t) for t in found], "best": asdict(winner) if winner else None}
+
+
+def _values(common: dict[str, Any], over: list[str], steps: int) -> dict[str, Any]:
+    from dslm.cli.screens.tuning import TuningScreen, values_line, values_table
+    from dslm.lifecycle.values import Search, best_values, parse_over, search
+
+    with TuningScreen(terminal.people(), values_table, values_line) as screen:
+        asked = Search(**common, steps=steps, over=parse_over(over))
+        found = search(asked, screen.trial, screen.tell)
+    winner = best_values(found)
+    rows = [{**asdict(trial), "values": trial.values, "loss": trial.loss} for trial in found]
+    for row in rows:
+        del row["texts"]
+    return {"trials": rows, "best": rows[found.index(winner)] if winner else None}
+
+
+def _end(folder: Path, found: dict[str, Any], *, json: bool) -> None:
+    from dslm.lifecycle.trial import TUNED
+
     file = terminal.shown_path(folder) / TUNED
     if json:
-        terminal.write_json(
-            {"trials": [asdict(t) for t in found], "best": asdict(winner) if winner else None,
-             "recipe": str(file)}
-        )  # fmt: skip
-        return
-    terminal.say(f"next: dslm train {file}")
+        terminal.write_json({**found, "recipe": str(file)})
+    else:
+        terminal.say(f"next: dslm train {file}")

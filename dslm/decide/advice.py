@@ -61,7 +61,7 @@ def ways_out(job: Job) -> list[str]:
     found = [_said([change]) for change in _CHANGES if _fits_with(job, [change])][:2]
     if not found:
         found = _shortest(job, ())
-    world = smallest_world(job.recipe, job.cluster, job.profile)
+    world = smallest_world(job.recipe, job.cluster, job.profile, job.permits)
     if world is not None:
         found.append(f"{world} such devices")
     else:
@@ -106,7 +106,7 @@ def _other(job: Job, chain: Sequence[Change], architecture: dict[str, object]) -
     changed = _changed(job.asked.recipe, chain)
     profile, _ = profile_of(changed, architecture, on_cpu=job.cluster.device.kind == "cpu")
     try:
-        plan = choose(changed, job.cluster, profile)
+        plan = choose(changed, job.cluster, profile, job.permits)
     except RecipeError:
         return ""
     return _with_need(chain, plan) if plan.fits else ""
@@ -122,7 +122,9 @@ def _more_devices(job: Job) -> list[str]:
     """Advise a number of such devices that is enough with every saving of memory."""
     chain = _CHANGES[:3]
     changed = _changed(job.recipe, chain)
-    world = smallest_world(changed, job.cluster, job.profile) if job.profile else None
+    if job.profile is None:
+        return []
+    world = smallest_world(changed, job.cluster, job.profile, job.permits)
     return [f"{world} such devices with {_said(chain)}"] if world is not None else []
 
 
@@ -160,7 +162,9 @@ def _plan_with(job: Job, changes: Sequence[Change], *, free: bool = False) -> Pl
     before = job.asked.recipe if free else job.recipe
     recipe = _changed(before, changes)
     try:
-        return choose(recipe, job.cluster, job.profile) if recipe != before else None
+        if recipe == before:
+            return None
+        return choose(recipe, job.cluster, job.profile, job.permits)
     except RecipeError:
         return None
 

@@ -16,9 +16,11 @@ from dslm.ask.hub import hub_config
 from dslm.ask.profile import OnPhase, profile_of
 from dslm.cluster.hosts import Cluster
 from dslm.codec import Json
+from dslm.decide.checks.layout import permits_of
 from dslm.decide.model import ModelSource, model_of, read_config
 from dslm.errors import DataError, OptionError, RecipeError, Where
 from dslm.plan.report import document
+from dslm.plan.runnable import Permits
 from dslm.plan.search import Plan, choose
 from dslm.presets import ANY_MODEL
 from dslm.profile.value import Profile
@@ -52,6 +54,7 @@ class Job:
     untraced: str  # why the model's passes aren't known; empty where they are
     plan: Plan
     config: ResolvedConfig
+    permits: Permits  # which sizes of shared work the model can be trained with
 
     @property
     def name(self) -> str:
@@ -104,7 +107,8 @@ def _resolve(
         kept = recipe.parallel.model_copy(update={"zero_stage": resumed.parallel.zero_stage})
         recipe = recipe.model_copy(update={"parallel": kept})
     profile, untraced = _profile(recipe, source, cluster, on_phase)
-    plan = choose(recipe, cluster, profile)
+    permits = permits_of(source)
+    plan = choose(recipe, cluster, profile, permits)
     config = generate(recipe, cluster, plan.strategy, profile)
     _check_config(config, loaded)
     return Job(
@@ -115,6 +119,7 @@ def _resolve(
         untraced=untraced,
         plan=plan,
         config=config,
+        permits=permits,
     )
 
 
@@ -166,7 +171,9 @@ def check_data_named(recipe: Recipe) -> None:
 
 def plan_document(job: Job) -> dict[str, Json]:
     """plan.json: what was chosen and what is predicted."""
-    found = document(job.plan, job.recipe, job.cluster, job.profile, job.untraced)
+    found = document(
+        job.plan, job.recipe, job.cluster, job.profile, job.untraced, job.permits
+    )  # fmt: skip
     return {"format": FORMAT, **found}
 
 
@@ -259,6 +266,7 @@ def resolve_recipe(recipe: Recipe, plan: Plan, cluster: Cluster, source: ModelSo
                     "offload": strategy.offload,
                     "tensor": strategy.tensor_parallel,
                     "sequence": strategy.sequence_parallel,
+                    "expert": strategy.expert_parallel,
                     "ranks": cluster.slots_per_host,
                 }
             ),

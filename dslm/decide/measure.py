@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dslm.ask.measure import measure, models
-from dslm.ask.profile import profile_request, profiles
+from dslm.ask.measure import measure, models, profile_requests
+from dslm.ask.profile import profiles
 from dslm.cluster.detect import local_cluster, this_machine
 from dslm.cluster.measured import save_measured
 from dslm.cluster.measurement import Measurement
 from dslm.cluster.speed import Speed
 from dslm.plan.calibrate import calibrate
-from dslm.recipe.load import load_recipe
 
 _LEAST_ERROR = 0.15  # a step of DeepSpeed has more to it than the passes that are fitted
-_ANY = "quickstart"  # a recipe for what a profile's request takes from one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,17 +32,8 @@ def measure_here(on_phase: Callable[[str], None]) -> Measured:
     cuda = bool(this_machine().accelerators)
     measured = measure(ranks=cluster.world_size, cuda=cuda, on_phase=on_phase)
     precisions = sorted({one.precision for one in measured.passes})
-    wanted = [dict(one.architecture) for one in models(cuda=cuda)]
-    base = load_recipe(_ANY).recipe
-    requests = [
-        profile_request(
-            base.model_copy(update={"precision": precision}), architecture, on_cpu=not cuda
-        )
-        for precision in precisions
-        for architecture in wanted
-    ]
-    traced = profiles(requests, on_phase)
-    count = len(wanted)
+    traced = profiles(profile_requests(precisions, cuda=cuda), on_phase)
+    count = len(models(cuda=cuda))
     by_precision = {
         precision: traced[n * count : (n + 1) * count] for n, precision in enumerate(precisions)
     }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from dslm.cluster.hosts import Cluster
 from dslm.errors import RecipeError
+from dslm.plan.runnable import Permits, nothing_shared
 from dslm.plan.search import Plan, choose, data_parallel_size
 from dslm.profile.value import Profile
 from dslm.recipe.schema import Recipe
@@ -15,7 +16,9 @@ _LONGEST = 2**24
 _LARGEST = 2**16
 
 
-def longest(recipe: Recipe, cluster: Cluster, profile: Profile) -> tuple[int, Plan] | None:
+def longest(
+    recipe: Recipe, cluster: Cluster, profile: Profile, permits: Permits = nothing_shared
+) -> tuple[int, Plan] | None:
     """The longest sequence that fits, up to the model's positions; None: not the shortest one.
 
     In steps of 128 tokens; everything else that the recipe leaves open is chosen anew.
@@ -25,13 +28,15 @@ def longest(recipe: Recipe, cluster: Cluster, profile: Profile) -> tuple[int, Pl
 
     def plan(steps: int) -> Plan:
         data = recipe.data.model_copy(update={"sequence_length": steps * step})
-        return choose(recipe.model_copy(update={"data": data}), cluster, profile)
+        return choose(recipe.model_copy(update={"data": data}), cluster, profile, permits)
 
     found = _last(plan, limit // step)
     return (found[0] * step, found[1]) if found else None
 
 
-def largest(recipe: Recipe, cluster: Cluster, profile: Profile) -> tuple[int, Plan] | None:
+def largest(
+    recipe: Recipe, cluster: Cluster, profile: Profile, permits: Permits = nothing_shared
+) -> tuple[int, Plan] | None:
     """Return the largest micro batch that fits; None: not even one sequence.
 
     The global batch becomes the next multiple that it can be split into.
@@ -49,7 +54,7 @@ def largest(recipe: Recipe, cluster: Cluster, profile: Profile) -> tuple[int, Pl
         unit = micro * ranks
         size = -(-recipe.batch.global_size // unit) * unit
         batch = recipe.batch.model_copy(update={"micro_size": micro, "global_size": size})
-        return choose(recipe.model_copy(update={"batch": batch}), cluster, profile)
+        return choose(recipe.model_copy(update={"batch": batch}), cluster, profile, permits)
 
     return _last(plan, _LARGEST)
 

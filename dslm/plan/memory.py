@@ -9,8 +9,9 @@ DeepSpeed itself.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from dslm.plan.experts import held
 from dslm.plan.ledger import Moment, Term, at, phases
 from dslm.plan.stage_0 import without_zero
 from dslm.plan.stage_3 import stage_3
@@ -231,6 +232,19 @@ def _state_bytes(recipe: Recipe, profile: Profile, stage: int) -> float:
     return STATE_BYTES[name]
 
 
+def _scratch(recipe: Recipe, *, on_cpu: bool) -> int:
+    """Tensors in fp32 that an update makes beside its state: fused kernels none.
+
+    Source: torch.optim.adam._single_tensor_adam, the root of the second moment and the denominator,
+    and a gradient with the decay; sgd._single_tensor_sgd, the latter; transformers' Adafactor.step,
+    an update and its negative.
+    """
+    name, decays = recipe.optimizer.name, int(recipe.optimizer.weight_decay > 0)
+    own = {"adafactor": 2, "sgd": decays}
+    of_torch = {"adamw": 2, "adam": 2 + decays}
+    return (own | of_torch if on_cpu else own).get(name, 0)
+
+
 def _zero(recipe: Recipe, key: str, default: int) -> int:
     """A size of the recipe's own `deepspeed.zero_optimization`."""
     section: object = recipe.deepspeed.get("zero_optimization", {})
@@ -247,28 +261,28 @@ def _inputs(
     ranks_per_host: int,
     buckets: int,
 ) -> MemoryInputs:
-    tensor = strategy.tensor_parallel
-    trained, frozen = (
-        sum(
-            -(-group.total // tensor) if group.layer else group.total
-            for group in profile.parameters
-            if group.trained is kind
-        )
-        for kind in (True, False)
+    whole = replace(strategy, expert_parallel=1)
+    trained, frozen, partitioned = (
+        sum(held(group, sharing) for group in profile.parameters if group.trained is kind)
+        for kind, sharing in ((True, strategy), (False, strategy), (True, whole))
     )
     if reference_of(recipe) == "model" and not frozen:
         frozen = trained  # the model as it was at the start, which the loss compares with
     ranks = strategy.data_parallel_size * strategy.sequence_parallel
     return MemoryInputs(
         trained=trained,
+        partitioned=partitioned,
         frozen=frozen,
         largest=profile.largest,
+        largest_trained=profile.largest_trained,
         layer=profile.layer,
-        embedding=profile.head,
+        head=profile.trained_head,
         tied=profile.tied,
+        passed=profile.passed,
         element=FP32 if recipe.precision == "fp32" else 2,
         optimizer=recipe.optimizer.name,
         state=_state_bytes(recipe, profile, strategy.zero_stage),
+        scratch=_scratch(recipe, on_cpu=on_cpu),
         stage=strategy.zero_stage,
         ranks=min(ranks, _zero(recipe, "mics_shard_size", ranks)),
         offload=strategy.offload,

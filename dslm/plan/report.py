@@ -12,6 +12,7 @@ from dslm.codec import Json
 from dslm.errors import RecipeError
 from dslm.plan.ledger import Moment
 from dslm.plan.memory import MARGIN
+from dslm.plan.runnable import Permits, nothing_shared
 from dslm.plan.search import Candidate, Plan, choose, smallest_world, traced
 from dslm.plan.states import model_states
 from dslm.plan.time import StepTime, flops_per_token
@@ -23,7 +24,8 @@ SLOTS_PER_HOST = 8  # what a host has unless one says otherwise
 _RUNNERS_UP = 5
 _CHOICE = (
     "zero_stage", "offload", "micro_batch_size", "gradient_accumulation_steps",
-    "activation_checkpointing", "tensor_parallel", "sequence_parallel", "data_parallel_size",
+    "activation_checkpointing", "tensor_parallel", "sequence_parallel", "expert_parallel",
+    "data_parallel_size",
 )  # fmt: skip
 
 
@@ -46,7 +48,12 @@ def cluster_of(device: Device, gpus: int, hosts: int | None = None) -> Cluster:
 
 
 def document(
-    plan: Plan, recipe: Recipe, cluster: Cluster, profile: Profile | None, why: str = ""
+    plan: Plan,
+    recipe: Recipe,
+    cluster: Cluster,
+    profile: Profile | None,
+    why: str = "",
+    permits: Permits = nothing_shared,
 ) -> dict[str, Json]:
     """Everything about a plan; what can't be known is null, and `why` says why it can't."""
     choice = plan.choice
@@ -80,7 +87,7 @@ def document(
             }
             for other in plan.others[:_RUNNERS_UP]
         ],
-        "smallest_world_size": smallest_world(recipe, cluster, profile)
+        "smallest_world_size": smallest_world(recipe, cluster, profile, permits)
         if traced(profile)
         else None,
     }
@@ -157,7 +164,11 @@ def why_lost(other: Candidate, choice: Candidate) -> str:
 
 
 def sweep(
-    recipe: Recipe, device: Device, profile: Profile, worlds: Sequence[int]
+    recipe: Recipe,
+    device: Device,
+    profile: Profile,
+    worlds: Sequence[int],
+    permits: Permits = nothing_shared,
 ) -> list[dict[str, float | None]]:
     """Peak memory and speed for each stage on clusters of several sizes."""
     rows = []
@@ -167,7 +178,7 @@ def sweep(
             changed = recipe.model_copy(update={"parallel": parallel})
             cluster = cluster_of(device, world)
             try:
-                choice = choose(changed, cluster, profile).choice
+                choice = choose(changed, cluster, profile, permits).choice
             except RecipeError:
                 continue  # a global batch that this many ranks can't share
             rows.append(

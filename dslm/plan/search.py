@@ -14,7 +14,7 @@ from typing import TypeGuard
 from dslm.cluster.hosts import Cluster
 from dslm.errors import RecipeError, Where
 from dslm.plan.memory import HOST_MARGIN, MARGIN, Memory, estimate
-from dslm.plan.runnable import Shared, can_share
+from dslm.plan.runnable import Permits, Sizes, nothing_shared
 from dslm.plan.strategy import Strategy
 from dslm.plan.time import StepTime, predict
 from dslm.profile.value import Profile
@@ -22,6 +22,7 @@ from dslm.recipe.schema import Recipe
 from dslm.units import number_of
 
 _OFFLOADS = ("none", "optimizer", "all")
+_EXPERT_STAGES = (1, 2)  # with which DeepSpeed's AutoEP has been seen to train
 _CPU_MICRO_BATCH = 8  # more sequences at a time don't make a CPU faster
 
 
@@ -71,26 +72,30 @@ class Plan:
         return self.choice.fits
 
 
-def choose(recipe: Recipe, cluster: Cluster, profile: Profile | None) -> Plan:
+def choose(
+    recipe: Recipe,
+    cluster: Cluster,
+    profile: Profile | None,
+    permits: Permits = nothing_shared,
+) -> Plan:
     """Choose the strategy of a recipe on a cluster.
+
+    Args:
+        recipe: what is trained.
+        cluster: where.
+        profile: the model's; None: it isn't known.
+        permits: which sizes of shared work the model can be trained with, of those to choose from.
 
     Raises:
         RecipeError: the global batch can't be split over the ranks, the device doesn't compute in
             that precision, or no strategy is left.
     """
     check_precision(recipe, cluster)
-    groups = parallel_sizes(recipe, cluster, profile)
+    groups = parallel_sizes(recipe, cluster, profile, permits)
     candidates = [
         _candidate(recipe, cluster, profile, strategy)
-        for tensor, sequence, data_parallel in groups
-        for strategy in _strategies(
-            recipe,
-            cluster,
-            data_parallel,
-            tensor=tensor,
-            sequence=sequence,
-            profile=profile,
-        )
+        for sizes, data_parallel in groups
+        for strategy in _strategies(recipe, cluster, data_parallel, sizes=sizes, profile=profile)
     ]
     if not candidates:
         raise RecipeError(
@@ -120,19 +125,31 @@ def check_precision(recipe: Recipe, cluster: Cluster) -> None:
 
 
 def parallel_sizes(
-    recipe: Recipe, cluster: Cluster, profile: Profile | None
-) -> list[tuple[int, int, int]]:
-    """Tensor-, sequence- and data-parallel sizes that are possible, the recipe's own or all.
+    recipe: Recipe, cluster: Cluster, profile: Profile | None, permits: Permits = nothing_shared
+) -> list[tuple[Sizes, int]]:
+    """Sizes of shared work that are possible, the recipe's own or all, each with data-parallel.
 
     Raises:
         RecipeError: none is; says which sizes would be.
     """
-    found: list[tuple[int, int, int]] = []
+    found: list[tuple[Sizes, int]] = []
     first: RecipeError | None = None
-    for tensor, sequence in itertools.product(
-        _sizes("tensor", recipe, cluster, profile),
-        _sizes("sequence", recipe, cluster, profile),
+    parallel = recipe.parallel
+    asked = (parallel.tensor, parallel.sequence, parallel.expert)
+    for tensor, sequence, expert in itertools.product(
+        *(_sizes(size, cluster, profile) for size in asked)
     ):
+        sizes = Sizes(tensor, sequence, expert)
+        # sizes that the recipe itself says are refused with the reason, by whoever asks the checks
+        proposed = any(
+            size == "auto" and chosen > 1
+            for size, chosen in zip(asked, (tensor, sequence, expert), strict=True)
+        )
+        mixed = expert > 1 and tensor * sequence > 1  # nobody has trained so
+        if proposed and (
+            mixed or not _divides(profile, sizes) or not permits(recipe, cluster, sizes)
+        ):
+            continue
         if tensor > 1 and sequence > 1:
             first = first or RecipeError(
                 "DeepSpeed shares either layers or sequences between ranks, not both",
@@ -145,21 +162,19 @@ def parallel_sizes(
         except RecipeError as failure:
             first = first or failure
             continue
-        found.append((tensor, sequence, size))
+        found.append((sizes, size))
     if not found and first is not None:
         raise first
     return found
 
 
-def _sizes(what: Shared, recipe: Recipe, cluster: Cluster, profile: Profile | None) -> list[int]:
-    """The sizes to try: `auto` stays inside a host, shares heads evenly, and can be trained."""
-    asked = recipe.parallel.tensor if what == "tensor" else recipe.parallel.sequence
+def _sizes(asked: int | str, cluster: Cluster, profile: Profile | None) -> list[int]:
+    """The sizes to try: `auto` stays inside a host."""
     if isinstance(asked, int):
         return [asked]
-    if not traced(profile) or cluster.device.kind == "cpu" or not can_share(what, recipe.task):
+    if not traced(profile) or cluster.device.kind == "cpu":
         return [1]
-    whole = [2**power for power in range(4)]
-    return [size for size in whole if size <= cluster.slots_per_host and _divides(profile, size)]
+    return [size for size in (1, 2, 4, 8) if size <= cluster.slots_per_host]
 
 
 def data_parallel_size(
@@ -198,9 +213,10 @@ def traced(profile: Profile | None) -> TypeGuard[Profile]:
     return profile is not None and bool(profile.passes)
 
 
-def _divides(profile: Profile, size: int) -> bool:
+def _divides(profile: Profile | None, sizes: Sizes) -> bool:
     """Return whether ranks can share a model's heads evenly; False for one without heads."""
-    heads = profile.heads, profile.kv_heads
+    size = max(sizes.tensor, sizes.sequence)
+    heads = (profile.heads, profile.kv_heads) if profile else (0, 0)
     return size == 1 or (all(heads) and all(number % size == 0 for number in heads))
 
 
@@ -213,7 +229,9 @@ def bucket_elements(profile: Profile | None) -> int:
     return max(10**6, profile.hidden_size**2) if profile else 5 * 10**8  # DeepSpeed's own default
 
 
-def smallest_world(recipe: Recipe, cluster: Cluster, profile: Profile) -> int | None:
+def smallest_world(
+    recipe: Recipe, cluster: Cluster, profile: Profile, permits: Permits = nothing_shared
+) -> int | None:
     """The smallest number of such devices (a power of two) that fits; None: not even 16,384."""
     from dslm.cluster.hosts import Host
 
@@ -224,7 +242,7 @@ def smallest_world(recipe: Recipe, cluster: Cluster, profile: Profile) -> int | 
         per_host = min(world, max(known, cluster.slots_per_host))
         hosts = tuple(Host(f"host-{n}", per_host) for n in range(world // per_host))
         try:
-            if choose(recipe, replace(cluster, hosts=hosts), profile).fits:
+            if choose(recipe, replace(cluster, hosts=hosts), profile, permits).fits:
                 return world
         except RecipeError:
             continue
@@ -236,19 +254,21 @@ def _strategies(
     cluster: Cluster,
     data_parallel: int,
     *,
-    tensor: int,
-    sequence: int,
+    sizes: Sizes,
     profile: Profile | None,
 ) -> Iterator[Strategy]:
     parallel, model = recipe.parallel, recipe.model
     known = traced(profile)
     stages: tuple[int, ...]
     stages = (0, 1, 2, 3) if parallel.zero_stage == "auto" else (parallel.zero_stage,)
-    if parallel.zero_stage == "auto" and (data_parallel * sequence == 1 or not known):
+    if parallel.zero_stage == "auto" and (data_parallel * sizes.sequence == 1 or not known):
         # one rank has nothing to partition; of an unknown model, stage 2 is what mostly works
         stages = (0, 3) if known else (2,)
-    if tensor > 1 and parallel.zero_stage == "auto":
-        stages = tuple(stage for stage in stages if stage < 3)  # shared layers are small already
+    if parallel.zero_stage == "auto":
+        if sizes.tensor > 1:
+            stages = tuple(stage for stage in stages if stage < 3)  # shared layers are small
+        if sizes.expert > 1:
+            stages = tuple(stage for stage in stages if stage in _EXPERT_STAGES)
     if parallel.zeropp:
         stages = (3,)
     offloads = _OFFLOADS if parallel.offload == "auto" else (parallel.offload,)
@@ -264,15 +284,15 @@ def _strategies(
     per_rank = recipe.batch.global_size // data_parallel
     micro = recipe.batch.micro_size
     largest = _CPU_MICRO_BATCH if cluster.device.kind == "cpu" else per_rank
-    sizes = (
+    micros = (
         [size for size in range(1, per_rank + 1) if per_rank % size == 0 and size <= largest]
         if micro == "auto"
         else [micro]
     )
     if not known and micro == "auto":
-        sizes = [1]
+        micros = [1]
     for stage, offload, recompute, size in itertools.product(
-        stages, offloads, checkpointing, sizes
+        stages, offloads, checkpointing, micros
     ):
         if (offload in ("all", "nvme") and stage != 3) or (offload == "optimizer" and stage == 0):
             continue
@@ -282,10 +302,10 @@ def _strategies(
             micro_batch_size=size,
             gradient_accumulation_steps=per_rank // size,
             activation_checkpointing=recompute,
-            tensor_parallel=tensor,
-            sequence_parallel=sequence,
+            tensor_parallel=sizes.tensor,
+            sequence_parallel=sizes.sequence,
             data_parallel_size=data_parallel,
-            expert_parallel=recipe.parallel.expert,
+            expert_parallel=sizes.expert,
         )
 
 
@@ -329,7 +349,7 @@ def _worth(candidate: Candidate) -> tuple[float, ...]:
     """What is tried first: what fits, then the fastest, then the simplest."""
     strategy, memory = candidate.strategy, candidate.memory
     fits = candidate.fits
-    shared = strategy.tensor_parallel * strategy.sequence_parallel
+    shared = strategy.tensor_parallel * strategy.sequence_parallel * strategy.expert_parallel
     seconds = candidate.time.step_seconds if candidate.time else 0.0
     weighed = seconds * _HANDICAP[strategy.offload]
     weighed *= _SHARING_HANDICAP if shared > 1 else 1.0

@@ -15,8 +15,8 @@ def without_zero(inputs: MemoryInputs) -> RankMemory:
     """Return what a rank keeps where every rank has the whole model state."""
     states = states_of(inputs)
     trained, e = inputs.trained, inputs.element
-    scratch = update_scratch(inputs, inputs.largest)
-    table = e * min(inputs.embedding, trained) if inputs.tied else 0
+    scratch = update_scratch(inputs, inputs.largest_trained)
+    table = e * inputs.head if inputs.tied else 0
     resident = states.parameters + states.optimizer
     source = "fp16/unfused_optimizer.py" if inputs.on_cpu else "fp16/fused_optimizer.py"
     if not inputs.half:

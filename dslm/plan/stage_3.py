@@ -23,7 +23,7 @@ def stage_3(inputs: MemoryInputs) -> RankMemory:
     """Return what a rank keeps where parameters are partitioned too."""
     states = states_of(inputs)
     secondary = _secondary(inputs)
-    largest = min(inputs.largest, inputs.trained) * inputs.element
+    largest = inputs.largest_trained * inputs.element
     return RankMemory(
         parameters=states.parameters + secondary,
         gradients=states.gradients,
@@ -61,9 +61,10 @@ def _gathered(inputs: MemoryInputs) -> int:
     """Parameters that are whole at a time.
 
     partitioned_param_coordinator.py: what is used again within the reuse distance stays gathered:
-    on the way back everything is used again, so half the distance counts.
+    on the way back everything is used again, so half the distance counts. What isn't is let go
+    before the pass needs the most, by the second step at least.
     """
-    whole = _whole(inputs)
+    whole = _whole(inputs) - inputs.passed
     if whole <= inputs.reuse // 2:
         return whole
     return min(whole, inputs.reuse // 2 + inputs.layer + inputs.largest)

@@ -96,7 +96,7 @@ def _update(inputs: MemoryInputs, states: States, partition: int, carried: int) 
 
 
 def _temporary(inputs: MemoryInputs) -> int:
-    return min(inputs.largest, inputs.trained) * inputs.element
+    return inputs.largest_trained * inputs.element
 
 
 def _offloaded(inputs: MemoryInputs, states: States) -> list[Term]:

@@ -30,11 +30,8 @@ def resident_terms(states: States, source: str) -> list[Term]:
 
 
 def update_scratch(inputs: MemoryInputs, elements: int) -> int:
-    """What an update needs beside its state: fused kernels nothing, torch's Adam two tensors.
-
-    Source: torch.optim.adam._single_tensor_adam, the root of the second moment and the denominator.
-    """
-    return 2 * FP32 * elements if inputs.on_cpu and inputs.optimizer in ("adam", "adamw") else 0
+    """What an update needs beside its state and the gradient."""
+    return inputs.scratch * FP32 * elements
 
 
 def gradients_on_their_way(inputs: MemoryInputs) -> int:
@@ -42,8 +39,8 @@ def gradients_on_their_way(inputs: MemoryInputs) -> int:
 
     The gradient of a tied table waits for the second half, and is added to it.
     """
-    largest = min(inputs.largest, inputs.trained)
-    table = 3 * min(inputs.embedding, inputs.trained) if inputs.tied else 0
+    largest = inputs.largest_trained
+    table = 3 * inputs.head if inputs.tied else 0
     flat = 2 * largest if largest > inputs.bucket else inputs.bucket
     return inputs.element * max(table, flat)
 
@@ -54,5 +51,5 @@ def head_copies(inputs: MemoryInputs) -> int:
     It is reduced as soon as the next gradient comes. That of a tied head waits within the backward
     pass, where the trace has it.
     """
-    head = min(inputs.embedding, inputs.trained) * inputs.element
-    return 2 * head if inputs.embedding > inputs.bucket and not inputs.tied else 0
+    large = inputs.head > inputs.bucket and not inputs.tied
+    return 2 * inputs.head * inputs.element if large else 0

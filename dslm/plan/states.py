@@ -38,14 +38,18 @@ class MemoryInputs:
     """What decides how DeepSpeed lays out memory."""
 
     trained: int
+    partitioned: int  # trained, those of all ranks that share experts: what ZeRO partitions
     frozen: int
     largest: int  # elements of the largest parameter
+    largest_trained: int
     layer: int  # parameters of one layer
-    embedding: int  # elements of the table of tokens
-    tied: bool  # the head multiplies with that table
+    head: int  # elements of the trained matrix that gives the logits; 0: it is frozen
+    tied: bool  # it is the table of tokens, too
+    passed: int  # parameters that the backward pass doesn't come back to
     element: int
     optimizer: str
     state: float  # bytes of the optimizer's own state of a trained parameter, on average
+    scratch: int  # fp32 tensors that an update makes, each as large as what it updates
     stage: int
     ranks: int
     offload: str
@@ -61,7 +65,7 @@ class MemoryInputs:
     @property
     def share(self) -> int:
         """Trained parameters whose optimizer state a rank holds."""
-        return -(-self.trained // self.ranks) if self.stage else self.trained
+        return -(-self.partitioned // self.ranks) if self.stage else self.trained
 
     @property
     def half(self) -> bool:
@@ -107,6 +111,7 @@ class RankMemory:
 def model_states(
     trained: int,
     *,
+    partitioned: int | None = None,
     frozen: int = 0,
     precision: str = "bf16",
     optimizer: str = "adamw",
@@ -121,9 +126,9 @@ def model_states(
     K = 12 for Adam; in fp32, DeepSpeed's stages keep a second copy of their partition.
     """
     element = FP32 if precision == "fp32" else 2
-    all_ = trained + frozen
-    share = -(-trained // ranks)  # every rank holds the same, rounded up
-    parameters = element * (-(-all_ // ranks) if stage == 3 else all_)
+    shared = trained if partitioned is None else partitioned
+    share = -(-shared // ranks)  # every rank holds the same, rounded up
+    parameters = element * (-(-(shared + frozen) // ranks) if stage == 3 else trained + frozen)
     gradients = element * (share if stage >= 2 else trained)
     copies = 0 if stage == 0 and precision == "fp32" else FP32
     own = STATE_BYTES[optimizer] if state_bytes is None else state_bytes
@@ -152,6 +157,7 @@ def states_of(inputs: MemoryInputs) -> States:
     """Return the model states of a rank."""
     return model_states(
         inputs.trained,
+        partitioned=inputs.partitioned,
         frozen=inputs.frozen,
         precision="bf16" if inputs.half else "fp32",
         optimizer=inputs.optimizer,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from dslm.cluster.hosts import Cluster
 from dslm.cluster.speed import Link, Speed, sent
+from dslm.plan.experts import experts_of_a_token, held
 from dslm.plan.optimizers import updating
 from dslm.plan.roofline import passes
 from dslm.plan.strategy import Strategy
@@ -202,8 +203,8 @@ def _sending(
     wire = exposed = 0.0
     hidden: dict[str, float] = {}  # by pass, seconds of the wire beside it
     for one in collectives(
-        whole=element * profile.total / strategy.tensor_parallel,
-        trained=element * profile.trained / strategy.tensor_parallel,
+        whole=element * sum(held(g, strategy) for g in profile.parameters),
+        trained=element * sum(held(g, strategy) for g in profile.parameters if g.trained),
         stage=strategy.zero_stage,
         accumulation=strategy.gradient_accumulation_steps,
         hosts=hosts,
@@ -260,7 +261,8 @@ def _between_layers(
     """Seconds of a micro batch in which ranks wait for each other's activations.
 
     Source: Megatron-LM (arXiv 1909.08053), section 3: four all-reduces of hidden states a layer;
-    DeepSpeed Ulysses (arXiv 2309.14509), section 3.2: eight all-to-alls, each of a rank's share.
+    DeepSpeed Ulysses (arXiv 2309.14509), section 3.2: eight all-to-alls, each of a rank's share;
+    GShard (arXiv 2006.16668), section 3.2: two all-to-alls around the experts of a layer.
     """
     element = 4 if recipe.precision == "fp32" else 2
     tensor, sequence = strategy.tensor_parallel, strategy.sequence_parallel
@@ -270,6 +272,14 @@ def _between_layers(
     reduced = links.get("all_reduce", none)
     traded = links.get("all_to_all", none)
     messages = 4 * profile.layers, 8 * profile.layers
-    return reduced.seconds(
+    waiting = reduced.seconds(
         messages[0] * sent("all_reduce", states, tensor), tensor, messages[0]
     ) + traded.seconds(messages[1] * sent("all_to_all", states, sequence), sequence, messages[1])
+    expert = strategy.expert_parallel
+    if expert == 1:
+        return waiting
+    # there and back, forward and backward, and once more where the forward pass is made again
+    times = 6 if strategy.activation_checkpointing else 4
+    size = times * states * experts_of_a_token(profile, length)
+    trips = times * profile.layers
+    return waiting + traded.seconds(sent("all_to_all", size, expert), expert, trips)

@@ -17,11 +17,12 @@ from dslm.plan.strategy import Strategy
 # How much less a trial tells of a strategy that differs from it in one of these.
 _WEIGHTS = {
     "zero_stage": 2.0, "offload": 4.0, "activation_checkpointing": 2.0, "tensor_parallel": 4.0,
-    "sequence_parallel": 4.0,
+    "sequence_parallel": 4.0, "expert_parallel": 4.0,
 }  # fmt: skip
 _PER_DOUBLING = 1.5  # of the micro batch
 # Nothing left that is foreseen within this of the best: more trials would only compare noise.
 ENOUGH = 1.03
+_FEW, _MUCH_SLOWER = 3, 1.25
 _UNKNOWN = 1.0  # seconds, where the device's speed isn't known: all are alike then
 
 
@@ -36,11 +37,13 @@ class Trial(Strict):
     activation_checkpointing: bool
     tensor_parallel: Count = 1
     sequence_parallel: Count = 1
+    expert_parallel: Count = 1
     predicted_seconds: Seconds | None = None
     predicted_bytes: Count | None = None
     seconds: Seconds | None = None
     memory_bytes: Count | None = None
     out_of_memory: bool = False
+    given_up: bool = False  # before its last step: it was too slow to win
     why: str = ""  # it failed
 
     def of(self, strategy: Strategy) -> bool:
@@ -50,7 +53,7 @@ class Trial(Strict):
 
 KEYS = (
     "zero_stage", "offload", "micro_batch_size", "activation_checkpointing", "tensor_parallel",
-    "sequence_parallel",
+    "sequence_parallel", "expert_parallel",
 )  # fmt: skip
 
 
@@ -58,6 +61,17 @@ def best(trials: Sequence[Trial]) -> Trial | None:
     """Return the fastest trial."""
     measured = [trial for trial in trials if trial.seconds is not None]
     return min(measured, key=lambda trial: trial.seconds or math.inf, default=None)
+
+
+def hopeless(seconds: Sequence[float], trials: Sequence[Trial]) -> bool:
+    """Whether a trial can't win any more, by the seconds of its steps so far.
+
+    Even its fastest step, of a few, is much slower than the steps of the best.
+    """
+    fastest = best(trials)
+    if fastest is None or fastest.seconds is None or len(seconds) < _FEW:
+        return False
+    return min(seconds) > _MUCH_SLOWER * fastest.seconds
 
 
 def upcoming(candidates: Sequence[Candidate], trials: Sequence[Trial]) -> Candidate | None:

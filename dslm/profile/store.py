@@ -34,7 +34,7 @@ def stored(request: Mapping[str, object], *, cache: bool = True) -> Profile | No
     """Return the profile of a request, if it is shipped or (with `cache`) was made here before."""
     if request["device"] == "cpu":
         other = stored({**request, "device": "accelerator"}, cache=cache)
-        if other is not None and not other.drops:
+        if other is not None and other.of_any_device:
             return other
     key = key_of(request)
     if key in _shipped_names():

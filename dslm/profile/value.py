@@ -141,9 +141,24 @@ class Profile:
         return max((g.size for g in self.parameters), default=0)
 
     @property
-    def head(self) -> int:
-        """Elements of the matrix that gives the logits."""
-        return max((g.size for g in self.parameters if g.head), default=0)
+    def largest_trained(self) -> int:
+        """Elements of the largest parameter that the optimizer updates."""
+        return max((g.size for g in self.parameters if g.trained), default=0)
+
+    @property
+    def trained_head(self) -> int:
+        """Elements of the matrix that gives the logits; 0 where it is frozen."""
+        return max((g.size for g in self.parameters if g.head and g.trained), default=0)
+
+    @property
+    def passed(self) -> int:
+        """Elements that only the forward pass needs: a frozen table that is no head as well."""
+        return sum(g.total for g in self.parameters if g.table and not (g.head or g.trained))
+
+    @property
+    def of_any_device(self) -> bool:
+        """Whether a CPU does and keeps the same as an accelerator."""
+        return not self.drops and self.attention != "documents"
 
     @property
     def layer(self) -> int:

@@ -195,8 +195,9 @@ class Parallel(Section):
     """Ranks that share each layer's matrices (DeepSpeed AutoTP); auto: what is fastest."""
     sequence: Few | Auto = 1
     """Ranks that share each sequence (DeepSpeed Ulysses); auto: what is fastest."""
-    expert: Few = 1
-    """Ranks that share the experts of each layer (DeepSpeed AutoEP), of a mixture of experts."""
+    expert: Few | Auto = 1
+    """Ranks that share the experts of each layer (DeepSpeed AutoEP), of a mixture of experts; auto:
+    what is fastest."""
     ranks: Few | Auto = "auto"
     """Ranks per host; auto: every accelerator, or one on a CPU."""
 

@@ -19,6 +19,7 @@ from torch.multiprocessing.spawn import spawn
 
 from dslm.worker.answer import Tell, answer
 from dslm.worker.collectives import measured_collectives
+from dslm.worker.layout.attention import DOCUMENTS, attends_plainly, watch
 from dslm.worker.model import DTYPES
 
 _COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes
@@ -135,9 +136,14 @@ def _passes(
         config.use_cache = False
         model = AutoModelForCausalLM.from_config(config).to(device=device, dtype=DTYPES[name])
         model.train()
+        if attends_plainly(model):
+            model.set_attn_implementation(DOCUMENTS)
+            watch(model)
         for samples, length in one["shapes"]:
             ids = torch.ones((samples, length), dtype=torch.long, device=device)
-            positions = torch.arange(length, device=device).repeat(samples, 1)
+            # two documents in a sample, as packed ones have several
+            half = torch.arange(length // 2, device=device)
+            positions = torch.cat([half, half]).repeat(samples, 1)
 
             def train(model: Any = model, ids: Any = ids, positions: Any = positions) -> None:
                 model(input_ids=ids, position_ids=positions, labels=ids).loss.backward()

@@ -11,6 +11,7 @@ from dslm.decide.job import Job
 from dslm.launch.sites import SITES
 from dslm.launch.spec import LaunchRequest
 from dslm.lifecycle.fleet import Fleet
+from dslm.plan.runnable import nothing_shared
 from dslm.plan.search import Plan
 from dslm.reach.checks import CHECKS, CheckResult, State
 from dslm.reach.preflight import Preflight
@@ -110,6 +111,7 @@ def job() -> Job:
     """Resolve the smallest preset by hand: the planner has no part in how a screen looks."""
     loaded = load_recipe("quickstart", ())
     return Job(
+        permits=nothing_shared,
         asked=loaded,
         recipe=loaded.recipe,
         cluster=CLUSTER,

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dslm.codec import Json
 from dslm.errors import OptionError
-from dslm.lifecycle import tuning
+from dslm.lifecycle import trial as one_trial
+from dslm.lifecycle import tuning, values
 from dslm.lifecycle.fleet import fleet_of
 from dslm.lifecycle.placement import Placement
 from dslm.lifecycle.request import TrainingRequest
 from dslm.plan.search import Candidate
-from dslm.plan.tuning import KEYS, Trial, best
-from dslm.recipe.load import load_recipe
+from dslm.plan.tuning import KEYS, Trial, best, hopeless
+from dslm.recipe.load import LoadedRecipe, load_recipe
+from dslm.run.events import Step, stamp
 from tests.conftest import Dslm
 
 SETTINGS = ("data.max_documents=200", "optimizer.lr=1.0e-3")
@@ -34,10 +38,10 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Candidate]:
     """Trials that take what their stage says instead of training."""
     found: list[Candidate] = []
 
-    def trial(asked: object, job: object, one: Candidate, number: int, tell: object) -> Trial:
+    def trial(asked: object, one: Candidate, trials: Sequence[Trial], tell: object) -> Trial:
         found.append(one)
         values = {name: getattr(one.strategy, name) for name in KEYS}
-        return Trial(number=number, seconds=1.0 + one.strategy.zero_stage, **values)
+        return Trial(number=len(trials) + 1, seconds=1.0 + one.strategy.zero_stage, **values)
 
     monkeypatch.setattr(tuning, "_tried", trial)
     return found
@@ -50,7 +54,7 @@ def test_the_winner_is_a_recipe_that_extends_the_one_that_was_tuned(
     winner = best(trials)
     assert winner is not None
     assert len(tried) == len(trials) <= 4
-    tuned = load_recipe(str(tmp_path / tuning.TUNED)).recipe
+    tuned = load_recipe(str(tmp_path / one_trial.TUNED)).recipe
     assert tuned.parallel.zero_stage == winner.zero_stage
     assert tuned.batch.micro_size == winner.micro_batch_size
     assert tuned.optimizer.lr == 1e-3
@@ -78,13 +82,118 @@ def test_where_nothing_can_be_measured_the_reason_is_said(
 ) -> None:
     monkeypatch.setattr(
         tuning, "_tried",
-        lambda asked, job, one, number, tell: Trial(
-            number=number, why="no room", out_of_memory=True,
+        lambda asked, one, trials, tell: Trial(
+            number=len(trials) + 1, why="no room", out_of_memory=True,
             **{name: getattr(one.strategy, name) for name in KEYS},
         ),
     )  # fmt: skip
     with pytest.raises(OptionError, match="no room"):
         tuning.tune(asked(tmp_path), lambda *_: None, lambda detail: None)
+
+
+def test_a_trial_that_cannot_win_is_given_up() -> None:
+    known = [_trial(1, 0.10), _trial(2, 0.20)]
+    assert not hopeless([0.5, 0.5], known)  # too few to say
+    assert not hopeless([0.5, 0.5, 0.12], known)  # one was as quick: others were disturbed
+    assert hopeless([0.5, 0.2, 0.3], known)
+    assert not hopeless([0.5, 0.5, 0.5], [])
+
+
+def _trial(number: int, seconds: float) -> Trial:
+    return Trial(
+        number=number, seconds=seconds, zero_stage=number, offload="none", micro_batch_size=1,
+        activation_checkpointing=False,
+    )  # fmt: skip
+
+
+def search(folder: Path, over: Mapping[str, tuple[Json, ...]], trials: int) -> values.Search:
+    loaded = load_recipe("quickstart", SETTINGS)
+    request = TrainingRequest(recipe=loaded, fleet=fleet_of(Placement(num_gpus=1)))
+    return values.Search(
+        recipe="quickstart", settings=SETTINGS, over=over, request=request, folder=folder,
+        trials=trials, steps=12,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Trials whose loss is the distance of the learning rate from 3e-3."""
+    rates: list[float] = []
+
+    def run(
+        request: object, loaded: LoadedRecipe, folder: Path, *, steps: int,
+        give_up: one_trial.GiveUp, tell: object,
+    ) -> one_trial.Tried:  # fmt: skip
+        rate = loaded.recipe.optimizer.lr
+        rates.append(rate)
+        made: list[Step] = []
+        for step in range(1, steps + 1):
+            loss = 5.0 - 0.1 * step + 100 * abs(rate - 3e-3)
+            made.append(Step(**stamp(1), step=step, loss=loss))
+            if give_up(made):
+                return one_trial.Tried(steps=tuple(made), gave_up=True)
+        return one_trial.Tried(steps=tuple(made))
+
+    monkeypatch.setattr(values, "run_trial", run)
+    return rates
+
+
+def test_the_values_with_the_lowest_loss_make_a_recipe(
+    tmp_path: Path, trained: list[float]
+) -> None:
+    over = values.parse_over(["optimizer.lr=1e-4,3e-3,5e-2", "optimizer.weight_decay=0, 0.1"])
+    assert over == {"optimizer.lr": (1e-4, 3e-3, 5e-2), "optimizer.weight_decay": (0, 0.1)}
+    asked = search(tmp_path, over, 6)
+    found = values.search(asked, lambda *_: None, lambda detail: None)
+    assert len(found) == 6
+    assert any(trial.given_up and len(trial.losses) < 12 for trial in found)
+    tuned = load_recipe(str(tmp_path / one_trial.TUNED)).recipe
+    assert tuned.optimizer.lr == 3e-3
+    assert tuned.data.max_documents == 200
+    # nothing is trained twice
+    assert values.search(asked, lambda *_: None, lambda detail: None) == found
+    assert len(trained) == 6
+    with pytest.raises(OptionError, match="another recipe"):
+        values.search(replace(asked, steps=20), lambda *_: None, lambda detail: None)
+
+
+def test_of_many_values_optuna_chooses_and_none_is_tried_twice(
+    tmp_path: Path, trained: list[float]
+) -> None:
+    pytest.importorskip("optuna", reason="pip install 'dslm[tune]'")
+    rates = tuple(n * 1e-3 for n in range(1, 41))
+    asked = search(tmp_path, {"optimizer.lr": rates}, 12)
+    half = values.search(replace(asked, trials=5), lambda *_: None, lambda detail: None)
+    found = values.search(asked, lambda *_: None, lambda detail: None)
+    assert found[:5] == half
+    assert len(set(trained)) == len(trained) == 12
+    winner = values.best_values(found)
+    assert winner is not None
+    assert abs(winner.values["optimizer.lr"] - 3e-3) < 8e-3  # type: ignore[operator]
+
+
+def test_without_optuna_more_values_than_trials_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dslm.lifecycle.values.find_spec", lambda name: None)
+    asked = search(tmp_path, {"optimizer.lr": (1e-3, 2e-3, 3e-3)}, 2)
+    with pytest.raises(OptionError, match="Optuna") as refused:
+        values.search(asked, lambda *_: None, lambda detail: None)
+    assert "dslm[tune]" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        ("optimizer.lr", "two values"), ("optimizer.lr=1e-3", "two values"), ("=1,2", "two values"),
+        ("optimizer.lr=1e-3,1e-3", "two values"), ("optimizer.rate=1,2", "rate"),
+        ("optimizer.lr=1e-3,-1", "optimizer.lr"), ("optimizer.lr=[1,2", "two values"),
+    ],
+)  # fmt: skip
+def test_values_that_no_recipe_can_have_are_refused(dslm: Dslm, over: str, said: str) -> None:
+    done = dslm("tune", "quickstart", "--over", over)
+    assert done.returncode == 2
+    assert said in done.stderr
 
 
 @pytest.mark.slow
@@ -100,3 +209,16 @@ def test_trials_train_for_real_and_leave_no_model(dslm: Dslm, tmp_path: Path) ->
     assert not list(tmp_path.glob("tuning/trial-*/model"))
     assert not list(tmp_path.glob("tuning/trial-*/checkpoints/step-*"))
     assert dslm("plan", found["recipe"]).returncode == 0
+
+
+@pytest.mark.slow
+def test_values_are_trained_for_real(dslm: Dslm, tmp_path: Path) -> None:
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    done = dslm(
+        "tune", "quickstart", *settings, "--num-gpus", "1", "--over", "optimizer.lr=1e-6,3e-3",
+        "--steps", "12", "-o", "tuning", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [len(trial["losses"]) for trial in found["trials"]] == [12, 12]
+    assert found["best"]["values"] == {"optimizer.lr": 3e-3}

@@ -218,7 +218,7 @@ def test_auto_finds_parallel_sizes_when_nothing_else_fits() -> None:
         update={"parallel": RECIPE.parallel.model_copy(update={"sequence": "auto"})}
     )
     assert not choose(alone, cluster, PROFILE).fits
-    plan = choose(shared, cluster, PROFILE)
+    plan = choose(shared, cluster, PROFILE, lambda recipe, cluster, sizes: True)
     assert plan.fits
     assert plan.strategy.sequence_parallel > 1
     assert plan.strategy.global_batch_size == 8
@@ -238,7 +238,16 @@ def test_a_host_without_room_is_foreseen() -> None:
         assert choice.fits is fits
 
 
+def test_the_price_of_an_hour_gives_the_cost_of_a_run(dslm: Dslm) -> None:
+    argv = ["plan", "llama-3.2-1b", "--gpus", "8", "--device", "h100-80gb", "--price", "2.5"]
+    found = json.loads(dslm(*argv, "--json").stdout)["time"]
+    assert found["cost"] == pytest.approx(2.5 * found["gpu_hours"])
+    assert "costs" in dslm(*argv).stdout
+
+
 BAD = [
+    (["plan", "llama-3.2-1b", "--price", "-1"], "--price"),
+    (["plan", "llama-3.2-1b", "--price", "2", "--sweep"], "--price"),
     (["plan", "llama-3.1-8b", "--device", "h100-80g"], "h100-80gb"),
     (["plan", "--params", "7.5X"], "7.5X"),
     (["plan", "--params", "nan"], "nan"),

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from transformers.initialization import no_init_weights
 
 from dslm.ask.call import ask
+from dslm.ask.measure import PRECISIONS, profile_requests
 from dslm.ask.profile import profile_request
 from dslm.profile.store import SHIPPED, key_of, preset_parameters, stored
 from dslm.profile.value import from_document, to_document
@@ -44,6 +45,14 @@ def test_every_preset_has_a_profile_that_ships() -> None:
             assert found is not None, f"{preset.name}: run `make profiles`"
             assert found.exact, preset.name
             assert found.total == preset_parameters()[preset.name]
+
+
+def test_what_doctor_measures_ships_too() -> None:
+    for cuda, precisions in PRECISIONS.items():
+        for request in profile_requests(precisions, cuda=cuda):
+            found = stored(request, cache=False)
+            assert found is not None, "run `make profiles`"
+            assert found.exact
 
 
 def test_what_ships_is_small() -> None:

@@ -100,13 +100,76 @@ def test_the_plan_chooses_what_an_expert_would(case: Scenario) -> None:
     assert case.least <= strategy.micro_batch_size <= case.most
 
 
-@pytest.mark.parametrize("what", ["tensor", "sequence"])
-def test_auto_proposes_no_layout_that_training_refuses(what: str) -> None:
-    from dslm.plan.runnable import can_share
-    from dslm.plan.search import choose
+# what of a model ranks may share, in steps of a run with as many samples
+SHARED: tuple[tuple[str, tuple[str, ...], set[str]], ...] = (
+    ("llama-3.1-70b", (), {"tensor", "sequence"}),
+    ("llama-3.1-70b", ("optimizer.name=adafactor",), {"sequence"}),
+    ("mixtral-8x7b", (), {"tensor", "sequence", "expert"}),
+    # 25 heads, which no number of ranks divides, and no plan of its own for tensor parallelism
+    ("gpt2-1.5b", (), set()),
+    # attention that no ranks can share
+    ("gemma-3-4b", (), {"tensor"}),
+)
+ALL = ("tensor", "sequence", "expert")
 
-    loaded = load_recipe("llama-3.1-70b", [f"parallel.{what}=auto", "batch.global_size=64"])
+
+@pytest.mark.parametrize(("model", "settings", "expected"), SHARED)
+def test_auto_proposes_what_training_runs_and_nothing_else(
+    model: str, settings: tuple[str, ...], expected: set[str]
+) -> None:
+    from dslm.decide.checks import facts, layout
+    from dslm.decide.checks.base import Case
+    from dslm.decide.model import model_of
+
+    autos = [f"parallel.{what}=auto" for what in ALL]
+    loaded = load_recipe(model, [*settings, *autos, "batch.global_size=64"])
     cluster = cluster_of(device_named("h100-80gb"), 64)
-    plan = choose(loaded.recipe, cluster, resolve_job(loaded, cluster).profile)
-    shared = {getattr(one.strategy, f"{what}_parallel") for one in (plan.choice, *plan.others)}
-    assert (shared == {1}) is not can_share(what, loaded.recipe.task)  # type: ignore[arg-type]
+    job = resolve_job(loaded, cluster)
+    strategies = [one.strategy for one in (job.plan.choice, *job.plan.others)]
+    shared = {w for w in ALL if any(getattr(s, f"{w}_parallel") > 1 for s in strategies)}
+    assert shared == expected
+    source = model_of(loaded)
+    for strategy in strategies:
+        case = Case(
+            recipe=loaded.recipe, source=source, cluster=cluster, here=False, strategy=strategy,
+            kind=facts.model_type(str(source.architecture["model_type"])),
+        )  # fmt: skip
+        assert not [found for check in layout.CHECKS for found in check.judge(case)]
+
+
+def test_a_type_that_nobody_can_share_is_left_alone() -> None:
+    import json
+
+    architecture = {
+        "model_type": "bloom", "hidden_size": 1024, "n_layer": 4, "n_head": 16, "vocab_size": 32000,
+    }  # fmt: skip
+    given = ["model.init=scratch", f"model.architecture={json.dumps(architecture)}"]
+    autos = [f"parallel.{what}=auto" for what in ALL]
+    loaded = load_recipe("llama-3.2-1b", [*given, *autos])
+    job = resolve_job(loaded, cluster_of(device_named("h100-80gb"), 8))
+    assert job.profile is not None
+    strategies = [one.strategy for one in (job.plan.choice, *job.plan.others)]
+    assert {(s.tensor_parallel, s.sequence_parallel, s.expert_parallel) for s in strategies} == {
+        (1, 1, 1)
+    }
+
+
+def test_shared_experts_need_less_memory_and_send_more() -> None:
+    memory, seconds = {}, {}
+    for expert in (1, 8):
+        loaded = load_recipe(
+            "mixtral-8x7b",
+            [f"parallel.expert={expert}", "parallel.zero_stage=1", "batch.global_size=64",
+             "batch.micro_size=1", "model.activation_checkpointing=true"],
+        )  # fmt: skip
+        choice = resolve_job(loaded, cluster_of(device_named("h100-80gb"), 64)).plan.choice
+        assert choice.memory is not None
+        assert choice.time is not None
+        memory[expert], seconds[expert] = choice.memory, choice.time.communication_seconds
+    alone, shared = memory[1], memory[8]
+    # 46.7B in bf16, of which each rank then has the rest and an eighth of 45.1B in experts
+    saved = alone.parameters - shared.parameters
+    assert saved == pytest.approx(2 * 45.1e9 * 7 / 8, rel=0.01)
+    assert shared.optimizer == pytest.approx(alone.optimizer, rel=0.01)
+    # fewer gradients and parameters between hosts count for more than the tokens inside one
+    assert seconds[8] < seconds[1]

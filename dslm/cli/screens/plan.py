@@ -101,7 +101,7 @@ def _choice(choice: Document) -> str:
     ]
     parts += [
         f"{name}-parallel size {choice[f'{name}_parallel']}"
-        for name in ("tensor", "sequence")
+        for name in ("tensor", "sequence", "expert")
         if choice[f"{name}_parallel"] > 1
     ]
     return ", ".join([*parts, *_savings(choice)])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -14,23 +14,38 @@ from dslm.plan.tuning import best
 from dslm.units import render_bytes
 
 if TYPE_CHECKING:
+    from dslm.lifecycle.values import Values, ValuesTrial
     from dslm.plan.search import Candidate
     from dslm.plan.strategy import Strategy
     from dslm.plan.tuning import Trial
 
+T = TypeVar("T")  # of a trial
+W = TypeVar("W")  # of what is tried
 
-class TuningScreen:
-    """Shows trials; a context manager. Without a terminal, a line after each trial."""
 
-    def __init__(self, console: Console) -> None:
+class TuningScreen(Generic[T, W]):
+    """Shows trials; a context manager. Without a terminal, a line for each trial.
+
+    Args:
+        console: where.
+        table: lays out trials, what is being tried, and what that does.
+        line: says what is being tried.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        table: Callable[[Sequence[T], W | None, str], Table],
+        line: Callable[[W], str],
+    ) -> None:
         self._console = console
+        self._table, self._line = table, line
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._trials: Sequence[Trial] = ()
-        self._trying: Candidate | None = None
+        self._trials: Sequence[T] = ()
+        self._trying: W | None = None
         self._doing = ""
-        self._said = 0
 
-    def __enter__(self) -> TuningScreen:
+    def __enter__(self) -> TuningScreen[T, W]:
         if self._live is not None:
             self._live.start()
         return self
@@ -41,14 +56,13 @@ class TuningScreen:
             self._draw()
             self._live.stop()
         else:
-            self._console.print(trials_table(self._trials))
+            self._console.print(self._table(self._trials, None, ""))
 
-    def trial(self, trials: Sequence[Trial], trying: Candidate | None) -> None:
+    def trial(self, trials: Sequence[T], trying: W | None) -> None:
         """Take in the trials so far, and what is tried now."""
         self._trials, self._trying, self._doing = tuple(trials), trying, ""
         if self._live is None and trying is not None:
-            strategy = trying.strategy
-            self._console.print(f"trial {len(trials) + 1}: {', '.join(_cells(strategy))}")
+            self._console.print(f"trial {len(trials) + 1}: {self._line(trying)}")
         self._draw()
 
     def tell(self, detail: str) -> None:
@@ -58,7 +72,46 @@ class TuningScreen:
 
     def _draw(self) -> None:
         if self._live is not None:
-            self._live.update(trials_table(self._trials, self._trying, self._doing), refresh=True)
+            shown = self._table(self._trials, self._trying, self._doing)
+            self._live.update(shown, refresh=True)
+
+
+def trial_line(trying: Candidate) -> str:
+    """Say which strategy is tried."""
+    return ", ".join(_cells(trying.strategy))
+
+
+def values_line(trying: Values) -> str:
+    """Say which values are tried."""
+    return escape(", ".join(f"{key}={value}" for key, value in trying.items()))
+
+
+def values_table(
+    trials: Sequence[ValuesTrial], trying: Values | None = None, doing: str = ""
+) -> Table:
+    """Lay out trials of values; the one with the lowest loss is marked."""
+    from dslm.lifecycle.values import best_values
+
+    table = Table(box=None, header_style="bold")
+    table.add_column("trial")
+    keys = list(trials[0].values if trials else trying or ())
+    for key in keys:
+        table.add_column(escape(key), justify="right")
+    for name in ("steps", "loss"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    lowest = best_values(trials)
+    for trial in trials:
+        why = "above the middle: given up" if trial.given_up else trial.why
+        table.add_row(
+            str(trial.number), *(escape(str(trial.values[key])) for key in keys),
+            str(len(trial.losses)), "-" if trial.loss is None else f"{trial.loss:.4g}",
+            "[green]lowest[/]" if trial is lowest else f"[yellow]{escape(why)}[/]",
+        )  # fmt: skip
+    if trying is not None:
+        cells = (escape(str(trying[key])) for key in keys)
+        table.add_row(str(len(trials) + 1), *cells, "", "…", f"[dim]{escape(doing)}[/]")
+    return table
 
 
 def trials_table(
@@ -73,7 +126,8 @@ def trials_table(
     table.add_column("")
     fastest = best(trials)
     for trial in trials:
-        mark = "[green]fastest[/]" if trial is fastest else f"[yellow]{escape(trial.why)}[/]"
+        why = "slower: given up" if trial.given_up else trial.why
+        mark = "[green]fastest[/]" if trial is fastest else f"[yellow]{escape(why)}[/]"
         table.add_row(
             str(trial.number), *_cells(trial), _seconds(trial.predicted_seconds),
             _seconds(trial.seconds),

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from dslm.cluster.hosts import Cluster
+from dslm.decide.checks import facts
 from dslm.decide.checks.base import ONLY_TRAIN, TRAINING, Case, Check, Problem
-from dslm.plan.runnable import can_share
+from dslm.decide.model import ModelSource
+from dslm.plan.runnable import Permits, Sizes, can_share
+from dslm.recipe.schema import Recipe
 from dslm.zero.experts import EXPERT_TYPES
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -20,30 +24,18 @@ _FACTORED = ("adafactor", "muon")
 _LATENT = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim")
 
 
-@dataclass(frozen=True, slots=True)
-class _Sizes:
+def _sizes(case: Case) -> Sizes:
     """How many ranks share what, in the plan or else in the recipe."""
-
-    tensor: int
-    sequence: int
-    expert: int
-
-    @staticmethod
-    def of(case: Case) -> _Sizes:
-        parallel, strategy = case.recipe.parallel, case.strategy
-        if strategy is not None:
-            return _Sizes(
-                strategy.tensor_parallel, strategy.sequence_parallel, strategy.expert_parallel
-            )
-        tensor, sequence = (
-            size if isinstance(size, int) else 1 for size in (parallel.tensor, parallel.sequence)
-        )
-        return _Sizes(tensor, sequence, parallel.expert)
+    parallel, strategy = case.recipe.parallel, case.strategy
+    if strategy is not None:
+        return Sizes(strategy.tensor_parallel, strategy.sequence_parallel, strategy.expert_parallel)
+    asked = (parallel.tensor, parallel.sequence, parallel.expert)
+    return Sizes(*(size if isinstance(size, int) else 1 for size in asked))
 
 
 def _heads(case: Case) -> Iterator[Problem]:
     """Sizes that share the heads of the model evenly."""
-    sizes = _Sizes.of(case)
+    sizes = _sizes(case)
     heads = _entry(case, "num_attention_heads")
     shared = _entry(case, "num_key_value_heads")
     for key, size in (("tensor", sizes.tensor), ("sequence", sizes.sequence)):
@@ -63,7 +55,7 @@ def _heads(case: Case) -> Iterator[Problem]:
 
 
 def _length(case: Case) -> Iterator[Problem]:
-    size, length = _Sizes.of(case).sequence, case.recipe.data.sequence_length
+    size, length = _sizes(case).sequence, case.recipe.data.sequence_length
     if size > 1 and length % size:
         below = length // size * size
         sizes = f"{below} or {below + size}" if below else f"{size}"
@@ -76,7 +68,7 @@ def _length(case: Case) -> Iterator[Problem]:
 
 def _experts(case: Case) -> Iterator[Problem]:
     """A mixture of experts that DeepSpeed knows, and experts that are shared evenly."""
-    size = _Sizes.of(case).expert
+    size = _sizes(case).expert
     if size == 1:
         return
     kind = str(case.architecture.get("model_type"))
@@ -121,7 +113,7 @@ class _Apart:
     """Two things that don't go together, with the reason."""
 
     key: str
-    clashes: Callable[[Case, _Sizes], bool]
+    clashes: Callable[[Case, Sizes], bool]
     message: str
     hint: str
 
@@ -130,7 +122,7 @@ def _lacks(case: Case, what: str) -> bool:
     return case.kind is not None and bool(case.kind.heads) and what not in case.kind.code
 
 
-def _portable(case: Case, sizes: _Sizes) -> bool:
+def _portable(case: Case, sizes: Sizes) -> bool:
     """Return whether checkpoints hold each moment whole, as the worker decides it."""
     shared = sizes.tensor > 1 or sizes.expert > 1
     return shared or case.recipe.checkpoint.format == "portable"
@@ -185,7 +177,7 @@ _APART = (
 
 
 def _together(case: Case) -> Iterator[Problem]:
-    sizes = _Sizes.of(case)
+    sizes = _sizes(case)
     for row in _APART:
         if row.clashes(case, sizes):
             yield Problem(key=row.key, message=row.message, hint=row.hint)
@@ -216,3 +208,22 @@ CHECKS = (
         planned=True,
     ),
 )
+
+
+def permits_of(source: ModelSource) -> Permits:
+    """Return which sizes a model can be trained with: those that no check here refuses."""
+    kind = facts.model_type(str(source.architecture.get("model_type")))
+
+    def permits(recipe: Recipe, cluster: Cluster, sizes: Sizes) -> bool:
+        shared = {"tensor": sizes.tensor, "sequence": sizes.sequence, "expert": sizes.expert}
+        parallel = recipe.parallel.model_copy(update=shared)
+        case = Case(
+            recipe=recipe.model_copy(update={"parallel": parallel}),
+            source=source,
+            kind=kind,
+            cluster=cluster,
+            here=False,
+        )
+        return not any(True for check in CHECKS for _ in check.judge(case))
+
+    return permits

@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, initialization
 
 from dslm.errors import RecipeError, Where
 from dslm.worker.adapter_targets import check_targets
+from dslm.worker.layout.attention import DOCUMENTS, attends_plainly
 from dslm.worker.trace.standins import fuse_loss
 
 NEXT_TOKEN = ("pretrain", "sft", "dpo", "sequence", "script")
@@ -81,10 +82,12 @@ def built(config: Any, request: Mapping[str, Any]) -> Traced:
     torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"), initialization.no_init_weights():
-            asked = None if attention in ("auto", "sdpa", "flash_attention_2") else attention
+            asked = attention if attention == "eager" else None
             model = factory.from_config(config, attn_implementation=asked)
             if attention == "flash_attention_2" and model._supports_flash_attn:
                 model.config._attn_implementation = attention
+            elif attention == DOCUMENTS and attends_plainly(model):
+                model.set_attn_implementation(DOCUMENTS)
             model.to(dtype)
             model.tie_weights()
             model.train()

@@ -3,7 +3,8 @@
 Each keeps for the backward pass what the kernel keeps, so that a trace on a CPU holds for CUDA:
 attention the query, key, value, mask, output and log-sum-exp (PyTorch's
 `_scaled_dot_product_efficient_attention` and flash-attn alike); dropout a mask of one byte an
-element (`native_dropout`).
+element (`native_dropout`). Attention within documents (`dslm.worker.layout.attention`) asks tensors
+for their values, so it has one too: on a CPU documents are gathered out of the batch and put back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from unittest import mock
 import torch
 from torch.nn import functional
 
+from dslm.worker.layout.attention import DOCUMENTS
 from dslm.worker.trace.timeline import Timeline
 
 _BACKWARD = 2.5  # products of flash attention's backward pass over those of its forward (FA-2, 3.1)
@@ -65,15 +67,19 @@ def _work(
 
 @contextmanager
 def standing_in(timeline: Timeline, *, on_cpu: bool) -> Iterator[None]:
-    """Use the stand-ins for SDPA, flash attention and dropout."""
+    """Use the stand-ins for SDPA, flash attention, attention within documents and dropout."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    attention, flash = _attention(timeline, on_cpu=on_cpu), _flash(timeline)
+    attention = _attention(timeline, on_cpu=on_cpu)
     dropout = _dropout(timeline, functional.dropout, on_cpu=on_cpu)
+    by_name = {
+        "flash_attention_2": _flash(timeline),
+        DOCUMENTS: _gathered(attention) if on_cpu else _flat(timeline, attention),
+    }
     with (
         mock.patch.object(functional, "scaled_dot_product_attention", attention),
         mock.patch.object(functional, "dropout", dropout),
-        mock.patch.dict(ALL_ATTENTION_FUNCTIONS._global_mapping, {"flash_attention_2": flash}),
+        mock.patch.dict(ALL_ATTENTION_FUNCTIONS._global_mapping, by_name),
     ):
         yield
 
@@ -126,6 +132,52 @@ def _flash(timeline: Timeline) -> Callable[..., Any]:
         return _Attention.apply(timeline, query, key, value, None).transpose(1, 2), None
 
     return flash
+
+
+def _tokens(states: torch.Tensor) -> torch.Tensor:
+    """States (B, H, L, E) as the kernels for sequences of any length take them: (B·L, H, E)."""
+    return states.transpose(1, 2).flatten(0, 1)
+
+
+def _flat(timeline: Timeline, attention: Callable[..., Any]) -> Callable[..., Any]:
+    """Attention within documents by a kernel that takes their lengths."""
+    gathered = _gathered(attention)
+
+    def documents(
+        module: Any, query: Any, key: Any, value: Any, mask: Any, dropout: float = 0.0, **rest: Any
+    ) -> Any:
+        if dropout:  # which the kernels don't have
+            return gathered(module, query, key, value, mask, dropout, **rest)
+        shape = query.shape[0], query.shape[2]
+        flat = [_tokens(states) for states in (query, key, value)]
+        seen = [each.unflatten(0, shape).transpose(1, 2) for each in flat]
+        return _Attention.apply(timeline, *seen, None).transpose(1, 2), None
+
+    return documents
+
+
+def _gathered(attention: Callable[..., Any]) -> Callable[..., Any]:
+    """Attention within documents that are gathered by their lengths: here all are of one."""
+    places: dict[tuple[int, int], torch.Tensor] = {}  # of a pass: all its layers share them
+
+    def documents(
+        module: Any, query: Any, key: Any, value: Any, mask: Any, dropout: float = 0.0, **rest: Any
+    ) -> Any:
+        shape = query.shape[0], query.shape[2]
+        order = places.get(shape)
+        if order is None:
+            order = places[shape] = torch.empty(shape, dtype=torch.long, device=query.device)
+        flat = [_tokens(states) for states in (query, key, value)]
+        states = [each[order].transpose(1, 2) for each in flat]
+        few = states[1].shape[1] != states[0].shape[1]
+        found = attention(*states, None, dropout, True, enable_gqa=few)
+        flat_found = found.transpose(1, 2).flatten(0, 1)
+        # real tokens out of padded documents, of all lengths, in the order of the batch
+        real = torch.empty((2, order.numel()), dtype=torch.long, device=query.device)
+        back = torch.cat([flat_found[real[0]]])[order.flatten()]
+        return back.unflatten(0, shape), None
+
+    return documents
 
 
 def _dropout(timeline: Timeline, plain: Callable[..., Any], *, on_cpu: bool) -> Callable[..., Any]:
