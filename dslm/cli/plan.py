@@ -102,17 +102,7 @@ def plan(
         _refuse_beside_params({**given, "--gpus": None})
         _plan_states(params, zero or 0, gpus or 1, device, json=json)
         return
-    options.refuse_ignored(
-        {"--zero": zero}, "with a recipe", hint=f"`--set parallel.zero_stage={zero}`"
-    )
-    if sweep:
-        _refuse_beside_sweep(
-            {**given, "--model": None, "--with": None, "--set": None, "--sweep": None}
-        )
-    if longest or largest:
-        options.refuse_ignored(
-            {"--explain": explain, "--price": price}, "with `--longest` and `--largest`"
-        )
+    _refuse_beside_a_model({**given, "--zero": zero})
     if price is not None:
         set_ = [*(set_ or []), f"cluster.price={price}"]
     from dslm.cli.ledger import show_limits
@@ -192,6 +182,18 @@ def _refuse_beside_params(given: dict[str, object]) -> None:
         "with `--params`: without a model only its states are counted",
         hint="`--zero STAGE --gpus N`, or give a recipe or a config.json",
     )
+
+
+def _refuse_beside_a_model(given: dict[str, object]) -> None:
+    hint = f"`--set parallel.zero_stage={given['--zero']}`"
+    options.refuse_ignored({"--zero": given["--zero"]}, "with a recipe", hint=hint)
+    if given["--sweep"]:
+        _refuse_beside_sweep(
+            {**given, "--model": None, "--with": None, "--set": None, "--sweep": None}
+        )
+    if given["--longest"] or given["--largest"]:
+        without = {name: given[name] for name in ("--explain", "--price")}
+        options.refuse_ignored(without, "with `--longest` and `--largest`")
 
 
 def _refuse_beside_sweep(given: dict[str, object]) -> None:

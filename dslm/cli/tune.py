@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dslm.cli import options, terminal
 from dslm.lifecycle.placement import Placement
+
+if TYPE_CHECKING:
+    from dslm.lifecycle.trial import Tuning
 
 Trials = Annotated[int, typer.Option("--trials", min=1, help="At most so many trials.")]
 Steps = Annotated[
@@ -61,55 +64,55 @@ def tune(
     """
     from dslm.lifecycle.fleet import fleet_of
     from dslm.lifecycle.request import TrainingRequest
+    from dslm.lifecycle.trial import TUNED, Tuning
     from dslm.recipe.load import load_recipe
 
     settings = options.settings(set_, with_)
     loaded = load_recipe(recipe, settings)
-    request = TrainingRequest(
-        recipe=loaded,
-        fleet=fleet_of(placement, loaded.recipe.parallel.ranks),
-        command=tuple(sys.argv),
-    )
     folder = (output or Path(f"tune-{loaded.name}{'-values' if over else ''}")).absolute()
-    common = {
-        "recipe": recipe, "settings": tuple(settings), "request": request, "folder": folder,
-        "trials": trials, "minutes": minutes,
-    }  # fmt: skip
-    found = _values(common, over, steps or 50) if over else _strategies(common, steps or 8)
-    _end(folder, found, json=json)
-
-
-def _strategies(common: dict[str, Any], steps: int) -> dict[str, Any]:
-    from dslm.cli.screens.tuning import TuningScreen, trial_line, trials_table
-    from dslm.lifecycle.tuning import Tuning
-    from dslm.lifecycle.tuning import tune as run_trials
-    from dslm.plan.tuning import best
-
-    with TuningScreen(terminal.people(), trials_table, trial_line) as screen:
-        found = run_trials(Tuning(**common, steps=steps), screen.trial, screen.tell)
-    winner = best(found)
-    return {"trials": [asdict(t) for t in found], "best": asdict(winner) if winner else None}
-
-
-def _values(common: dict[str, Any], over: list[str], steps: int) -> dict[str, Any]:
-    from dslm.cli.screens.tuning import TuningScreen, values_line, values_table
-    from dslm.lifecycle.values import Search, best_values, parse_over, search
-
-    with TuningScreen(terminal.people(), values_table, values_line) as screen:
-        asked = Search(**common, steps=steps, over=parse_over(over))
-        found = search(asked, screen.trial, screen.tell)
-    winner = best_values(found)
-    rows = [{**asdict(trial), "values": trial.values, "loss": trial.loss} for trial in found]
-    for row in rows:
-        del row["texts"]
-    return {"trials": rows, "best": rows[found.index(winner)] if winner else None}
-
-
-def _end(folder: Path, found: dict[str, Any], *, json: bool) -> None:
-    from dslm.lifecycle.trial import TUNED
-
+    asked = Tuning(
+        recipe=recipe,
+        settings=tuple(settings),
+        request=TrainingRequest(
+            recipe=loaded,
+            fleet=fleet_of(placement, loaded.recipe.parallel.ranks),
+            command=tuple(sys.argv),
+        ),
+        folder=folder,
+        trials=trials,
+        steps=steps or (50 if over else 8),
+        minutes=minutes,
+    )
+    found = _values(asked, over) if over else _strategies(asked)
     file = terminal.shown_path(folder) / TUNED
     if json:
         terminal.write_json({**found, "recipe": str(file)})
     else:
         terminal.say(f"next: dslm train {file}")
+
+
+def _strategies(asked: Tuning) -> dict[str, object]:
+    from dslm.cli.screens.tuning import TuningScreen, trial_line, trials_table
+    from dslm.lifecycle.tuning import tune as run_trials
+    from dslm.plan.tuning import best
+
+    with TuningScreen(terminal.people(), trials_table, trial_line) as screen:
+        found = run_trials(asked, screen.trial, screen.tell)
+    winner = best(found)
+    return {"trials": [asdict(t) for t in found], "best": asdict(winner) if winner else None}
+
+
+def _values(asked: Tuning, over: list[str]) -> dict[str, object]:
+    from dslm.cli.screens.tuning import TuningScreen, values_line, values_table
+    from dslm.lifecycle.values import best_values, parse_over, search
+
+    chosen = parse_over(over)
+    with TuningScreen(terminal.people(), values_table, values_line) as screen:
+        found = search(asked, chosen, screen.trial, screen.tell)
+    winner = best_values(found)
+    rows = [
+        {"number": t.number, "values": t.values, "losses": t.losses, "loss": t.loss,
+         "given_up": t.given_up, "why": t.why}
+        for t in found
+    ]  # fmt: skip
+    return {"trials": rows, "best": rows[found.index(winner)] if winner else None}

@@ -38,6 +38,19 @@ GiveUp = Callable[[Sequence[Step]], bool]  # whether the steps so far say that i
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Tuning:
+    """What was asked for."""
+
+    recipe: str  # as it was named
+    settings: tuple[str, ...]
+    request: TrainingRequest  # of the recipe itself; its output is the folder
+    folder: Path
+    trials: int = 10
+    steps: int = 8
+    minutes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Tried:
     """What a trial did: its steps, or why it failed."""
 

@@ -10,19 +10,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from statistics import median
 
 from dslm.codec import Json, encode, line_of
 from dslm.decide.job import Job, resolve_job
 from dslm.errors import OptionError, Where
 from dslm.files import append_line, write_atomic
-from dslm.lifecycle.request import TrainingRequest
 from dslm.lifecycle.trial import (
     PROBING,
     TUNED,
     Tried,
+    Tuning,
     check_same,
     read_trials,
     run_trial,
@@ -47,19 +46,6 @@ RECIPE_KEYS = {
 _OPEN = ("parallel.zero_stage=auto", "batch.micro_size=auto", "model.activation_checkpointing=auto")
 _WARM_UP = 2  # steps that don't count
 _TRIALS = "trials.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tuning:
-    """What was asked for."""
-
-    recipe: str  # as it was named
-    settings: tuple[str, ...]
-    request: TrainingRequest  # of the recipe itself; its output is the folder
-    folder: Path
-    trials: int = 10
-    steps: int = 8
-    minutes: float | None = None
 
 
 OnTrial = Callable[[Sequence[Trial], Candidate | None], None]

@@ -15,20 +15,31 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dslm.codec import Count, Json, Strict, encode, line_of
 from dslm.errors import OptionError, RecipeError, Where
 from dslm.files import append_line, write_atomic
-from dslm.lifecycle.request import TrainingRequest
-from dslm.lifecycle.trial import PROBING, TUNED, check_same, read_trials, run_trial, tuned_recipe
+from dslm.lifecycle.trial import (
+    PROBING,
+    TUNED,
+    Tuning,
+    check_same,
+    read_trials,
+    run_trial,
+    tuned_recipe,
+)
 from dslm.recipe.load import load_recipe
 from dslm.recipe.yaml import parse_value
 from dslm.run.events import Step
 
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+
 Values = Mapping[str, Json]  # of the recipe's keys
+Over = Mapping[str, tuple[Json, ...]]  # the values to try, by key
 _TRIALS = "values.jsonl"
 _LAST = 0.25  # share of a trial's steps whose mean loss counts
 _PATIENCE = 1 / 3  # share of the steps before which no trial is given up
@@ -58,26 +69,9 @@ class ValuesTrial(Strict):
         return mean(self.losses[-max(1, int(_LAST * len(self.losses))) :])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Search:
-    """What was asked for."""
-
-    recipe: str  # as it was named
-    settings: tuple[str, ...]
-    over: Mapping[str, tuple[Json, ...]]
-    request: TrainingRequest
-    folder: Path
-    trials: int = 10
-    steps: int = 50
-    minutes: float | None = None
-
-    @property
-    def combinations(self) -> list[dict[str, Json]]:
-        """Every combination of values."""
-        return [
-            dict(zip(self.over, each, strict=True))
-            for each in itertools.product(*self.over.values())
-        ]
+def combinations(over: Over) -> list[dict[str, Json]]:
+    """Every combination of values."""
+    return [dict(zip(over, each, strict=True)) for each in itertools.product(*over.values())]
 
 
 OnTrial = Callable[[Sequence[ValuesTrial], Values | None], None]
@@ -115,17 +109,19 @@ def best_values(trials: Sequence[ValuesTrial]) -> ValuesTrial | None:
     return min(done, key=lambda trial: trial.loss or math.inf, default=None)
 
 
-def search(asked: Search, on_trial: OnTrial, tell: Callable[[str], None]) -> list[ValuesTrial]:
+def search(
+    asked: Tuning, over: Over, on_trial: OnTrial, tell: Callable[[str], None]
+) -> list[ValuesTrial]:
     """Try values and write the recipe of those that win; returns every trial.
 
     Raises:
         InputError: a value is wrong in the recipe.
         OptionError: Optuna is needed and isn't there, the folder holds other trials, or none ended.
     """
-    for possible in asked.combinations[: 10 * asked.trials]:
+    for possible in combinations(over)[: 10 * asked.trials]:
         load_recipe(asked.recipe, [*asked.settings, *_as_settings(possible)])
-    chooser = _Chooser(asked)
-    check_same(asked.folder, _subject(asked))
+    chooser = _Chooser(asked, combinations(over))
+    check_same(asked.folder, _subject(asked, over))
     trials = read_trials(asked.folder / _TRIALS, ValuesTrial)
     deadline = time.monotonic() + 60 * asked.minutes if asked.minutes is not None else None
     while len(trials) < asked.trials:
@@ -147,12 +143,12 @@ def search(asked: Search, on_trial: OnTrial, tell: Callable[[str], None]) -> lis
     return trials
 
 
-def _subject(asked: Search) -> str:
+def _subject(asked: Tuning, over: Over) -> str:
     recipe = asked.request.recipe.recipe
     return line_of(
         {
             "recipe": recipe.model_dump_json(),
-            "over": {key: list(values) for key, values in asked.over.items()},
+            "over": {key: list(values) for key, values in over.items()},
             "steps": asked.steps,
             "world_size": asked.request.fleet.cluster.world_size,
         }
@@ -164,7 +160,7 @@ def _as_settings(values: Values) -> list[str]:
 
 
 def _tried(
-    asked: Search, values: Values, trials: Sequence[ValuesTrial], tell: Callable[[str], None]
+    asked: Tuning, values: Values, trials: Sequence[ValuesTrial], tell: Callable[[str], None]
 ) -> ValuesTrial:
     number = len(trials) + 1
     tried = run_trial(
@@ -203,20 +199,21 @@ def worse(losses: Sequence[float], trials: Sequence[ValuesTrial], steps: int) ->
 class _Chooser:
     """Chooses values to try: every combination in turn, or what Optuna proposes."""
 
-    asked: Search
-    _study: Any = None
+    asked: Tuning
+    every: list[dict[str, Json]]
+    _study: optuna.Study | None = None
     _told: int = 0
-    _spaces: dict[str, Any] = field(default_factory=dict)
+    _spaces: dict[str, BaseDistribution] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len(self.asked.combinations) <= self.asked.trials:
+        if len(self.every) <= self.asked.trials:
             return
         if find_spec("optuna") is None:
             raise OptionError(
-                f"{len(self.asked.combinations)} combinations are more than {self.asked.trials} "
+                f"{len(self.every)} combinations are more than {self.asked.trials} "
                 "trials, and Optuna, which would choose among them, is not installed",
                 where=Where(key="--over"),
-                hint=f"pip install 'dslm[tune]', or `--trials {len(self.asked.combinations)}`",
+                hint=f"pip install 'dslm[tune]', or `--trials {len(self.every)}`",
             )
         import optuna
 
@@ -224,35 +221,35 @@ class _Chooser:
         seed = self.asked.request.recipe.recipe.seed
         self._study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
         # values as texts: Optuna's categories are numbers, texts and truth values alone
-        self._spaces = {
-            key: optuna.distributions.CategoricalDistribution([json.dumps(v) for v in values])
-            for key, values in self.asked.over.items()
-        }
+        for key in self.every[0]:
+            texts = list(dict.fromkeys(json.dumps(values[key]) for values in self.every))
+            self._spaces[key] = optuna.distributions.CategoricalDistribution(texts)
 
     def following(self, trials: Sequence[ValuesTrial]) -> Values | None:
         """The values to try next; None: all were tried."""
         tried = [trial.values for trial in trials]
-        left = [values for values in self.asked.combinations if values not in tried]
-        if not left or self._study is None:
+        left = [values for values in self.every if values not in tried]
+        study = self._study
+        if not left or study is None:
             return left[0] if left else None
-        self._tell(trials[self._told :])
+        self._tell(study, trials[self._told :])
         self._told = len(trials)
         for _ in range(_PROPOSALS):
-            proposed = self._study.ask(self._spaces)
+            proposed = study.ask(self._spaces)
             values = {key: json.loads(text) for key, text in proposed.params.items()}
             if values in left:
                 return values
             # known already: said once more, so that something else is proposed
             known = next(trial for trial in trials if trial.values == values)
-            self._study.tell(proposed, _value(known))
+            study.tell(proposed, _value(known))
         return left[0]
 
-    def _tell(self, trials: Sequence[ValuesTrial]) -> None:
+    def _tell(self, study: optuna.Study, trials: Sequence[ValuesTrial]) -> None:
         from optuna.trial import create_trial
 
         for trial in trials:
             params = dict(trial.texts)
-            self._study.add_trial(
+            study.add_trial(
                 create_trial(params=params, distributions=self._spaces, value=_value(trial))
             )
 

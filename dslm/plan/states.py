@@ -114,8 +114,7 @@ def model_states(
     partitioned: int | None = None,
     frozen: int = 0,
     precision: str = "bf16",
-    optimizer: str = "adamw",
-    state_bytes: float | None = None,
+    state_bytes: float = STATE_BYTES["adamw"],
     stage: int = 0,
     ranks: int = 1,
     offload: str = "none",
@@ -131,8 +130,7 @@ def model_states(
     parameters = element * (-(-(shared + frozen) // ranks) if stage == 3 else trained + frozen)
     gradients = element * (share if stage >= 2 else trained)
     copies = 0 if stage == 0 and precision == "fp32" else FP32
-    own = STATE_BYTES[optimizer] if state_bytes is None else state_bytes
-    state = int((own + copies) * (share if stage >= 1 else trained))
+    state = int((state_bytes + copies) * (share if stage >= 1 else trained))
     host_parameters = host_optimizer = 0
     if offload != "none":
         # the gradients that the host's step reads, in fp32, and what it sends or receives
@@ -160,7 +158,6 @@ def states_of(inputs: MemoryInputs) -> States:
         partitioned=inputs.partitioned,
         frozen=inputs.frozen,
         precision="bf16" if inputs.half else "fp32",
-        optimizer=inputs.optimizer,
         state_bytes=inputs.state,
         stage=inputs.stage,
         ranks=inputs.ranks,

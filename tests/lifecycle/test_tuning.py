@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dslm.codec import Json
 from dslm.errors import OptionError
 from dslm.lifecycle import trial as one_trial
 from dslm.lifecycle import tuning, values
@@ -25,10 +24,10 @@ from tests.conftest import Dslm
 SETTINGS = ("data.max_documents=200", "optimizer.lr=1.0e-3")
 
 
-def asked(folder: Path, settings: tuple[str, ...] = SETTINGS) -> tuning.Tuning:
+def asked(folder: Path, settings: tuple[str, ...] = SETTINGS) -> one_trial.Tuning:
     loaded = load_recipe("quickstart", settings)
     request = TrainingRequest(recipe=loaded, fleet=fleet_of(Placement(num_gpus=1)))
-    return tuning.Tuning(
+    return one_trial.Tuning(
         recipe="quickstart", settings=settings, request=request, folder=folder, trials=4
     )
 
@@ -106,13 +105,8 @@ def _trial(number: int, seconds: float) -> Trial:
     )  # fmt: skip
 
 
-def search(folder: Path, over: Mapping[str, tuple[Json, ...]], trials: int) -> values.Search:
-    loaded = load_recipe("quickstart", SETTINGS)
-    request = TrainingRequest(recipe=loaded, fleet=fleet_of(Placement(num_gpus=1)))
-    return values.Search(
-        recipe="quickstart", settings=SETTINGS, over=over, request=request, folder=folder,
-        trials=trials, steps=12,
-    )  # fmt: skip
+def searched(folder: Path, trials: int) -> one_trial.Tuning:
+    return replace(asked(folder), trials=trials, steps=12)
 
 
 @pytest.fixture
@@ -143,18 +137,18 @@ def test_the_values_with_the_lowest_loss_make_a_recipe(
 ) -> None:
     over = values.parse_over(["optimizer.lr=1e-4,3e-3,5e-2", "optimizer.weight_decay=0, 0.1"])
     assert over == {"optimizer.lr": (1e-4, 3e-3, 5e-2), "optimizer.weight_decay": (0, 0.1)}
-    asked = search(tmp_path, over, 6)
-    found = values.search(asked, lambda *_: None, lambda detail: None)
+    tuned_by = searched(tmp_path, 6)
+    found = values.search(tuned_by, over, lambda *_: None, lambda detail: None)
     assert len(found) == 6
     assert any(trial.given_up and len(trial.losses) < 12 for trial in found)
     tuned = load_recipe(str(tmp_path / one_trial.TUNED)).recipe
     assert tuned.optimizer.lr == 3e-3
     assert tuned.data.max_documents == 200
     # nothing is trained twice
-    assert values.search(asked, lambda *_: None, lambda detail: None) == found
+    assert values.search(tuned_by, over, lambda *_: None, lambda detail: None) == found
     assert len(trained) == 6
     with pytest.raises(OptionError, match="another recipe"):
-        values.search(replace(asked, steps=20), lambda *_: None, lambda detail: None)
+        values.search(replace(tuned_by, steps=20), over, lambda *_: None, lambda detail: None)
 
 
 def test_of_many_values_optuna_chooses_and_none_is_tried_twice(
@@ -162,9 +156,9 @@ def test_of_many_values_optuna_chooses_and_none_is_tried_twice(
 ) -> None:
     pytest.importorskip("optuna", reason="pip install 'dslm[tune]'")
     rates = tuple(n * 1e-3 for n in range(1, 41))
-    asked = search(tmp_path, {"optimizer.lr": rates}, 12)
-    half = values.search(replace(asked, trials=5), lambda *_: None, lambda detail: None)
-    found = values.search(asked, lambda *_: None, lambda detail: None)
+    over = {"optimizer.lr": rates}
+    half = values.search(searched(tmp_path, 5), over, lambda *_: None, lambda detail: None)
+    found = values.search(searched(tmp_path, 12), over, lambda *_: None, lambda detail: None)
     assert found[:5] == half
     assert len(set(trained)) == len(trained) == 12
     winner = values.best_values(found)
@@ -176,9 +170,9 @@ def test_without_optuna_more_values_than_trials_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dslm.lifecycle.values.find_spec", lambda name: None)
-    asked = search(tmp_path, {"optimizer.lr": (1e-3, 2e-3, 3e-3)}, 2)
+    over = {"optimizer.lr": (1e-3, 2e-3, 3e-3)}
     with pytest.raises(OptionError, match="Optuna") as refused:
-        values.search(asked, lambda *_: None, lambda detail: None)
+        values.search(searched(tmp_path, 2), over, lambda *_: None, lambda detail: None)
     assert "dslm[tune]" in refused.value.hint
 
 
