@@ -113,7 +113,7 @@ def measure(recipe: Recipe, architecture: dict[str, Any], one: Pass) -> dict[str
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from benchmarks.live import Live
-    from dslm.worker.model import with_lora
+    from dslm.worker.adapters import with_lora
 
     sizes = {key: value for key, value in architecture.items() if key != "model_type"}
     config = AutoConfig.for_model(architecture["model_type"], **sizes)

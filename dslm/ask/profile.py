@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 
 from dslm.ask.call import ask
 from dslm.errors import DslmError, RecipeError
+from dslm.files import expanded
 from dslm.profile.store import keep, key_of, stored
 from dslm.profile.value import Profile, from_document
-from dslm.recipe.schema import Recipe
+from dslm.recipe.schema import Lora, Recipe
 
 OnPhase = Callable[[str], None]
 
@@ -17,7 +19,6 @@ def profile_request(
     recipe: Recipe, architecture: Mapping[str, object], *, on_cpu: bool
 ) -> dict[str, object]:
     """Build the request for a profile: everything in a recipe that changes the model's work."""
-    lora = recipe.lora
     return {
         "architecture": architecture,
         # what the loss is computed of is the same: tokens, each the next one's label
@@ -25,9 +26,7 @@ def profile_request(
         "attention": _attention(recipe),
         "fused_loss": recipe.model.liger is True,
         "precision": recipe.precision,
-        "lora": {
-            "rank": lora.rank, "dropout": lora.dropout, "target_modules": lora.target_modules,
-        } if lora else None,
+        "lora": _shape(recipe.lora) if recipe.lora else None,
         "device": "cpu" if on_cpu else "accelerator",
     }  # fmt: skip
 
@@ -47,6 +46,28 @@ def _attention(recipe: Recipe) -> str:
     if asked == "auto" and recipe.task in _PACKED and not recipe.model.compile:
         return "documents"
     return "auto" if asked == "sdpa" else asked
+
+
+# What of adapters changes the model's work, and peft's name of it; what isn't given is left out.
+_SHAPE = {
+    "rank": "r", "dropout": "lora_dropout", "target_modules": "target_modules",
+    "exclude": "exclude_modules", "modules_to_save": "modules_to_save",
+    "rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern", "dora": "use_dora",
+}  # fmt: skip
+_ALWAYS = ("rank", "dropout", "target_modules")
+
+
+def _shape(lora: Lora) -> dict[str, object]:
+    """The shape of adapters: the recipe's, or that of existing ones as their folder says."""
+    found: dict[str, object] = {name: getattr(lora, name) for name in _SHAPE}
+    if lora.adapter is not None:
+        try:
+            text = (expanded(lora.adapter) / "adapter_config.json").read_text(encoding="utf-8")
+            said = json.loads(text)
+            found |= {name: said[own] for name, own in _SHAPE.items() if own in said}
+        except (OSError, ValueError, TypeError):
+            pass  # a check says so
+    return {name: value for name, value in found.items() if value or name in _ALWAYS}
 
 
 def profile_of(

@@ -12,6 +12,7 @@ import functools
 from dataclasses import dataclass, replace
 
 from dslm.plan.experts import held
+from dslm.plan.few_bits import elements_less, few_bits_terms
 from dslm.plan.ledger import Moment, Term, at, phases
 from dslm.plan.stage_0 import without_zero
 from dslm.plan.stage_3 import stage_3
@@ -102,6 +103,7 @@ def estimate(
         *states.terms,
         *_activations(states, seen),
         *_evaluation(recipe, profile, strategy),
+        *few_bits_terms(recipe, profile, inputs.stage, states.terms),
         *_drawing(recipe, inputs, states, on_cpu=on_cpu),
     )
     found = phases(terms)
@@ -266,6 +268,8 @@ def _inputs(
         sum(held(group, sharing) for group in profile.parameters if group.trained is kind)
         for kind, sharing in ((True, strategy), (False, strategy), (True, whole))
     )
+    packed = elements_less(recipe, profile)
+    frozen -= packed
     if reference_of(recipe) == "model" and not frozen:
         frozen = trained  # the model as it was at the start, which the loss compares with
     ranks = strategy.data_parallel_size * strategy.sequence_parallel
@@ -275,7 +279,7 @@ def _inputs(
         frozen=frozen,
         largest=profile.largest,
         largest_trained=profile.largest_trained,
-        layer=profile.layer,
+        layer=profile.layer - packed // max(1, profile.layers),
         head=profile.trained_head,
         tied=profile.tied,
         passed=profile.passed,

@@ -14,7 +14,7 @@ from typing import TypeGuard
 from dslm.cluster.hosts import Cluster
 from dslm.errors import RecipeError, Where
 from dslm.plan.memory import HOST_MARGIN, MARGIN, Memory, estimate
-from dslm.plan.runnable import Permits, Sizes, nothing_shared
+from dslm.plan.runnable import Permits, Sizes, goes, nothing_shared
 from dslm.plan.strategy import Strategy
 from dslm.plan.time import StepTime, predict
 from dslm.profile.value import Profile
@@ -92,11 +92,14 @@ def choose(
     """
     check_precision(recipe, cluster)
     groups = parallel_sizes(recipe, cluster, profile, permits)
-    candidates = [
-        _candidate(recipe, cluster, profile, strategy)
+    strategies = [
+        strategy
         for sizes, data_parallel in groups
         for strategy in _strategies(recipe, cluster, data_parallel, sizes=sizes, profile=profile)
     ]
+    # where none goes, a check says why
+    run = [one for one in strategies if goes(recipe, one.zero_stage, one.offload)] or strategies
+    candidates = [_candidate(recipe, cluster, profile, strategy) for strategy in run]
     if not candidates:
         raise RecipeError(
             f"`parallel.offload: {recipe.parallel.offload}` doesn't work with ZeRO stage "

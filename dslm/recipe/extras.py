@@ -41,6 +41,10 @@ EXTRAS = (
         needed=lambda recipe: recipe.lora is not None,
     ),
     Extra(
+        module="bitsandbytes", name="bitsandbytes", extra="quantize", key="quantize",
+        needed=lambda recipe: recipe.quantize is not None,
+    ),
+    Extra(
         module="PIL", name="Pillow", extra="metrics", key="task",
         needed=lambda recipe: recipe.task == "vision",
     ),

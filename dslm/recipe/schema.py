@@ -7,6 +7,7 @@ cluster and of DeepSpeed. `auto` is a value of the recipe only: it is resolved b
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -320,19 +321,52 @@ class Guards(Section):
     """Steps between checks that replicas hold the same parameters."""
 
 
+Modules = Annotated[list[Name], Field(min_length=1)]
+
+
 class Lora(Section):
     """Train low-rank adapters (peft) and leave the model's own parameters as they are."""
 
     rank: Few = 16
     """Rank of the adapters."""
     alpha: Positive = 32.0
-    """Scale: the update is multiplied by alpha / rank."""
+    """Scale: the update is multiplied by alpha / rank, or by alpha / √rank with `rslora`."""
     dropout: Share = 0.0
     """Dropout before the adapters."""
-    target_modules: Annotated[list[Name], Field(min_length=1)] | Literal["all-linear"] = (
-        "all-linear"
-    )
-    """Which linear layers get adapters."""
+    target_modules: Modules | Name = "all-linear"
+    """Which linear layers get adapters: `all-linear`, names or ends of names (`[q_proj, v_proj]`),
+    or a regular expression that matches whole names."""
+    exclude: Modules | Name | None = None
+    """Layers that get none, by names, ends of names or a regular expression."""
+    modules_to_save: list[Name] = []
+    """Modules that are trained whole and kept with the adapters, such as a new head."""
+    rank_pattern: dict[Name, Few] = {}
+    """Other ranks by end of a name or regular expression: `{q_proj: 8}`."""
+    alpha_pattern: dict[Name, Positive] = {}
+    """Other scales, in the same way."""
+    dora: Flag = False
+    """Learn the size of each weight's rows apart from their direction (DoRA)."""
+    rslora: Flag = False
+    """Scale by the square root of the rank, so that large ranks learn as much."""
+    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    """How adapters begin: as no change (default, gaussian), or as the model's principal part."""
+    b_lr_ratio: Positive = 1.0
+    """Learning rate of the matrices B over that of A (LoRA+)."""
+    adapter: Name | None = None
+    """Folder of existing adapters that the training continues from; their own shape is kept."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Lora:
+        for key in ("target_modules", "exclude", "rank_pattern", "alpha_pattern"):
+            value = getattr(self, key)
+            for pattern in (value,) if isinstance(value, str) else value or ():
+                try:
+                    re.compile(pattern)
+                except re.error as failure:
+                    raise Misfit(f"`{pattern}` is no regular expression: {failure}", key) from None
+        if self.dora and self.init in ("pissa", "olora"):
+            raise Misfit(f"`dora` begins as no change, and `init: {self.init}` does not", "init")
+        return self
 
 
 class Costs(Section):
@@ -365,6 +399,8 @@ class Recipe(Section):
     """What preferences compare with (tasks dpo, kto): the model as it was at the start, under LoRA
     without its adapters; or its log-probabilities, computed once and kept with the prepared
     data."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Keep the frozen model beside `lora` in 4 or 8 bits (bitsandbytes); absent: as it is."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     duration: Duration = Duration(steps=1000)

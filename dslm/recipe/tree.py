@@ -276,4 +276,5 @@ _PATHS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     ("model", "name", lambda text: text.startswith((".", "/"))),
     ("model", "tokenizer", lambda text: text.startswith((".", "/"))),
     ("parallel", "nvme_path", bool),
+    ("lora", "adapter", bool),
 )

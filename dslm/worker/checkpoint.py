@@ -207,6 +207,8 @@ def describe_model(trainer: Any, folder: Path) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     config = copy.deepcopy(model.config)
     config.use_cache = True
+    if trainer.recipe.quantize is not None:
+        del config.quantization_config  # of how it was trained: the adapters are for any form of it
     whole = model.get_base_model() if hasattr(model, "peft_config") else model
     config.architectures = [type(whole).__name__]
     config.save_pretrained(folder)

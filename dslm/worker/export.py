@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from typing import IO, Any
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from dslm import environment
 from dslm.errors import InputError, RunFailed, Where
@@ -22,13 +24,21 @@ from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
 from dslm.run.checkpoints import complete_checkpoints
 from dslm.run.directory import RunDirectory
+from dslm.worker.adapters import (
+    FILE,
+    PRINCIPAL,
+    WEIGHTS,
+    adapter_config,
+    adapters_of,
+    for_the_whole_model,
+)
 from dslm.worker.answer import Tell, answer
 from dslm.worker.checkpoint import DESCRIPTION
 from dslm.worker.data.records import first_line
 from dslm.worker.hub import in_reach
 from dslm.worker.layout.whole import WEIGHT
-from dslm.worker.model import DTYPES, adapter_config
 from dslm.worker.model_card import model_card
+from dslm.worker.number_formats import DTYPES
 from dslm.worker.portable import BUFFERS, PORTABLE, Tensors
 from dslm.worker.zero_tensors import StoredTensor, stored_tensors
 
@@ -172,13 +182,12 @@ def _export_adapter(
     tell: Tell,
 ) -> None:
     """Write the adapters as peft names them; merged, a whole model instead."""
-    renamed = {
-        name.replace(".modules_to_save.default", "").replace(".default", ""): tensor
-        for name, tensor in tensors.items()
-        if "lora_" in name or ".modules_to_save." in name
-    }
-    with (folder / "adapter_model.safetensors").open("wb") as stream:
-        write_safetensors(stream, renamed, dtype)
+    config = adapter_config(recipe)
+    with (folder / WEIGHTS).open("wb") as stream:
+        write_safetensors(stream, adapters_of(tensors), dtype)
+    if recipe.lora is not None and recipe.lora.init in PRINCIPAL:
+        tell("taking the beginning of the adapters off them")
+        _for_the_whole_model(folder, recipe, config)
     if not merge:
         (folder / "config.json").unlink()  # of the whole model, which isn't here
         return
@@ -199,12 +208,36 @@ def _export_adapter(
         ignore_mismatched_sizes=True,  # a head of other labels is among the adapters
         dtype=dtype,
     )
-    # the recipe's own config: peft imports modules that an `adapter_config.json` names
-    adapters = PeftModel.from_pretrained(base, folder, config=adapter_config(recipe))
+    # not the folder's own config: peft imports modules that an `adapter_config.json` names
+    adapters = PeftModel.from_pretrained(base, folder, config=config)
     merged = adapters.merge_and_unload()
     for file in folder.glob("adapter_*"):
         file.unlink()
     merged.save_pretrained(folder)
+
+
+def _for_the_whole_model(folder: Path, recipe: Recipe, config: Any) -> None:
+    """Make adapters that began as a part of the model ones for the model as it is."""
+    import transformers
+    from peft import get_peft_model
+
+    from dslm.worker.tasks import task_of
+
+    base = getattr(transformers, task_of(recipe).auto_class).from_pretrained(
+        recipe.model.name,
+        revision=recipe.model.revision,
+        trust_remote_code=recipe.model.trust_remote_code,
+        dtype=DTYPES[recipe.precision],  # as it was when they began
+    )
+    begun = get_peft_model(base, copy.deepcopy(config), autocast_adapter_dtype=False)
+    tensors = for_the_whole_model(
+        load_file(folder / WEIGHTS), adapters_of(begun.state_dict()), config
+    )
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    new = config.to_dict()
+    same = ("r", "lora_alpha", "init_lora_weights", "rank_pattern", "alpha_pattern")
+    write_json(folder / FILE, {**found, **{name: new[name] for name in same}})
 
 
 def _parameters(file: Path) -> int:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from dslm.run.directory import RunDirectory
 from dslm.run.events import End
 from dslm.run.words import Phase
+from dslm.worker.adapters import save_adapters
 from dslm.worker.assemble import Training
 from dslm.worker.assignment import Assignment, Inputs
 from dslm.worker.layout.whole import whole_model
@@ -67,7 +68,7 @@ def export(trainer: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path
         shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed while exporting
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.config.use_cache = True
-        model.save_pretrained(partial, state_dict=state)
+        save_adapters(model, state, partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         adapters = hasattr(model, "peft_config")

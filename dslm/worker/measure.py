@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import spawn
 from dslm.worker.answer import Tell, answer
 from dslm.worker.collectives import measured_collectives
 from dslm.worker.layout.attention import DOCUMENTS, attends_plainly, watch
-from dslm.worker.model import DTYPES
+from dslm.worker.number_formats import DTYPES
 
 _COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes
 _UPDATED = {"cpu": 2**21, "cuda": 2**24}  # elements that Adam updates

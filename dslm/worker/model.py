@@ -17,9 +17,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dslm.errors import RecipeError, Where
 from dslm.recipe.schema import Recipe
+from dslm.worker.adapters import keep_packing, quantized, with_lora
 from dslm.worker.loading import LoadingReport, check_loaded, check_patterns, left_out
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from dslm.worker.number_formats import DTYPES
 
 
 def build_model(
@@ -48,10 +48,12 @@ def build_model(
         config = scratch_config(recipe, tokenizer, **settings)
         built = factory.from_config(config, **common)
     else:
+        few = quantized(recipe)
         with left_out([one.name for one in report.mismatched] if report else []):
-            built, found = _from_pretrained(recipe, factory, **common, **settings)
+            built, found = _from_pretrained(recipe, factory, **common, **settings, **few)
         if report is not None:
             check_loaded(found, str(recipe.model.name), [*recipe.model.new_parameters, *report.new])
+        keep_packing(built)
     if tokenizer is not None and built.config.pad_token_id is None:
         built.config.pad_token_id = tokenizer.pad_token_id  # classifiers look for the last token
     built.config.use_cache = False  # of no use while training, and at odds with recomputation
@@ -83,7 +85,8 @@ def examine_weights(recipe: Recipe, auto_class: str, **settings: Any) -> Loading
 
 def whole_model(recipe: Recipe, auto_class: str) -> PreTrainedModel:
     """Load a pretrained model whole, in this process; called where nothing is partitioned."""
-    return _from_pretrained(recipe, getattr(transformers, auto_class))[0]
+    factory = getattr(transformers, auto_class)
+    return _from_pretrained(recipe, factory, **quantized(recipe))[0]
 
 
 def _from_pretrained(
@@ -176,41 +179,3 @@ def liger(recipe: Recipe) -> bool:
     if recipe.model.liger != "auto":
         return recipe.model.liger
     return torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None
-
-
-def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
-    """Freeze the model and put trained adapters on its linear layers."""
-    from peft import get_peft_model
-
-    if recipe.lora is None:
-        return model
-    if recipe.model.activation_checkpointing:
-        model.enable_input_require_grads()
-    return get_peft_model(
-        model,
-        adapter_config(recipe),
-        autocast_adapter_dtype=False,  # DeepSpeed keeps the fp32 copies; stage 3 casts nothing
-    )
-
-
-def adapter_config(recipe: Recipe) -> Any:
-    """Build peft's config of a recipe's adapters."""
-    from peft import LoraConfig
-
-    lora = recipe.lora
-    if lora is None:
-        raise ValueError("the recipe has no adapters")
-    tasks = {
-        **dict.fromkeys(("pretrain", "sft", "dpo", "orpo", "kto", "sequence"), "CAUSAL_LM"),
-        "seq2seq": "SEQ_2_SEQ_LM",
-        "classify": "SEQ_CLS",
-        "reward": "SEQ_CLS",
-    }
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type=tasks.get(recipe.task),
-        modules_to_save=["classifier"] if recipe.task == "vision" else None,
-    )

@@ -58,7 +58,7 @@ class RunTrainer:
         evaluation: Samples | None,
         **settings: Any,
     ) -> None:
-        self._recipe = given.recipe
+        self.recipe = given.recipe
         self.layout = given.layout
         self._sampler = sampler
         self._collate = collate
@@ -105,15 +105,34 @@ class RunTrainer:
         measure.peaks.end("forward")
         return found
 
+    def create_optimizer(self, *given: Any, **settings: Any) -> Any:
+        """The Trainer's, or with LoRA+ one whose rate is another one for the matrices B."""
+        lora = self.recipe.lora
+        if lora is None or lora.b_lr_ratio == 1:
+            return super().create_optimizer(*given, **settings)  # type: ignore[misc]
+        from peft.optimizers import create_loraplus_optimizer
+
+        kind, arguments = self.get_optimizer_cls_and_kwargs(self.args)  # type: ignore[attr-defined]
+        self.optimizer = create_loraplus_optimizer(
+            self.model,  # type: ignore[attr-defined]
+            kind,
+            loraplus_lr_ratio=lora.b_lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **arguments,
+        )
+        groups = self.optimizer.param_groups  # ZeRO can't flatten an empty one
+        groups[:] = [group for group in groups if group["params"]]
+        return self.optimizer
+
     def get_train_dataloader(self) -> DataLoader:
         """The batches of this rank; accelerate must not share them out a second time."""
         return DataLoader(
             self.train_dataset,
             batch_sampler=self._sampler,
-            collate_fn=_WithPlaces(self._collate) if self._recipe.log.samples else self._collate,
-            num_workers=self._recipe.data.workers,
+            collate_fn=_WithPlaces(self._collate) if self.recipe.log.samples else self._collate,
+            num_workers=self.recipe.data.workers,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self._recipe.data.workers > 0,
+            persistent_workers=self.recipe.data.workers > 0,
         )
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:

@@ -206,20 +206,29 @@ def _optimizer(draft: _Draft, recipe: Recipe, cluster: Cluster, strategy: Strate
         "muon": {"type": "Muon", "params": common},
         "sgd": {"type": "SGD", "params": common},
     }
-    section = sections.get(optimizer.name)
+    grouped = recipe.lora is not None and recipe.lora.b_lr_ratio != 1
+    section = None if grouped else sections.get(optimizer.name)
     if section is not None:
         draft.set("optimizer.type", section["type"], "recipe", f"optimizer.name: {optimizer.name}")
         for key, value in section["params"].items():
             draft.set(f"optimizer.params.{key}", value, "recipe", f"optimizer.{key}")
     is_adam = optimizer.name in ("adamw", "adam")
-    if is_adam and cluster.device.kind == "cpu" and strategy.offload == "none":
+    if (
+        section is not None
+        and is_adam
+        and cluster.device.kind == "cpu"
+        and strategy.offload == "none"
+    ):
         draft.set(
             "optimizer.params.torch_adam", True, "computed", "on a CPU torch's own needs no build"
         )
     if optimizer.name == "muon" and strategy.zero_stage == 3:
         why = "DeepSpeed's Muon takes whole gradients at stage 3"
         draft.set(f"{_ZERO}.reduce_scatter", False, "computed", why)
-    if section is None or optimizer.name == "sgd":
+    if grouped:
+        why = "adapters have two learning rates (lora.b_lr_ratio), and DeepSpeed's own has one"
+        draft.set("zero_allow_untested_optimizer", True, "computed", why)
+    elif section is None or optimizer.name == "sgd":
         why = f"DeepSpeed has no {optimizer.name} of its own; torch's or transformers' is used"
         draft.set("zero_allow_untested_optimizer", True, "computed", why)
 

@@ -63,6 +63,9 @@ _ARGUMENTS = "arguments that the Trainer has, and that are its to decide"
 _REFERENCE = "a reference that is compared with, and stays"
 _SECTION = "a `deepspeed` section that agrees with the recipe"
 _ATTENTION = "attention that the model and the device have"
+_FEW_BITS = "adapters and few bits that go with the rest"
+_STAGE = "a partitioning that adapters and few bits go with"
+_EXISTING = "adapters that there are"
 _LORA = "adapters on a trained model"
 _TOGETHER = "ranks that share what goes together"
 _RANKS = "parallel.ranks=4 parallel.zero_stage=1"
@@ -86,6 +89,9 @@ ROWS: tuple[Row, ...] = (
     _row("sequences that ranks can share", f"{_RANKS} parallel.sequence=2 data.sequence_length=99", f"{_RANKS} parallel.sequence=2 data.sequence_length=98", "98 or 100"),  # noqa: E501
     _row("experts that ranks can share", f"{_RANKS} parallel.expert=2", f"{_RANKS} parallel.expert=2 {_MIXTURE}", "no experts"),  # noqa: E501
     _row("experts that ranks can share", f"{_RANKS} parallel.expert=2 {_MIXTURE.replace('=4', '=5')}", f"{_RANKS} parallel.expert=2 {_MIXTURE}", "5 experts"),  # noqa: E501
+    _row(_STAGE, "model.init=pretrained model.name=./llama model.tokenizer=null data.sequence_length=16 evaluation.sample=null lora={} lora.init=pissa parallel.zero_stage=3", "model.init=pretrained model.name=./llama model.tokenizer=null data.sequence_length=16 evaluation.sample=null lora={} lora.init=pissa parallel.zero_stage=2", "whole matrices"),  # noqa: E501
+    _row(_FEW_BITS, "model.init=pretrained model.name=./llama model.tokenizer=null data.sequence_length=16 evaluation.sample=null quantize=nf4", "model.init=pretrained model.name=./llama model.tokenizer=null data.sequence_length=16 evaluation.sample=null quantize=nf4 lora={}", "only adapters"),  # noqa: E501
+    _row(_EXISTING, "model.init=pretrained model.name=./llama model.tokenizer=null data.sequence_length=16 evaluation.sample=null lora={} lora.adapter=./llama", "model.init=pretrained model.name=./llama model.tokenizer=null data.sequence_length=16 evaluation.sample=null lora={}", "holds no adapters"),  # noqa: E501
     _row(_LORA, "lora={}", "lora=null", "starts from scratch", "model.init"),
     _row(_TYPE, f"{ARCHITECTURE}.model_type=lama", f"{ARCHITECTURE}.model_type=mistral", "lama", "llama"),  # noqa: E501
     _row(_TYPE, "model.init=pretrained model.name=./unknown", "model.init=pretrained model.name=./llama", "config.json", "no model type `nope`"),  # noqa: E501

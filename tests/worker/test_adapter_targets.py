@@ -34,10 +34,11 @@ class _Model(torch.nn.Module):
 
 @pytest.mark.parametrize(
     "targets",
-    ["all-linear", ["q_proj"], ["c_attn", "embed"], ["layers.17.q_proj"], ["layers.0.c_attn"]],
-)
+    ["all-linear", ["q_proj"], ["c_attn", "embed"], ["layers.17.q_proj"], ["layers.0.c_attn"],
+     r".*\.(q_proj|c_attn)", r"layers\.1\..*"],
+)  # fmt: skip
 def test_modules_that_are_there_are_taken(targets: str | list[str]) -> None:
-    check_targets(_Model(), targets)
+    check_targets(_Model(), {"target_modules": targets})
 
 
 @pytest.mark.parametrize(
@@ -55,10 +56,31 @@ def test_names_of_nothing_are_refused_with_the_nearest(
     targets: list[str], wrong: str, near: str
 ) -> None:
     with pytest.raises(RecipeError) as refused:
-        check_targets(_Model(), targets)
+        check_targets(_Model(), {"target_modules": targets})
     assert refused.value.message == f"no module of the model is named {wrong}"
     assert near in refused.value.hint
     assert refused.value.where.key == "lora.target_modules"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("target_modules", r"q_proj", "matches `q_proj`"),  # a regular expression is of whole names
+        ("exclude", ["q_prj"], "is named `q_prj`"),
+        ("exclude", r".*\.k_proj", "matches `.*\\.k_proj`"),
+        ("modules_to_save", ["head"], "is named `head`"),
+        ("rank_pattern", {"q_proj": 2, "q_prj": 4}, "matches `q_prj`"),
+        ("alpha_pattern", {r"layers.7.*": 4.0}, "matches `layers.7.*`"),
+    ],
+)
+def test_so_are_exceptions_and_patterns_of_nothing(key: str, value: object, said: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        check_targets(_Model(), {"target_modules": "all-linear", key: value})
+    assert refused.value.message == f"no module of the model {said}"
+    assert refused.value.where.key == f"lora.{key}"
+    good = {"exclude": ["q_proj"], "modules_to_save": ["embed", "layers.1"],
+            "rank_pattern": {"q_proj": 2}, "alpha_pattern": {r"layers.1.c_attn": 1.0}}  # fmt: skip
+    check_targets(_Model(), {"target_modules": "all-linear", **good})
 
 
 def test_a_recipe_is_refused_before_anything_starts_at_its_line(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dslm.decide.checks import (
+    adapters,
     data,
     layout,
     machine,
@@ -25,6 +26,7 @@ from dslm.recipe.load import LoadedRecipe
 
 CHECKS: tuple[Check, ...] = (
     *machine.CHECKS,
+    *adapters.CHECKS,
     *model.CHECKS,
     *layout.CHECKS,
     *data.CHECKS,

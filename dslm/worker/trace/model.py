@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, initialization
 from dslm.errors import RecipeError, Where
 from dslm.worker.adapter_targets import check_targets
 from dslm.worker.layout.attention import DOCUMENTS, attends_plainly
+from dslm.worker.number_formats import DTYPES
 from dslm.worker.trace.standins import fuse_loss
 
 NEXT_TOKEN = ("pretrain", "sft", "dpo", "sequence", "script")
@@ -25,7 +26,6 @@ AUTO_CLASSES = {
     "classify": "AutoModelForSequenceClassification",
     "vision": "AutoModelForImageClassification",
 }
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # tasks whose loss is computed from the logits, by the worker; the others' is the model's own
 _OWN_LOSS = ("mlm", "seq2seq", "classify", "vision")
 
@@ -108,7 +108,7 @@ def built(config: Any, request: Mapping[str, Any]) -> Traced:
 def _with_adapters(model: Any, lora: Mapping[str, Any], task: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    check_targets(model, lora["target_modules"])
+    check_targets(model, lora)
     kinds = {
         **dict.fromkeys(("pretrain", "sft", "dpo", "sequence"), "CAUSAL_LM"),
         "seq2seq": "SEQ_2_SEQ_LM",
@@ -121,8 +121,15 @@ def _with_adapters(model: Any, lora: Mapping[str, Any], task: str) -> Any:
             lora_alpha=lora["rank"],
             lora_dropout=lora.get("dropout", 0.0),
             target_modules=lora["target_modules"],
+            exclude_modules=lora.get("exclude") or None,
             task_type=kinds.get(task),
-            modules_to_save=["classifier"] if task == "vision" else None,
+            modules_to_save=[
+                *lora.get("modules_to_save", ()),
+                *(["classifier"] if task == "vision" else []),
+            ]
+            or None,
+            rank_pattern=lora.get("rank_pattern", {}),
+            use_dora=lora.get("dora", False),
         ),
         autocast_adapter_dtype=False,
     )

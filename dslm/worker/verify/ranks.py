@@ -25,7 +25,8 @@ from dslm.run.words import Phase
 from dslm.units import number_of
 from dslm.worker.assemble import Training, arguments_of, assemble
 from dslm.worker.assignment import Assignment, Inputs, read_assignment
-from dslm.worker.model import DTYPES, build_model, label_settings
+from dslm.worker.model import build_model, label_settings
+from dslm.worker.number_formats import DTYPES
 from dslm.worker.ranks import Rank
 from dslm.worker.train import build_models, join_ranks, prepare_inputs, run_steps
 from dslm.worker.verify.compare import (

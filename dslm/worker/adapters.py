@@ -1,0 +1,218 @@
+"""Low-rank adapters on a model, and the model beside them in few bits.
+
+A recipe in, peft's configs and models out. Knows no partitioning and no training.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from dslm.errors import InputError, RecipeError, Where
+from dslm.files import expanded
+from dslm.recipe.schema import Recipe
+from dslm.worker.number_formats import DTYPES
+
+FILE = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PRINCIPAL = ("pissa", "olora")  # begin as a part of the model, which is taken out of it
+_TASKS = {
+    **dict.fromkeys(("pretrain", "sft", "dpo", "orpo", "kto", "sequence"), "CAUSAL_LM"),
+    "seq2seq": "SEQ_2_SEQ_LM",
+    "classify": "SEQ_CLS",
+    "reward": "SEQ_CLS",
+}
+Tensors = dict[str, torch.Tensor]
+T = TypeVar("T")
+
+
+def quantized(recipe: Recipe) -> dict[str, Any]:
+    """Return what loads a model in few bits; nothing where it is loaded as it is.
+
+    4 bits as in QLoRA (arXiv 2305.14314, section 3): NormalFloat, and scales that are quantised
+    too. They are stored in the training's own type, so that ZeRO partitions them like the rest.
+    """
+    if recipe.quantize is None:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    dtype = DTYPES[recipe.precision]
+    if recipe.quantize == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    four = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,
+    )
+    return {"quantization_config": four}
+
+
+def keep_packing(model: PreTrainedModel) -> None:
+    """Let a CPU compute with the matrices of a model in 4 bits as they are stored.
+
+    Where it has instructions for bf16, an evaluation would pack them in another way, which no
+    gradient comes through (bitsandbytes/nn/modules.py, Linear4bit.forward).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
+    """Freeze the model and put trained adapters on its linear layers."""
+    from peft import PeftModel, get_peft_model
+
+    lora = recipe.lora
+    if lora is None:
+        return model
+    if recipe.model.activation_checkpointing:
+        model.enable_input_require_grads()
+    config = adapter_config(recipe)
+    casts = {"autocast_adapter_dtype": False}  # DeepSpeed keeps the fp32 copies; stage 3 casts none
+    if lora.adapter is not None:
+        folder = expanded(lora.adapter)
+        loaded: PreTrainedModel = PeftModel.from_pretrained(
+            model, str(folder), config=config, is_trainable=True, **casts
+        )
+        _check_all_there(folder, adapters_of(loaded.state_dict()))
+        return loaded
+    made: PreTrainedModel = get_peft_model(model, config, **casts)
+    if lora.init in PRINCIPAL:
+        made.initial_adapters = {  # type: ignore[assignment]
+            name: tensor.detach().clone() for name, tensor in adapters_of(made.state_dict()).items()
+        }
+    return made
+
+
+def _check_all_there(folder: Path, wanted: Mapping[str, torch.Tensor]) -> None:
+    """Check that a folder holds all adapters of a model and no others: peft only warns.
+
+    Raises:
+        RecipeError: they are another model's.
+    """
+    from safetensors import safe_open
+
+    with safe_open(folder / WEIGHTS, framework="pt") as tensors:
+        found = set(tensors.keys())
+    wrong = sorted(found ^ set(wanted))
+    if wrong:
+        what = "has no" if wrong[0] in wanted else "has"
+        raise RecipeError(
+            f"the adapters in `{folder}` are another model's: it {what} `{wrong[0]}`"
+            + (f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""),
+            where=Where(key="lora.adapter"),
+        )
+
+
+def adapter_config(recipe: Recipe) -> Any:
+    """Build peft's config of a recipe's adapters; that of existing ones is read from their folder.
+
+    Raises:
+        InputError: the folder's config can't be read.
+    """
+    from peft import LoraConfig
+
+    lora = recipe.lora
+    if lora is None:
+        raise ValueError("the recipe has no adapters")
+    if lora.adapter is not None:
+        return config_in(expanded(lora.adapter))
+    saved = [*lora.modules_to_save, *(["classifier"] if recipe.task == "vision" else [])]
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        exclude_modules=lora.exclude,
+        task_type=_TASKS.get(recipe.task),
+        modules_to_save=saved or None,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
+        use_dora=lora.dora,
+        use_rslora=lora.rslora,
+        init_lora_weights=True if lora.init == "default" else lora.init,
+    )
+
+
+def config_in(folder: Path) -> Any:
+    """Return peft's config of a folder's adapters, without what could import other modules.
+
+    Raises:
+        InputError: it can't be read, or is of no low-rank adapters.
+    """
+    from peft import LoraConfig
+
+    file = folder / FILE
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as failure:
+        raise InputError(f"can't be read: {failure}", where=Where(file=file)) from failure
+    if not isinstance(found, dict) or found.get("peft_type") != "LORA":
+        raise InputError("is not a config of low-rank adapters", where=Where(file=file))
+    known = {k: v for k, v in found.items() if k in LoraConfig.__dataclass_fields__}
+    return LoraConfig(**{**known, "auto_mapping": None, "inference_mode": False})
+
+
+def adapters_of(state: Mapping[str, T]) -> dict[str, T]:
+    """The tensors of adapters in a model's state, as peft names them in a file."""
+    return {
+        _name_in_a_file(name): tensor
+        for name, tensor in state.items()
+        if "lora_" in name or ".modules_to_save." in name
+    }
+
+
+def _name_in_a_file(name: str) -> str:
+    own = name.replace(".modules_to_save.default", "").replace(".default", "")
+    # peft/utils/save_and_load.py: a module in the model, a bare parameter in a file
+    return own.removesuffix(".weight") if own.endswith("lora_magnitude_vector.weight") else own
+
+
+def for_the_whole_model(adapters: Tensors, initial: Tensors, config: Any) -> Tensors:
+    """Adapters for the model as it is, of adapters that began as a part of it; changes `config`.
+
+    The model that was trained is W - s·B0·A0 + s·B·A. With twice the rank that is W + s·B'·A',
+    B' = [B, -B0] and A' = [A; A0].
+
+    Source: peft/tuners/lora/model.py, subtract_mutated_init, which does it from a saved beginning.
+    """
+    joined = {}
+    for name, tensor in adapters.items():
+        if "lora_A" in name:
+            joined[name] = torch.cat([tensor, initial[name].to(tensor)], dim=0)
+        elif "lora_B" in name:
+            joined[name] = torch.cat([tensor, -initial[name].to(tensor)], dim=1)
+        else:
+            joined[name] = tensor
+    factor = math.sqrt(2) if config.use_rslora else 2
+    config.init_lora_weights = True
+    config.r *= 2
+    config.lora_alpha *= factor
+    config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
+    config.alpha_pattern = {name: factor * a for name, a in config.alpha_pattern.items()}
+    return joined
+
+
+def save_adapters(model: Any, state: Tensors, folder: Path) -> None:
+    """Write a model's adapters as peft does, for the model as it is on the Hub or in its folder."""
+    from safetensors.torch import save_file
+
+    initial = getattr(model, "initial_adapters", None)
+    if initial is None:
+        model.save_pretrained(folder, state_dict=state)
+        return
+    config = copy.deepcopy(model.peft_config["default"])
+    tensors = for_the_whole_model(adapters_of(state), initial, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / WEIGHTS)
+    config.inference_mode = True
+    config.save_pretrained(folder)
