@@ -237,6 +237,8 @@ def _state_bytes(recipe: Recipe, profile: Profile, stage: int) -> float:
 def _scratch(recipe: Recipe, *, on_cpu: bool) -> int:
     """Tensors in fp32 that an update makes beside its state: fused kernels none.
 
+    On a CPU torch's Adam is fused, too, unless the recipe's own section says otherwise.
+
     Source: torch.optim.adam._single_tensor_adam, the root of the second moment and the denominator,
     and a gradient with the decay; sgd._single_tensor_sgd, the latter; transformers' Adafactor.step,
     an update and its negative.
@@ -244,7 +246,10 @@ def _scratch(recipe: Recipe, *, on_cpu: bool) -> int:
     name, decays = recipe.optimizer.name, int(recipe.optimizer.weight_decay > 0)
     own = {"adafactor": 2, "sgd": decays}
     of_torch = {"adamw": 2, "adam": 2 + decays}
-    return (own | of_torch if on_cpu else own).get(name, 0)
+    section: object = recipe.deepspeed.get("optimizer", {})
+    params = section.get("params", {}) if isinstance(section, dict) else {}
+    plain = on_cpu and isinstance(params, dict) and params.get("fused") is False
+    return (own | of_torch if plain else own).get(name, 0)
 
 
 def _zero(recipe: Recipe, key: str, default: int) -> int:

@@ -37,7 +37,7 @@ def stages_1_and_2(inputs: MemoryInputs) -> RankMemory:
                  "gradients"),
             term("gradients", gradients - carried, {Moment.GRADIENTS}, _SOURCE, "gradients"),
             *_communication(inputs, partition, late=late),
-            *_update(inputs, states, partition, carried),
+            *_update(inputs, states),
             *_offloaded(inputs, states),
         ),
     )  # fmt: skip
@@ -73,18 +73,16 @@ def _communication(inputs: MemoryInputs, partition: int, *, late: bool) -> list[
     ]  # fmt: skip
 
 
-def _update(inputs: MemoryInputs, states: States, partition: int, carried: int) -> list[Term]:
+def _update(inputs: MemoryInputs, states: States) -> list[Term]:
     """Terms of the optimizer's step, and of making the engine with it."""
     e, share = inputs.element, inputs.share
     flattened = states.parameters + e * inputs.trained
     if inputs.offload != "none":
         step, beside = 0, _temporary(inputs)
     else:
-        # averaged gradients, flattened, in fp32, and those of the partition's parameters; later
-        # those in fp32 and the update's own
-        own = partition if carried and inputs.stage == 1 else 0
+        # averaged gradients, flattened, and in fp32; later those in fp32 and the update's own
         step = max(
-            own + 2 * e * share + FP32 * share * inputs.half,
+            2 * e * share + FP32 * share * inputs.half,
             FP32 * share + update_scratch(inputs, share),
         )
         beside = 2 * FP32 * share

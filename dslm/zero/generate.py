@@ -222,6 +222,7 @@ def _optimizer(draft: _Draft, recipe: Recipe, cluster: Cluster, strategy: Strate
         draft.set(
             "optimizer.params.torch_adam", True, "computed", "on a CPU torch's own needs no build"
         )
+        draft.set("optimizer.params.fused", True, "computed", "one pass over the state")
     if optimizer.name == "muon" and strategy.zero_stage == 3:
         why = "DeepSpeed's Muon takes whole gradients at stage 3"
         draft.set(f"{_ZERO}.reduce_scatter", False, "computed", why)

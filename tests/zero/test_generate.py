@@ -126,4 +126,5 @@ def test_on_a_cpu_nothing_is_pinned_or_built() -> None:
     cluster = Cluster(hosts=(Host("localhost", 2),), device=cpu_device(8 * 2**30))
     values = resolve_job(load_recipe("quickstart"), cluster).config.values
     assert values["optimizer"]["params"]["torch_adam"] is True
+    assert values["optimizer"]["params"]["fused"] is True
     assert values["zero_optimization"]["overlap_comm"] is False
