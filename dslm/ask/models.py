@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from dslm.ask.call import ask
-from dslm.ask.export import check_sound, chosen_checkpoint, export_request
+from dslm.ask.export import (
+    ExportRequest,
+    check_sound,
+    chosen_checkpoint,
+    export_request,
+    held_request,
+)
 from dslm.errors import OptionError, Where
 from dslm.files import expanded
 from dslm.recipe.load import read_resolved
-from dslm.run.checkpoints import in_use
 from dslm.run.directory import RunDirectory
 from dslm.run.summary import found_run, open_run
 
@@ -54,7 +60,7 @@ def meant(target: str, checkpoint: int | None, tell: Tell) -> Meant:
         raise OptionError(
             f"`{target}` is no run, and only runs have checkpoints", where=Where(key="--checkpoint")
         )
-    if any((path / name).is_file() for name in _CONFIGS):
+    if _is_model(path):
         return Meant(name=str(path))
     if path.exists():
         raise OptionError(
@@ -87,18 +93,8 @@ def _of_run(path: Path, step: int | None, tell: Tell) -> Meant:
     run = open_run(path)
     recipe = read_resolved(run.recipe)
     name, at = run.model, None
-    if step is not None or not any((run.model / config).is_file() for config in _CONFIGS):
-        checkpoint = chosen_checkpoint(run, step)
-        name, at = run.path / "export" / f"step-{checkpoint.step}", checkpoint.step
-        if not any((name / config).is_file() for config in _CONFIGS):
-            request = export_request(
-                run.path, step=checkpoint.step, merge=False, dtype=None, output=name,
-                push_to_hub=None, trust=False,
-            )  # fmt: skip
-            with in_use(checkpoint):
-                tell(f"exporting the checkpoint of step {checkpoint.step}")
-                check_sound(run, checkpoint)
-                ask("dslm.worker.export", request.document(), tell)
+    if step is not None or not _is_model(run.model):
+        name, at = _exported(run, step, tell)
     return Meant(
         name=str(name),
         run=run,
@@ -106,3 +102,27 @@ def _of_run(path: Path, step: int | None, tell: Tell) -> Meant:
         base=recipe.model.name if recipe.model.init == "pretrained" else None,
         trusted=recipe.model.trust_remote_code,
     )
+
+
+def _exported(run: RunDirectory, step: int | None, tell: Tell) -> tuple[Path, int]:
+    """The folder of a checkpoint's model, exported unless it is there, and its step."""
+    checkpoint = chosen_checkpoint(run, step)
+    folder = run.path / "export" / f"step-{checkpoint.step}"
+    if _is_model(folder):
+        return folder, checkpoint.step
+
+    def choose() -> ExportRequest:
+        return export_request(
+            run.path, step=step, merge=False, dtype=None, output=None, push_to_hub=None, trust=False
+        )
+
+    with ExitStack() as holds:
+        request = held_request(choose, holds)
+        tell(f"exporting the checkpoint of step {request.checkpoint.step}")
+        check_sound(run, request.checkpoint)
+        ask("dslm.worker.export", request.document(), tell)
+    return request.output, request.checkpoint.step
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / config).is_file() for config in _CONFIGS)
