@@ -9,7 +9,7 @@ EXTRAS := lora,trl,metrics,tensorboard,test,lint
 # every parser with hostile inputs, for SECONDS in all
 SECONDS ?= 300
 
-.PHONY: setup demo test coverage mutants check format docs fuzz verify-faults bench bench-planner bench-gpu soak clean
+.PHONY: setup demo test coverage mutants check format docs fuzz verify-faults verify-versions bench bench-planner bench-gpu soak clean
 
 setup: $(VENV)/.installed
 
@@ -65,6 +65,10 @@ verify-faults: setup
 bench: setup
 	$(BIN)/pip install --quiet evaluate==0.4.6
 	$(BIN)/python -m benchmarks
+
+# known wrong versions, each installed for real in an environment of its own
+verify-versions: setup
+	$(BIN)/python -m benchmarks.wrong_versions
 
 bench-planner: setup
 	$(BIN)/python -W ignore -m benchmarks.planner

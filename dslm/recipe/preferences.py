@@ -13,6 +13,7 @@ from dslm.recipe.schema import Recipe
 Reference: TypeAlias = Literal["none", "model", "adapters", "precomputed"]
 
 PAIRS = frozenset({"dpo", "orpo", "reward"})  # a sample is two sequences
+PREFERENCES = PAIRS | {"kto"}
 COMPARING = frozenset({"dpo", "kto"})  # with a reference
 
 

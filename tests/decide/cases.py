@@ -82,6 +82,10 @@ ROWS: tuple[Row, ...] = (
     _row(_VERSIONS, "parallel.zero_stage=0 precision=bf16", "parallel.zero_stage=0", "pull/7839", installed=(("deepspeed", "0.18.5"),)),  # noqa: E501
     _row(_VERSIONS, "parallel.zero_stage=2", "parallel.zero_stage=2 guards.on_trouble=warn", "on_trouble=warn", installed=OLD),  # noqa: E501
     _row("a task that dslm trains", "task=script", "task=pretrain", "dslm launch"),
+    _row(
+        "a task that a verification has a reference for", "", "seed=1", "no reference", "task=sft",
+        recipe="quickstart-dpo",
+    ),
     _row(_TOGETHER, "optimizer.name=adafactor checkpoint.format=portable", "optimizer.name=adafactor", "no portable form"),  # noqa: E501
     _row(_TOGETHER, f"{_RANKS} parallel.tensor=2 {_MIXTURE}", f"{_RANKS} parallel.tensor=2", "doesn't know"),  # noqa: E501
     _row(_TOGETHER, f"{_RANKS} parallel.sequence=2", f"{_RANKS} parallel.sequence=1", "pretrain only", recipe=BERT),  # noqa: E501

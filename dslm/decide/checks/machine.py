@@ -16,9 +16,11 @@ from dslm.decide.checks.base import (
     Case,
     Check,
     Problem,
+    Verb,
 )
 from dslm.decide.checks.model import HEADS
 from dslm.recipe.extras import missing_extras
+from dslm.recipe.preferences import PREFERENCES
 from dslm.zero.config import value_at
 
 # Optimizers that DeepSpeed has for accelerators and for offloading only.
@@ -169,6 +171,16 @@ def _of_a_script(case: Case) -> Iterator[Problem]:
         )
 
 
+def _without_reference(case: Case) -> Iterator[Problem]:
+    if case.recipe.task in PREFERENCES:
+        yield Problem(
+            key="task",
+            message=f"`dslm verify` has no reference for the task `{case.recipe.task}`, whose loss "
+            "is of preferences",
+            hint="another task verifies the layout: `--set task=sft` with its data",
+        )
+
+
 def _adapters(case: Case) -> Iterator[Problem]:
     if case.recipe.lora is not None and case.recipe.model.init == "scratch":
         yield Problem(
@@ -181,6 +193,12 @@ def _adapters(case: Case) -> Iterator[Problem]:
 
 CHECKS = (
     Check(name="a task that dslm trains", looks_at="task", judge=_of_a_script, verbs=ONLY_TRAIN),
+    Check(
+        name="a task that a verification has a reference for",
+        looks_at="task",
+        judge=_without_reference,
+        verbs=frozenset({Verb.VERIFY}),
+    ),
     Check(
         name="adapters on a trained model",
         looks_at="lora, model.init",

@@ -1,0 +1,131 @@
+"""Known wrong versions, installed for real: what `dslm verify` says of them on CPU ranks.
+
+Each is installed into a virtual environment of its own, over the packages of this one; the entry of
+the catalogue says that it is wrong, and the verification has to find it without knowing that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import venv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dslm.cluster.wrong_versions import wrong_versions
+from tests.worker.planted import ALBERT
+from tests.worker.test_verify import SMALL
+
+_TIMEOUT = 400
+_BF16 = {"precision": "bf16"}
+_MANY = {"batch.global_size": 16, "batch.micro_size": 2}  # four micro batches
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wrong:
+    """A version with a known mistake, and a recipe that meets it."""
+
+    entry: str  # of the catalogue
+    version: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str = "quickstart"
+
+
+def _stage(number: int, **more: Any) -> dict[str, Any]:
+    return {"parallel.zero_stage": number, **more}
+
+
+WRONG = (
+    Wrong(entry="zero2-gradients", version="0.18.2", settings={**_stage(2), **_BF16, **_MANY}),
+    Wrong(
+        entry="zero2-shared-modules", version="0.19.3", recipe="quickstart-mlm",
+        settings={**_stage(2), **_BF16, **ALBERT, "model.activation_checkpointing": "true"},
+    ),
+    Wrong(entry="zero0-bf16", version="0.18.5", settings={**_stage(0), **_BF16, **_MANY}),
+    Wrong(entry="zero2-ready-gradients", version="0.18.5", settings={**_stage(2), **_MANY}),
+    Wrong(
+        entry="offload-accumulation", version="0.18.9",
+        settings={**_stage(2), **_MANY, "parallel.offload": "optimizer"},
+    ),
+    Wrong(
+        entry="bf16-optimizer-last-micro-batch", version="0.18.9",
+        settings={**_stage(1), **_BF16, **_MANY, "deepspeed.data_types.grad_accum_dtype": "fp32"},
+    ),
+    Wrong(
+        entry="zero3-all-reduce-fetch", version="0.19.3",
+        settings=_stage(
+            3, **{"deepspeed.zero_optimization.stage3_use_all_reduce_for_fetch_params": "true"}
+        ),
+    ),
+    Wrong(entry="accumulation-scale", version="5.4.0", settings={**_stage(2), **_MANY}),
+)  # fmt: skip
+
+
+def environment_of(package: str, version: str, folder: Path) -> Path:
+    """Make a virtual environment with this version over the packages that are here; its Python."""
+    venv.create(folder, with_pip=False)
+    inside = next((folder / "lib").glob("python*")) / "site-packages"
+    here = sysconfig.get_path("purelib")
+    (inside / "here.pth").write_text(f"import site; site.addsitedir({here!r})\n")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--no-build-isolation",
+         "--target", str(inside), f"{package}=={version}"],
+        check=True, env={**os.environ, "DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"},
+    )  # fmt: skip
+    return folder / "bin" / "python"
+
+
+def verified(python: Path, wrong: Wrong, run: Path) -> tuple[int, dict[str, Any], str]:
+    """Verify with the ranks of another environment: exit code, document, what was said."""
+    argv = [str(python), "-m", "dslm", "verify", wrong.recipe, "--json", "-o", str(run)]
+    settings = {**SMALL, "parallel.ranks": 2, **wrong.settings}
+    argv += ["--steps", "2", *(w for k, v in settings.items() for w in ("-s", f"{k}={v}"))]
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=_TIMEOUT,
+        env={**os.environ, "PATH": path, "NO_COLOR": "1", "COLUMNS": "250"},
+    )  # fmt: skip
+    return done.returncode, json.loads(done.stdout or "{}"), done.stderr
+
+
+def outcome(wrong: Wrong) -> str:
+    """A row: the entry, the version, what the verification found."""
+    entry = next(each for each in wrong_versions() if each.id == wrong.entry)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        python = environment_of(entry.package, wrong.version, folder / "venv")
+        start = time.monotonic()
+        code, found, said = verified(python, wrong, folder / "run")
+        seconds = time.monotonic() - start
+    if code == 5:
+        first = found["differences"][0]
+        known = any(entry.source in text for text in found["known"])
+        what = (
+            f"found: {first['kind']} of `{first['name']}` and {found['found'] - 1} more, in "
+            f"{seconds:.0f} s; {'named with its source' if known else 'not known by name'}"
+        )
+        what += f"; cause: {found['cause']}" if found["cause"] else ""
+    else:
+        what = "shows nothing on CPU ranks" if code == 0 else f"can't be verified: {said[-300:]}"
+    return f"| `{wrong.entry}` | {entry.package} {wrong.version} | {what} |"
+
+
+def report(names: list[str]) -> str:
+    """The table of all, or of those that are named."""
+    chosen = [wrong for wrong in WRONG if not names or wrong.entry in names]
+    lines = ["| entry | installed | `dslm verify` |", "|---|---|---|"]
+    for wrong in chosen:
+        lines.append(outcome(wrong))
+        sys.stderr.write(lines[-1] + "\n")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(report(sys.argv[1:]))
