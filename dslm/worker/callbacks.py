@@ -20,6 +20,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from dslm.run import words
 from dslm.run.events import CheckpointSaved, Resume, Stamp, Start, Step
 from dslm.worker.assignment import Assignment
+from dslm.worker.fresh_state import undo_first_step
 from dslm.worker.memory_peaks import Measure, Peaks, accuracy, estimate
 from dslm.worker.progress import Progress, finite
 
@@ -88,7 +89,9 @@ class Events(Progress):
             )
         self._since, self._step = time.monotonic(), state.global_step
         self._rank.guard.note(phase=words.Phase.FIRST_STEP, step=state.global_step)
-        if state.global_step:
+        if not state.global_step:
+            undo_first_step(engine)
+        else:
             self.write(Resume(**self.stamp(), step=state.global_step))
         self.write(replace(self._start, **self.stamp(), steps=state.max_steps))
 

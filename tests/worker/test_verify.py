@@ -78,6 +78,7 @@ def test_two_layouts_are_compared_with_each_other_too(tmp_path: Path) -> None:
     [
         ("quickstart", {"parallel.zero_stage": 3}),
         ("quickstart", {"parallel.zero_stage": 2, "precision": "bf16"}),
+        ("quickstart", {"parallel.zero_stage": 0, "precision": "bf16"}),
         ("quickstart-mlm", {"parallel.zero_stage": 1}),
         ("quickstart", {"parallel.zero_stage": 1, "parallel.tensor": 2}),
         ("quickstart", {"parallel.zero_stage": 3, "parallel.sequence": 2}),
