@@ -104,7 +104,7 @@ class Guards(TrainerCallback):
             loss=None if loss is None else table[1].item() / self._rank.world_size,
             grad_norm=norm,
             learnt=None if learnt is None else round(table[2].item()),
-            loss_scale=_number(getattr(optimizer, "cur_scale", None)) if fp16 else None,
+            loss_scale=_number(getattr(optimizer, "loss_scale", None)) if fp16 else None,
         )
         return numbers, table[0].item() > 0
 

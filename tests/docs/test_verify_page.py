@@ -25,5 +25,12 @@ def test_every_planted_fault_is_on_the_page_with_what_named_it() -> None:
         assert fault.names in found
 
 
+def test_no_layout_that_must_pass_was_an_alarm() -> None:
+    table = PAGE.partition("<!-- layouts")[2].partition("<!-- end of layouts")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| quickstart")]
+    assert len(rows) >= 25
+    assert not [row for row in rows if "alarm" in row]
+
+
 def test_no_example_is_missing() -> None:
     assert "@@" not in PAGE

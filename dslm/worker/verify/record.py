@@ -40,6 +40,9 @@ class _Mine:
 class Recorder(TrainerCallback):
     """Stands between a trainer and its engine for a few steps."""
 
+    _values: Values  # both since the training began
+    _replicas: Replicas
+
     def __init__(self, trainer: Any, task: str, late: Callable[[int], bool]) -> None:
         """Record a run's trainer, which has not started.
 
@@ -56,8 +59,6 @@ class Recorder(TrainerCallback):
         self._mine = _Mine()
         self._gradients: Tensors = {}
         self._before: Tensors = {}
-        self._values: Any = None
-        self._replicas: Any = None
         self._group = dist.new_group(backend="gloo")
         self._compute, trainer.compute_loss = trainer.compute_loss, self._compute_loss
         self._pass, trainer.training_step = trainer.training_step, self._training_step

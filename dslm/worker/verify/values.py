@@ -50,7 +50,9 @@ class Values:
         engine = self._engine
         found: Tensors = {}
         optimizer = engine.optimizer
-        scale = float(getattr(optimizer, "cur_scale", 1.0) or 1.0) if engine.fp16_enabled() else 1.0
+        scale = (
+            float(getattr(optimizer, "loss_scale", 1.0) or 1.0) if engine.fp16_enabled() else 1.0
+        )
         for name, shard in self._shards.items():
             if name in self.unknown:
                 continue
