@@ -7,13 +7,14 @@ Adapters are trained beside it (`quantize`); the rest of the model stays as it i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
-from dslm.plan.ledger import LAYERS, RUN, Moment, Term, at
+from dslm.plan.ledger import LAYERS, PASS, RUN, Moment, Term, at
 from dslm.plan.states import FP32
+from dslm.plan.strategy import Strategy
 from dslm.profile.value import ParameterGroup, Profile
 from dslm.recipe.schema import Recipe
 
+GATHERED = "gathered parameters"  # stage 3's term of what is whole at a time
 PACKED = {"nf4": 0.5, "int8": 1.0}  # bytes of an element
 _BLOCK, _BLOCKS = 64, 256  # elements that share an 8-bit scale, scales that share one of 32 bits
 _TABLE = 256 * FP32  # what the 8-bit scales of a matrix stand for
@@ -37,9 +38,9 @@ def elements_less(recipe: Recipe, profile: Profile) -> int:
 
 
 def few_bits_terms(
-    recipe: Recipe, profile: Profile, stage: int, states: Iterable[Term]
+    recipe: Recipe, profile: Profile, strategy: Strategy, states: tuple[Term, ...]
 ) -> list[Term]:
-    """Return what comes along with packed matrices."""
+    """Return what comes along with packed matrices, beside the terms of the stage."""
     if recipe.quantize is None:
         return []
     packed = matrices(profile)
@@ -56,7 +57,7 @@ def few_bits_terms(
             source="autograd/_functions.py, MatMul4Bit and MatMul8bitLt",
         ),
     ]  # fmt: skip
-    if stage == 3:
+    if strategy.zero_stage == 3:
         # transformers' get_init_context: a quantised model isn't partitioned as it is loaded
         whole = _element(recipe) * (
             profile.frozen + profile.trained - elements_less(recipe, profile)
@@ -66,6 +67,17 @@ def few_bits_terms(
                 name="the model before it is partitioned",
                 bytes=max(0, whole - at(states, Moment.INIT)),
                 lives=frozenset({Moment.INIT}), source="modeling_utils.py, get_init_context",
+            )
+        )  # fmt: skip
+    if strategy.zero_stage == 3 and not strategy.activation_checkpointing:
+        # MatMul4Bit.forward keeps the gathered matrix itself, not what DeepSpeed could take back
+        gathered = sum(one.bytes for one in states if one.name == GATHERED)
+        elements = sum(group.total for group in packed) - elements_less(recipe, profile)
+        terms.append(
+            Term(
+                name="packed matrices kept for the backward pass",
+                bytes=max(0, _element(recipe) * elements - gathered), lives=PASS,
+                source="autograd/_functions.py, ctx.tensors",
             )
         )  # fmt: skip
     return terms

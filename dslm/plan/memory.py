@@ -103,7 +103,7 @@ def estimate(
         *states.terms,
         *_activations(states, seen),
         *_evaluation(recipe, profile, strategy),
-        *few_bits_terms(recipe, profile, inputs.stage, states.terms),
+        *few_bits_terms(recipe, profile, strategy, states.terms),
         *_drawing(recipe, inputs, states, on_cpu=on_cpu),
     )
     found = phases(terms)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +66,21 @@ def keep_packing(model: PreTrainedModel) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+@contextmanager
+def as_they_are(model: torch.nn.Module) -> Iterator[None]:
+    """Leave the trained parameters of a model in few bits in the recipe's number format.
+
+    TRL's trainers make bf16 of them when they are made, whatever the training's format is.
+    """
+    kept = {}
+    if getattr(model, "quantization_method", None) is not None:
+        kept = {parameter: parameter.data for parameter in model.parameters()}
+        kept = {parameter: data for parameter, data in kept.items() if parameter.requires_grad}
+    yield
+    for parameter, data in kept.items():
+        parameter.data = data
 
 
 def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:

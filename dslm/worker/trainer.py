@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dslm.run.events import Eval
 from dslm.run.samples import append_samples
+from dslm.worker.adapters import as_they_are
 from dslm.worker.assignment import Assignment
 from dslm.worker.callbacks import Events
 from dslm.worker.checkpoint import CheckpointWriter
@@ -70,7 +71,8 @@ class RunTrainer:
         self._places: list[int] = []  # of the samples of the current step, as they were trained on
         events.after_step = self._after_step
         events.engine = lambda: self.model_wrapped
-        super().__init__(data_collator=collate, callbacks=[events, events.measure], **settings)  # type: ignore[call-arg]
+        with as_they_are(settings["model"]):
+            super().__init__(data_collator=collate, callbacks=[events, events.measure], **settings)  # type: ignore[call-arg]
         # TRL's trainers insist on a `datasets.Dataset` when they are made, and read it nowhere else
         self.train_dataset, self.eval_dataset = train, evaluation
 

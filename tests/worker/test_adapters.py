@@ -172,6 +172,8 @@ def test_beside_a_model_in_few_bits_two_ranks_learn_what_one_learns(
     together = adapted(quantize=bits, **{"parallel.zero_stage": stage})
     assert losses(together) == pytest.approx(losses(alone), abs=1e-4)
     assert losses(together)[-1] < losses(together)[0]
+    tensors = load_file(together / "model" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}  # TRL makes bf16 of it
 
 
 @needs_few_bits
