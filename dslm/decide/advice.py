@@ -87,7 +87,8 @@ def other_trainings(job: Job) -> list[str]:
     lengths = [("data.sequence_length", recipe.data.sequence_length >> n) for n in (1, 2, 3, 4)]
     changes: list[list[Change]] = []
     if recipe.lora is None and recipe.model.init == "pretrained" and recipe.task != "mlm":
-        changes += [[("lora", Lora())], [("lora", Lora()), lengths[1]]]
+        adapters: Change = ("lora", Lora())
+        changes += [[adapters], [adapters, ("quantize", "nf4")], [adapters, lengths[1]]]
     if recipe.precision == "fp32" and job.cluster.device.supports("bf16"):
         changes.append([("precision", "bf16")])
     architecture = dict(model_of(job.asked).architecture)

@@ -11,11 +11,13 @@ import yaml
 from dslm.files import write_atomic
 from dslm.recipe.load import dump_recipe, read_resolved
 from dslm.run.directory import RunDirectory
-from dslm.run.documents import Manifest
+from dslm.run.documents import Manifest, PlanFile, find_document
 from dslm.run.evaluations import Evaluation, evaluations_of, rows_of
 from dslm.run.events import DataPart, DataSummary, End, Start
-from dslm.run.history import read_history
+from dslm.run.history import History, read_history
 from dslm.run.manifest import versions as installed
+from dslm.run.verification import difference, verified_of
+from dslm.units import number_of, render_bytes
 from dslm.worker.answer import Tell, answer
 
 
@@ -65,9 +67,46 @@ def model_card(run: RunDirectory, step: int, *, adapters: bool) -> str:
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
         f"# {name}\n\n{recipe.description or ''}\n\n"
         + "\n".join(lines)
+        + _planned(run, history)
+        + _verified(run)
         + _evaluated(scored)
         + f"\n\nVersions: {made_with}.\n\n## Recipe\n\n```yaml\n{dump_recipe(recipe)}```\n"
     )
+
+
+def _planned(run: RunDirectory, history: History) -> str:
+    """What the run was planned to need, beside what was measured."""
+    plan = find_document(PlanFile, run.plan)
+    device = plan.memory.device if plan is not None else None
+    if plan is None or device is None or device.total is None:
+        return ""
+    cluster = plan.cluster
+    where = f"{cluster.world_size or 1} × {cluster.device}" if cluster.device else "a device"
+    peaks = [step.memory_peak_bytes for step in history.steps if step.memory_peak_bytes]
+    measured = render_bytes(max(peaks)) if peaks else ""
+    rows = [("memory of a rank", render_bytes(device.total), measured)]
+    times = sorted(step.step_seconds for step in history.steps if step.step_seconds)
+    if plan.time is not None and plan.time.step_seconds:
+        measured = f"{times[len(times) // 2]:.3g} s" if times else ""
+        rows.append(("a step", f"{plan.time.step_seconds:.3g} s", measured))
+    lines = [f"Planned for {where}.\n", "| | planned | measured |", "|---|---|---|"]
+    lines += [f"| {name} | {planned} | {seen} |" for name, planned, seen in rows]
+    return "\n\n## Plan\n\n" + "\n".join(lines)
+
+
+def _verified(run: RunDirectory) -> str:
+    """What `dslm verify` found of the run's layout."""
+    found = verified_of(run)
+    if found is None:
+        return ""
+    said = (
+        f"The layout learns what one process does: {found.parameters} parameters and "
+        f"{found.samples} samples were compared over {number_of(found.steps, 'step')} on "
+        f"{number_of(found.ranks, 'rank')} at ZeRO stage {found.stage}."
+        if found.same
+        else f"The layout was compared with one process: {difference(found)}."
+    )
+    return f"\n\n## Verification\n\n{said}"
 
 
 def _evaluated(found: Sequence[Evaluation]) -> str:

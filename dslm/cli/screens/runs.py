@@ -17,10 +17,9 @@ from rich.text import Text
 from dslm.cli import terminal
 from dslm.cli.screens.curve import curve
 from dslm.cli.screens.verified import compared
-from dslm.codec import Malformed, line_of, read_object
-from dslm.run.events import Verified, parse_event
 from dslm.run.history import History
 from dslm.run.summary import RUNS, RunSummary
+from dslm.run.verification import difference, verified_of
 from dslm.units import render_count, render_seconds
 
 
@@ -101,19 +100,10 @@ def _rows(history: History, summary: RunSummary) -> Iterator[tuple[str, str]]:
 
 def _verified(history: History) -> str | None:
     """Say what was verified of the run's layout, if anything was."""
-    try:
-        text = history.run.verified.read_text(encoding="utf-8")
-        kept = {k: v for k, v in read_object(text).items() if k != "format"}
-        found = parse_event(line_of(kept))
-    except (OSError, Malformed):
+    found = verified_of(history.run)
+    if found is None:
         return None
-    if not isinstance(found, Verified):
-        return None
-    if found.same:
-        return compared(found)
-    first = found.differences[0] if found.differences else None
-    what = f"{first.kind} of {first.name} from step {first.step} on" if first else "it differs"
-    return f"it does not learn what one process would: {what}"
+    return compared(found) if found.same else difference(found)
 
 
 def trained_share(parameters: int, trained: int | None) -> str:
