@@ -29,6 +29,7 @@ from dslm.cluster.wrong_versions import settings_of, wrong_versions
 from dslm.diagnose.catalogue import catalogue
 from dslm.profile.store import preset_parameters
 from dslm.recipe.catalog import entries, purposes, recipe_schema
+from dslm.recipe.features import FEATURES
 from dslm.run.events import Step, tail_events
 from dslm.units import render_count
 from scripts.error_examples import EXAMPLES, shown
@@ -120,6 +121,22 @@ def readme(text: str) -> str:
     before, _, rest = text.partition(START)
     after = rest.partition(END)[2]
     return f"{before}{START}\n\n{preset_table()}\n\n{END}{after or chr(10)}"
+
+
+FEATURES_START, FEATURES_END = "<!-- features: made by make docs -->", "<!-- end of features -->"
+
+
+def layouts(text: str) -> str:
+    """A page with the table of features put in."""
+    rows = ["| key | what | stages | offload | device | tasks |", "|---|---|---|---|---|---|"]
+    for each in FEATURES:
+        device = "CUDA" if each.cuda else "an accelerator" if each.accelerator else "any"
+        stages = ", ".join(map(str, each.stages))
+        cells = (", ".join(each.offloads) or "any", device, ", ".join(each.tasks) or "any")
+        rows.append(f"| `{each.key}` | {each.what} | {stages} | {' | '.join(cells)} |")
+    before, _, rest = text.partition(FEATURES_START)
+    table, after = "\n".join(rows), rest.partition(FEATURES_END)[2]
+    return f"{before}{FEATURES_START}\n\n{table}\n\n{FEATURES_END}{after}"
 
 
 HOUSE_START, HOUSE_END = "<!-- house: made by make docs -->", "<!-- end of house -->"
@@ -315,6 +332,7 @@ def main() -> None:
             (ROOT / "docs" / "design" / "0005-the-house.md").read_text()
         ),
         ROOT / "docs" / "verify.md": wrong_versions_in((ROOT / "docs" / "verify.md").read_text()),
+        ROOT / "docs" / "layouts.md": layouts((ROOT / "docs" / "layouts.md").read_text()),
         ROOT / "README.md": readme((ROOT / "README.md").read_text()),
     }
     if "--check" in sys.argv:

@@ -10,6 +10,7 @@ from dslm.errors import DslmError, RecipeError
 from dslm.files import expanded
 from dslm.profile.store import keep, key_of, stored
 from dslm.profile.value import Profile, from_document
+from dslm.recipe.packs import may_attend_by_lengths
 from dslm.recipe.schema import Lora, Recipe
 
 OnPhase = Callable[[str], None]
@@ -25,9 +26,11 @@ def profile_request(
         "task": _TRACED_AS.get(recipe.task, recipe.task),
         "attention": _attention(recipe),
         "fused_loss": recipe.model.liger is True,
-        "precision": recipe.precision,
+        "precision": "fp32" if recipe.autocast else recipe.precision,
         "lora": _shape(recipe.lora) if recipe.lora else None,
         "device": "cpu" if on_cpu else "accelerator",
+        # of those that most recipes don't have, none where it is off: profiles are found by this
+        **({"chunked_loss": True} if recipe.model.chunked_loss else {}),
     }  # fmt: skip
 
 
@@ -43,7 +46,7 @@ _PACKED = ("pretrain", "sft", "sequence")
 def _attention(recipe: Recipe) -> str:
     """The attention that the worker would use: `documents` where the model's code allows it."""
     asked = recipe.model.attention
-    if asked == "auto" and recipe.task in _PACKED and not recipe.model.compile:
+    if recipe.task in _PACKED and may_attend_by_lengths(recipe):
         return "documents"
     return "auto" if asked == "sdpa" else asked
 
@@ -86,7 +89,8 @@ def profile_of(
     try:
         found = profiles([request], on_phase)[0]
     except DslmError as failure:
-        if (failure.where.key or "").startswith("lora."):  # ranks would fail of it too
+        key = failure.where.key or ""
+        if key.startswith("lora.") or key == "model.chunked_loss":  # ranks would fail of it too
             raise RecipeError(failure.message, where=failure.where, hint=failure.hint) from failure
         return None, failure.message
     return found, found.why

@@ -21,6 +21,7 @@ from dslm.plan.states import FP32, REUSE, STATE_BYTES, SUB_GROUP, MemoryInputs, 
 from dslm.plan.strategy import Strategy
 from dslm.profile.levels import LAYER, ById, Level, Levels, levels
 from dslm.profile.value import Profile
+from dslm.recipe.features import is_second, sub_group_of
 from dslm.recipe.preferences import reference_of, sequences
 from dslm.recipe.schema import Recipe
 
@@ -225,7 +226,7 @@ def _state_bytes(recipe: Recipe, profile: Profile, stage: int) -> float:
             if len(g.shape) < 2 or any(word in g.name.lower() for word in ("embed", "lm_head"))
         )
         return STATE_BYTES[name] + (STATE_BYTES["adam"] - STATE_BYTES[name]) * rest / trained
-    if name == "adafactor" and stage == 0 and recipe.precision == "fp32":
+    if name == "adafactor" and stage == 0 and (recipe.autocast or recipe.precision == "fp32"):
         kept = sum(
             g.total // g.shape[-1] + g.total // g.shape[-2] if len(g.shape) > 1 else g.total
             for g in groups
@@ -288,7 +289,7 @@ def _inputs(
         head=profile.trained_head,
         tied=profile.tied,
         passed=profile.passed,
-        element=FP32 if recipe.precision == "fp32" else 2,
+        element=FP32 if recipe.autocast or recipe.precision == "fp32" else 2,
         optimizer=recipe.optimizer.name,
         state=_state_bytes(recipe, profile, strategy.zero_stage),
         scratch=_scratch(recipe, on_cpu=on_cpu),
@@ -298,13 +299,18 @@ def _inputs(
         accumulates=strategy.gradient_accumulation_steps > 1,
         on_cpu=on_cpu,
         bucket=_zero(recipe, "reduce_bucket_size", buckets),
-        overlaps=not on_cpu and strategy.zero_stage > 0,
+        overlaps=not on_cpu and strategy.zero_stage > 0 and recipe.parallel.overlap is not False,
         reuse=min(
             _zero(recipe, "stage3_max_reuse_distance", REUSE),
             _zero(recipe, "stage3_max_live_parameters", REUSE),
         ),
-        sub_group=_zero(recipe, "sub_group_size", SUB_GROUP),
-        secondary=min(ranks_per_host, ranks) if recipe.parallel.zeropp else 0,
+        sub_group=_zero(
+            recipe,
+            "sub_group_size",
+            sub_group_of(-(-trained // ranks)) if recipe.parallel.offload_ratio < 1 else SUB_GROUP,
+        ),
+        secondary=min(ranks_per_host, ranks) if is_second(recipe) else 0,
+        ratio=recipe.parallel.offload_ratio,
         pinned=not on_cpu,
     )
 

@@ -64,6 +64,7 @@ def document(
             "exact": profile.exact if profile else None,
             "off": profile.off if profile and profile.passes else None,
             "attention": profile.attention if profile else None,
+            "apart": dict(profile.apart) if profile else {},
             "untraced": why or None,
             "traced_with": dict(profile.versions) if profile else None,
             "flops_per_token": flops_per_token(profile, recipe.data.sequence_length)

@@ -18,6 +18,7 @@ from dslm.plan.runnable import Permits, Sizes, goes, nothing_shared
 from dslm.plan.strategy import Strategy
 from dslm.plan.time import StepTime, predict
 from dslm.profile.value import Profile
+from dslm.recipe.features import ANY_STAGE, offloads_of, stages_of
 from dslm.recipe.schema import Recipe
 from dslm.units import number_of
 
@@ -267,14 +268,15 @@ def _strategies(
     if parallel.zero_stage == "auto" and (data_parallel * sizes.sequence == 1 or not known):
         # one rank has nothing to partition; of an unknown model, stage 2 is what mostly works
         stages = (0, 3) if known else (2,)
+    offloads: tuple[str, ...] = (parallel.offload,)
+    if parallel.offload == "auto":
+        offloads = offloads_of(recipe, _OFFLOADS)
     if parallel.zero_stage == "auto":
+        stages = stages_of(recipe, stages) or stages_of(recipe, ANY_STAGE)
         if sizes.tensor > 1:
             stages = tuple(stage for stage in stages if stage < 3)  # shared layers are small
         if sizes.expert > 1:
             stages = tuple(stage for stage in stages if stage in _EXPERT_STAGES)
-    if parallel.zeropp:
-        stages = (3,)
-    offloads = _OFFLOADS if parallel.offload == "auto" else (parallel.offload,)
     checkpointing = (
         (False, True)
         if model.activation_checkpointing == "auto"

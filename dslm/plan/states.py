@@ -9,7 +9,7 @@ compute format, B elements of a bucket, G elements of the largest parameter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dslm.plan.ledger import LAYERS, Place, Term, placed
 
@@ -59,6 +59,7 @@ class MemoryInputs:
     overlaps: bool  # communication runs beside the backward pass
     reuse: int = REUSE
     sub_group: int = SUB_GROUP
+    ratio: float = 1.0  # of the optimizer's state that an offload moves
     secondary: int = 0  # ranks of a host that hold ZeRO++'s second partition; 0: there is none
     pinned: bool = True
 
@@ -66,6 +67,12 @@ class MemoryInputs:
     def share(self) -> int:
         """Trained parameters whose optimizer state a rank holds."""
         return -(-self.partitioned // self.ranks) if self.stage else self.trained
+
+    @property
+    def offloaded(self) -> float:
+        """Share of a rank's optimizer state that an offload moves: a number of groups."""
+        groups = max(1, -(-self.share // self.sub_group))
+        return 1 - int((1 - self.ratio) * groups) / groups
 
     @property
     def half(self) -> bool:
@@ -152,8 +159,8 @@ def model_states(
 
 
 def states_of(inputs: MemoryInputs) -> States:
-    """Return the model states of a rank."""
-    return model_states(
+    """Return the model states of a rank; what Twin-Flow leaves on the device is there."""
+    found = model_states(
         inputs.trained,
         partitioned=inputs.partitioned,
         frozen=inputs.frozen,
@@ -162,4 +169,10 @@ def states_of(inputs: MemoryInputs) -> States:
         stage=inputs.stage,
         ranks=inputs.ranks,
         offload=inputs.offload,
+    )
+    if inputs.offload == "none":
+        return found
+    stays = int((1 - inputs.offloaded) * (inputs.state + 2 * FP32) * inputs.share)
+    return replace(
+        found, optimizer=found.optimizer + stays, host_optimizer=found.host_optimizer - stays
     )

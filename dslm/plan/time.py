@@ -19,6 +19,7 @@ from dslm.plan.roofline import passes
 from dslm.plan.strategy import Strategy
 from dslm.profile.levels import ById, flops
 from dslm.profile.value import Profile
+from dslm.recipe.features import is_second, quantizes_gradients, quantizes_weights
 from dslm.recipe.preferences import passes_beside, sequences
 from dslm.recipe.schema import Recipe
 
@@ -74,37 +75,40 @@ def collectives(
     stage: int,
     accumulation: int,
     hosts: int = 1,
-    zeropp: bool = False,
-    on_cpu: bool = False,
+    second: bool = False,
+    quantized: tuple[bool, bool] = (False, False),
+    overlaps: bool = True,
 ) -> list[Collective]:
     """Return what ZeRO sends in a step, for `whole` bytes of parameters, of which some are trained.
 
     Source: ZeRO (arXiv 1910.02054), section 7: 2Ψ for stages 0 to 2, 3Ψ for stage 3; ZeRO++
-    (arXiv 2306.10209), table 1: 0.75Ψ between hosts, where the backward pass gathers within one.
+    (arXiv 2306.10209), table 1: 0.75Ψ between hosts, where the backward pass gathers within one
+    (`second`), and parameters and gradients (`quantized`) are sent in fewer bits.
     Stage 1 reduces in the last micro batch only; DeepSpeed's stage 0 after it (engine.py,
     allreduce_gradients), and what stages 1 and 2 gather is the updated parameters.
     """
     if stage == 0:
         return [Collective(name="all_reduce", size=trained, times=1, beside="")]
-    backward = "" if on_cpu else "backward"  # overlap_comm needs streams
+    backward = "backward" if overlaps else ""
     if stage < 3:
         times = accumulation if stage == 2 else 1
         return [
             Collective(name="reduce_scatter", size=trained, times=times, beside=backward),
             Collective(name="all_gather", size=trained, times=1, beside=""),
         ]
-    quantized = zeropp and hosts > 1
-    forward = "" if on_cpu else "forward"
+    forward = "forward" if overlaps else ""
+    weights, gradients = quantized
     return [
         Collective(
-            name="all_gather", size=whole * (0.5 if zeropp else 1), times=accumulation,
+            name="all_gather", size=whole * (0.5 if weights else 1), times=accumulation,
             beside=forward,
         ),
         Collective(
-            name="all_gather", size=whole, times=accumulation, beside=backward, inside=quantized
+            name="all_gather", size=whole, times=accumulation, beside=backward,
+            inside=second and hosts > 1,
         ),
         Collective(
-            name="reduce_scatter", size=trained * (0.25 if zeropp else 1), times=accumulation,
+            name="reduce_scatter", size=trained * (0.25 if gradients else 1), times=accumulation,
             beside=backward,
         ),
     ]  # fmt: skip
@@ -208,8 +212,9 @@ def _sending(
         stage=strategy.zero_stage,
         accumulation=strategy.gradient_accumulation_steps,
         hosts=hosts,
-        zeropp=recipe.parallel.zeropp,
-        on_cpu=cluster.device.kind == "cpu",
+        second=is_second(recipe),
+        quantized=(quantizes_weights(recipe), quantizes_gradients(recipe)),
+        overlaps=cluster.device.kind != "cpu" and recipe.parallel.overlap is not False,
     ):
         group = min(ranks, slots) if one.inside else ranks
         link = (near if one.inside else links).get(one.name)

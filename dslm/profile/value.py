@@ -9,7 +9,7 @@ parameters are no part of the levels: each is counted apart from the moment when
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dslm.profile.polynomial import Polynomial
@@ -114,6 +114,7 @@ class Profile:
     fixed_length: int = 0  # 1: samples all have the same size, as images have
     drops: bool = False  # has dropout, which a CPU computes in another way than an accelerator
     why: str = ""
+    apart: Mapping[str, bool] = field(default_factory=dict)  # see dslm.recipe.packs; empty: unknown
 
     @property
     def total(self) -> int:
@@ -194,6 +195,7 @@ def to_document(profile: Profile) -> dict[str, object]:
             )
         },
         "versions": dict(profile.versions),
+        "apart": dict(profile.apart),
         "parameters": [
             [g.name, list(g.shape), g.count, _flags(g), g.element] for g in profile.parameters
         ],

@@ -19,6 +19,7 @@ from dslm.recipe.values import (
     Misfit,
     Name,
     NotNegative,
+    Portion,
     Positive,
     PositiveInt,
     PositiveShare,
@@ -73,6 +74,10 @@ class Model(Section):
     """Liger kernels; auto: when installed and on CUDA."""
     compile: Flag = False
     """torch.compile the model."""
+    deepcompile: Flag = False
+    """torch.compile the model with DeepSpeed's own passes (DeepCompile), on CUDA."""
+    chunked_loss: Flag = False
+    """Compute the loss of a few tokens at a time: less memory for a large vocabulary."""
     activation_checkpointing: Flag | Auto = "auto"
     """Recompute activations in the backward pass instead of keeping them."""
     trust_remote_code: Flag = False
@@ -190,8 +195,22 @@ class Parallel(Section):
     """What is kept off the accelerator: optimizer state, or parameters too, on CPU or NVMe."""
     nvme_path: Name | None = None
     """Folder on a local NVMe disk, for `offload: nvme`."""
+    offload_ratio: Portion = 1.0
+    """Share of the optimizer's state that `offload` moves; the rest stays (Twin-Flow, stage 3)."""
+    super_offload: Flag = False
+    """Update the offloaded state while the backward pass goes on (SuperOffload, stage 3)."""
+    zenflow: Flag = False
+    """Update the most important columns on the device at once, the others offloaded (ZenFlow)."""
     zeropp: Flag = False
-    """ZeRO++: quantized weights and gradients, secondary partition inside a host (stage 3)."""
+    """All of ZeRO++ (stage 3): the three keys that follow."""
+    hpz: Flag = False
+    """A second partition of the parameters inside each host, for the backward pass (hpZ)."""
+    quantized_weights: Flag = False
+    """Send gathered parameters in 8 bits (qwZ)."""
+    quantized_gradients: Flag = False
+    """Send reduced gradients in 4 bits (qgZ)."""
+    overlap: Flag | Auto = "auto"
+    """Communicate beside the computation; auto: on an accelerator, at stages 1 to 3."""
     tensor: Few | Auto = 1
     """Ranks that share each layer's matrices (DeepSpeed AutoTP); auto: what is fastest."""
     sequence: Few | Auto = 1
@@ -393,6 +412,8 @@ class Recipe(Section):
     parallel: Parallel = Parallel()
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Number format of the forward and backward pass."""
+    autocast: Flag = False
+    """Keep parameters in fp32, and let torch compute in `precision` where that is safe."""
     lora: Lora | None = None
     """Absent: all parameters are trained."""
     reference: Literal["model", "precomputed"] = "model"

@@ -48,6 +48,7 @@ Positive = Annotated[float, Field(gt=0, le=_MOST, strict=True, allow_inf_nan=Fal
 NotNegative = Annotated[float, Field(ge=0, le=_MOST, strict=True, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=True, allow_inf_nan=False)]
 PositiveShare = Annotated[float, Field(gt=0, lt=1, strict=True, allow_inf_nan=False)]
+Portion = Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=10**8, strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, Field(pattern=r"\S", max_length=4096)]

@@ -101,6 +101,7 @@ class PlannedModel(Strict):
 
     parameters: Count | None = None
     flops_per_token: float | None = None
+    apart: Mapping[str, bool] = field(default_factory=dict)  # see dslm.recipe.packs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

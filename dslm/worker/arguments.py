@@ -57,7 +57,7 @@ def training_arguments(
         "disable_tqdm": True,
         "gradient_checkpointing": bool(recipe.model.activation_checkpointing),
         "use_liger_kernel": liger,
-        "torch_compile": recipe.model.compile,
+        "torch_compile": recipe.model.compile or recipe.model.deepcompile,
         "use_cpu": on_cpu,
     }
     if recipe.model.activation_checkpointing:
@@ -87,8 +87,8 @@ def _optimization(recipe: Recipe, steps: int) -> dict[str, Any]:
         "optim": _OPTIMIZERS.get(optimizer.name, "adamw_torch"),
         "lr_scheduler_type": _SCHEDULES.get(recipe.schedule.name, recipe.schedule.name),
         "warmup_steps": warmup_steps(recipe, steps),
-        "bf16": recipe.precision == "bf16",
-        "fp16": recipe.precision == "fp16",
+        "bf16": recipe.precision == "bf16" and not recipe.autocast,
+        "fp16": recipe.precision == "fp16" and not recipe.autocast,
     }
 
 

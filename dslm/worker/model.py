@@ -98,7 +98,7 @@ def _from_pretrained(
             model.name,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
-            dtype=DTYPES[recipe.precision],
+            dtype=DTYPES["fp32" if recipe.autocast else recipe.precision],
             ignore_mismatched_sizes=True,  # the report has them
             output_loading_info=True,
             **settings,

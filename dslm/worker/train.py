@@ -18,11 +18,12 @@ import torch
 import torch.distributed as dist
 from transformers import set_seed
 
-from dslm.errors import DataError, InputError, Where
+from dslm.errors import DataError, InputError, RecipeError, Where
 from dslm.recipe.duration import total_steps
+from dslm.recipe.packs import is_packed, leaks, refusal
 from dslm.recipe.preferences import reference_of
 from dslm.run.checkpoints import MANIFEST
-from dslm.run.documents import CheckpointManifest, read_document
+from dslm.run.documents import CheckpointManifest, PlanFile, find_document, read_document
 from dslm.run.words import Phase
 from dslm.units import number_of
 from dslm.worker.assemble import Training, arguments_of, assemble
@@ -30,8 +31,10 @@ from dslm.worker.assignment import Assignment, Inputs, Models, read_assignment
 from dslm.worker.data.prepare import Prepared, prepare
 from dslm.worker.data.tokenizer import load_tokenizer
 from dslm.worker.extension_builds import build_folder, is_built, remove_dead_marks
+from dslm.worker.features import mend, put_on
 from dslm.worker.finish import finish, finish_early
 from dslm.worker.first_loss import FirstLoss, expected_loss
+from dslm.worker.layout.apart import kept_apart
 from dslm.worker.layout.share import share_model
 from dslm.worker.loading import LoadingReport
 from dslm.worker.memory_peaks import resident
@@ -41,6 +44,7 @@ from dslm.worker.ranks import Rank, release_shared_memory
 from dslm.worker.reference import add_reference
 from dslm.worker.tasks import task_of
 from dslm.worker.tensors_only import tensors_only
+from dslm.worker.verify.reduced import full_config
 
 _JOIN_TIMEOUT = timedelta(minutes=10)  # for all ranks to have imported torch and to meet
 _LONGEST_PREPARATION = timedelta(days=30)
@@ -53,6 +57,7 @@ def train(rank: Rank) -> None:
     join_ranks(given)
     inputs = prepare_inputs(given)
     check_same_data(given, inputs.data)
+    check_packs(given, inputs)
     report = examine(given, inputs)
     expected = expected_loss(given, inputs, report)
     arguments = arguments_of(given, inputs)
@@ -127,6 +132,22 @@ def check_same_data(given: Assignment, data: Prepared) -> None:
         )
 
 
+def check_packs(given: Assignment, inputs: Inputs) -> None:
+    """Check that the model keeps the documents of a sample apart, where no plan knew it.
+
+    Raises:
+        RecipeError: it doesn't.
+    """
+    recipe = given.recipe
+    plan = find_document(PlanFile, given.run.plan) or PlanFile()
+    if not is_packed(recipe) or plan.model.parameters is not None:
+        return
+    config = full_config(recipe, inputs.tokenizer)
+    if leaks(recipe, kept_apart(config, inputs.task.auto_class)):
+        message, hint = refusal(str(config.model_type))
+        raise RecipeError(message, where=Where(key="data.packing"), hint=hint)
+
+
 def examine(given: Assignment, inputs: Inputs) -> LoadingReport | None:
     """Check what a pretrained model's files hold, before anything is partitioned."""
     settings = _model_settings(inputs)
@@ -141,6 +162,7 @@ def build_models(given: Assignment, inputs: Inputs, report: LoadingReport | None
     settings = _model_settings(inputs)
     set_seed(recipe.seed)
     model = build_model(recipe, task.auto_class, inputs.tokenizer, report, **settings)
+    put_on(model, recipe)
     share_model(model, recipe, given.layout, given.config["train_micro_batch_size_per_gpu"])
     reference = None
     if reference_of(recipe) == "model":
@@ -173,6 +195,7 @@ def run_steps(given: Assignment, training: Training) -> None:
     checkpoint = given.attempt.resumed_from
     path = str(given.run.path / checkpoint) if checkpoint else None
     with_portable()
+    mend(given.recipe)
     try:
         with nullcontext() if given.rank.attempt.trust_checkpoint else tensors_only():
             training.trainer.train(resume_from_checkpoint=path)

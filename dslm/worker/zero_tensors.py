@@ -151,6 +151,8 @@ def _stored_state(checkpoint: Path, zero_stage: int) -> StoredState:
     if not states:
         tensors, step = _plain_state(model)
         return StoredState(tensors, step, model, None)
+    if model.get("ds_config", {}).get("zero_optimization", {}).get("zenflow"):
+        raise ValueError("ZenFlow keeps matrices the other way round")
     shapes = model["param_shapes"]
     if zero_stage == 3:
         base = [state["optimizer_state_dict"]["state"] for state in states]

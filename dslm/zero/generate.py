@@ -19,7 +19,9 @@ from dslm.plan.strategy import Strategy
 from dslm.presets import preset_path
 from dslm.profile.value import Profile
 from dslm.recipe.duration import total_steps, warmup_steps
+from dslm.recipe.features import is_second, quantizes_gradients, quantizes_weights
 from dslm.recipe.schema import Recipe
+from dslm.zero.features import settings_of
 
 _ZERO = "zero_optimization"
 # Why the presets hold what they hold, by key or by the section above it.
@@ -104,7 +106,7 @@ def preset_name(recipe: Recipe, strategy: Strategy) -> str:
         return "sequence-parallel"
     if offload == "none" and strategy.tensor_parallel > 1:
         return "autotp"
-    if recipe.parallel.zeropp:
+    if all(each(recipe) for each in (is_second, quantizes_weights, quantizes_gradients)):
         return "zeropp"
     if offload == "none":
         return f"zero{stage}"
@@ -146,6 +148,8 @@ def generate(
     _scheduler(draft, recipe)
     _model_parallelism(draft, recipe, strategy)
     _partitioning(draft, recipe, cluster, strategy, profile)
+    for setting in settings_of(recipe, cluster, strategy, profile):
+        draft.set(setting.key, setting.value, setting.source, setting.text)
     _logging(draft, recipe)
     for key, value in leaves(recipe.deepspeed) if recipe.deepspeed else ():
         draft.set(key, value, "override", "the recipe's `deepspeed` section, merged last")
@@ -183,8 +187,10 @@ def _batch(draft: _Draft, recipe: Recipe, strategy: Strategy) -> None:
 
 def _precision(draft: _Draft, recipe: Recipe) -> None:
     text = f"precision: {recipe.precision}"
-    if recipe.precision != "bf16":
+    if recipe.precision != "bf16" or recipe.autocast:
         draft.drop("bf16")
+    if recipe.autocast:
+        return
     if recipe.precision == "bf16":
         draft.set("bf16.enabled", True, "recipe", text)
     elif recipe.precision == "fp16":
@@ -289,13 +295,6 @@ def _partitioning(
         for key in ("offload_optimizer", "offload_param"):
             path = recipe.parallel.nvme_path
             draft.set(f"{_ZERO}.{key}.nvme_path", path, "recipe", "parallel.nvme_path")
-    if recipe.parallel.zeropp:
-        draft.set(
-            f"{_ZERO}.zero_hpz_partition_size",
-            cluster.slots_per_host,
-            "computed",
-            "the second partition spans one host's slots",
-        )
 
 
 def _buckets(draft: _Draft, strategy: Strategy, profile: Profile | None) -> None:

@@ -74,6 +74,10 @@ _DISK = "a disk to offload to"
 _OPTIMIZER = "an optimizer for the device and its offload"
 NVME = "parallel.zero_stage=3 parallel.offload=nvme parallel.nvme_path="
 
+_FEATURES = "features of DeepSpeed where they go"
+_GOES = "features of DeepSpeed that go together"
+_PLAN = "features of DeepSpeed that go with the plan"
+_PACKS = "documents that don't see each other"
 _VERSIONS = "versions that learn what one process would"
 OLD = (("deepspeed", "0.18.2"),)
 
@@ -167,7 +171,30 @@ ROWS: tuple[Row, ...] = (
     _row(_ATTENTION, f"model.attention=sdpa {ARCHITECTURE}.model_type=gpt_neo", "", "gpt_neo"),
     _row("Liger where it runs", "model.liger=true", "model.liger=auto", "CPU", of_cpu=True),
     _row("Liger where it runs", "model.liger=true precision=bf16", "model.liger=false precision=bf16", "not installed", device="h100"),  # noqa: E501
-    _row("ZeRO++ where it runs", "parallel.zero_stage=3 parallel.zeropp=true", "parallel.zero_stage=3", "CPU", of_cpu=True),  # noqa: E501
+    *(
+        _row(_FEATURES, f"parallel.zero_stage=3 {setting}", f"parallel.zero_stage=3 {off}", key, "CPU", of_cpu=True)  # noqa: E501
+        for key, setting, off in (
+            ("parallel.zeropp", "parallel.zeropp=true", "parallel.zeropp=false"),
+            ("parallel.hpz", "parallel.hpz=true", "parallel.hpz=false"),
+            ("parallel.quantized_weights", "parallel.quantized_weights=true", "parallel.overlap=false"),  # noqa: E501
+            ("parallel.quantized_gradients", "parallel.quantized_gradients=true", "parallel.overlap=auto"),  # noqa: E501
+            ("parallel.super_offload", "parallel.offload=optimizer parallel.super_offload=true", "parallel.offload=optimizer parallel.offload_ratio=0.5"),  # noqa: E501
+            ("parallel.overlap", "parallel.overlap=true", "parallel.overlap=false"),
+            ("model.deepcompile", "model.deepcompile=true", "model.deepcompile=false"),
+        )
+    ),
+    _row(_FEATURES, "parallel.zero_stage=2 parallel.hpz=true", "parallel.zero_stage=3 parallel.hpz=true", "stage 3, not 2", device="h100"),  # noqa: E501
+    _row(_FEATURES, "parallel.zero_stage=0 parallel.quantized_gradients=true", "parallel.zero_stage=3 parallel.quantized_gradients=true", "stage 3, not 0", device="h100"),  # noqa: E501
+    _row(_FEATURES, "parallel.zero_stage=3 parallel.super_offload=true", "parallel.zero_stage=3 parallel.offload=optimizer parallel.super_offload=true", "parallel.offload=optimizer", device="h100"),  # noqa: E501
+    _row(_FEATURES, "parallel.zero_stage=3 parallel.offload=optimizer parallel.super_offload=true", "parallel.zero_stage=3 parallel.offload=optimizer", "NVIDIA", device="mi300x"),  # noqa: E501
+    _row(_FEATURES, "parallel.zero_stage=2 parallel.zenflow=true", "parallel.zero_stage=2 parallel.offload=optimizer parallel.zenflow=true parallel.ranks=2 batch.global_size=2", "offloaded optimizer"),  # noqa: E501
+    _row(_FEATURES, "model.chunked_loss=true", "model.chunked_loss=false", "mlm", recipe=BERT),
+    _row(_GOES, "autocast=true precision=fp32", "autocast=true precision=bf16", "precision=bf16"),
+    _row(_GOES, "parallel.zero_stage=3 autocast=true precision=bf16 parallel.quantized_weights=true", "parallel.zero_stage=3 parallel.quantized_weights=true", "autocast", device="h100"),  # noqa: E501
+    _row(_GOES, "parallel.zero_stage=2 parallel.offload=optimizer parallel.zenflow=true optimizer.name=lion", "", "Adam"),  # noqa: E501
+    _row(_GOES, "parallel.zero_stage=2 model.deepcompile=true model.compile=true precision=bf16", "parallel.zero_stage=2 model.deepcompile=true precision=bf16", "model.compile", device="h100"),  # noqa: E501
+    _row(_GOES, "parallel.zero_stage=2 parallel.offload=optimizer parallel.zenflow=true checkpoint.format=portable", "", "portable form"),  # noqa: E501
+    _row(_PLAN, "parallel.zero_stage=2 parallel.offload=optimizer parallel.zenflow=true batch.micro_size=1", "parallel.zero_stage=2 parallel.offload=optimizer parallel.zenflow=true parallel.ranks=2 batch.global_size=2", "micro batch"),  # noqa: E501
     *(
         _row("ZeRO++ where it runs", f"parallel.zero_stage=3 deepspeed.zero_optimization.{setting}", f"parallel.zero_stage=3 deepspeed.zero_optimization.{harmless}", "CPU", of_cpu=True)  # noqa: E501
         for setting, harmless in (
@@ -176,6 +203,7 @@ ROWS: tuple[Row, ...] = (
             ("zero_hpz_partition_size=2", "zero_hpz_partition_size=1"),
         )
     ),
+    _row(_PACKS, f"{ARCHITECTURE}.model_type=bloom", f"{ARCHITECTURE}.model_type=bloom data.packing=false", "bloom", "data.packing=false"),  # noqa: E501
     _row(_OPTIMIZER, "optimizer.name=lion", "optimizer.name=adamw", "lion", "CPU", of_cpu=True),
     _row(_OPTIMIZER, "optimizer.name=adafactor parallel.offload=optimizer", "optimizer.name=sgd parallel.offload=optimizer", "adafactor"),  # noqa: E501
     _row(_DISK, NVME + "/nowhere/at/all", "", "/nowhere/at/all"),

@@ -59,7 +59,13 @@ def test_what_cannot_be_known_is_null_and_said(dslm: Dslm) -> None:
 def test_communication_volumes_are_those_of_the_papers() -> None:
     def in_parameters(stage: int, *, zeropp: bool = False) -> float:
         found = collectives(
-            whole=1.0, trained=1.0, stage=stage, accumulation=1, hosts=2, zeropp=zeropp
+            whole=1.0,
+            trained=1.0,
+            stage=stage,
+            accumulation=1,
+            hosts=2,
+            second=zeropp,
+            quantized=(zeropp, zeropp),
         )
         return sum(one.times * sent(one.name, one.size, 10**6) for one in found if not one.inside)
 

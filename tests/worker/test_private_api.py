@@ -13,6 +13,7 @@ import typer._completion_shared
 from deepspeed.module_inject.layers import TensorParallel_Layer
 from deepspeed.runtime import config as deepspeed_config
 from deepspeed.runtime.engine import DeepSpeedEngine, EngineTimers
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import groups
 from torch.utils.flop_counter import flop_registry
@@ -51,6 +52,9 @@ def _names_a_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 GUARDS = {
+    "_optimizer_step": lambda: (
+        _parameters(DeepSpeedZeroOptimizer_Stage3._optimizer_step) == ["self", "sub_group_id"]
+    ),
     "_load_state_dict_into_zero3_model": lambda: (
         _parameters(modeling_utils._load_state_dict_into_zero3_model)[:2]
         == ["model_to_load", "state_dict"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from dslm.decide.checks import (
     adapters,
     data,
+    features,
     layout,
     machine,
     model,
@@ -29,6 +30,7 @@ CHECKS: tuple[Check, ...] = (
     *adapters.CHECKS,
     *model.CHECKS,
     *layout.CHECKS,
+    *features.CHECKS,
     *data.CHECKS,
     *records.CHECKS,
     *preferences.CHECKS,

@@ -10,6 +10,7 @@ from dslm.decide.checks import facts
 from dslm.decide.checks.base import ONLY_TRAIN, TRAINING, Case, Check, Problem
 from dslm.decide.model import ModelSource
 from dslm.plan.runnable import Permits, Sizes, can_share
+from dslm.recipe.packs import leaks, refusal
 from dslm.recipe.schema import Recipe
 from dslm.zero.experts import EXPERT_TYPES
 
@@ -183,7 +184,21 @@ def _together(case: Case) -> Iterator[Problem]:
             yield Problem(key=row.key, message=row.message, hint=row.hint)
 
 
+def _packs(case: Case) -> Iterator[Problem]:
+    """Find packs whose documents see each other, as far as it was measured."""
+    if case.profile is not None and leaks(case.recipe, case.profile.apart):
+        message, hint = refusal(case.profile.model_type)
+        yield Problem(key="data.packing", message=message, hint=hint)
+
+
 CHECKS = (
+    Check(
+        name="documents that don't see each other",
+        looks_at="data.packing, task, model_type, model.attention",
+        judge=_packs,
+        verbs=TRAINING,
+        planned=True,
+    ),
     Check(
         name="heads that ranks can share",
         looks_at="parallel.tensor, parallel.sequence, num_attention_heads",

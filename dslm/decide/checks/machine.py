@@ -104,12 +104,6 @@ def _zeropp(case: Case) -> Iterator[Problem]:
         if value is True or (isinstance(value, int) and value > 1):
             text = f"`{key}` is of ZeRO++, whose kernels need an accelerator, but this is a CPU"
             yield Problem(key=f"deepspeed.{key}", message=text, hint="leave it out")
-    if case.recipe.parallel.zeropp:
-        yield Problem(
-            key="parallel.zeropp",
-            message="the kernels of ZeRO++ need an accelerator, but this is a CPU",
-            hint="`--set parallel.zeropp=false`",
-        )
 
 
 def _optimizer(case: Case) -> Iterator[Problem]:
@@ -226,7 +220,7 @@ CHECKS = (
     ),
     Check(
         name="ZeRO++ where it runs",
-        looks_at="parallel.zeropp, deepspeed.zero_optimization",
+        looks_at="deepspeed.zero_optimization",
         judge=_zeropp,
         verbs=ALL,
     ),

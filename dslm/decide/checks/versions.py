@@ -8,6 +8,7 @@ from dslm.cluster.wrong_versions import Setting, WrongVersion, installed_wrong
 from dslm.decide.checks.base import STARTING, Case, Check, Problem, Verb
 from dslm.decide.job import Job
 from dslm.decide.model import model_of
+from dslm.recipe.features import quantizes_weights
 from dslm.zero.generate import leaves
 
 _MAY = "guards.on_trouble"
@@ -27,7 +28,7 @@ def setting_of(case: Case) -> Setting | None:
         on_cpu=case.on_cpu,
         compile=recipe.model.compile,
         liger=recipe.model.liger is True or (recipe.model.liger == "auto" and not case.on_cpu),
-        zeropp=recipe.parallel.zeropp,
+        zeropp=quantizes_weights(recipe),
         pretrained=recipe.model.init == "pretrained",
         task=recipe.task,
         optimizer=recipe.optimizer.name,

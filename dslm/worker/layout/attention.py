@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from dslm.recipe.packs import may_attend_by_lengths
 from dslm.recipe.schema import Recipe
 from dslm.worker.layout.documents import Bucket, Documents
 
@@ -36,7 +37,7 @@ _current: list[Documents] = []  # of the forward pass that runs; recomputation b
 
 def use_documents(model: PreTrainedModel, recipe: Recipe) -> bool:
     """Let a model attend within documents, if it can; whether it does."""
-    if recipe.task not in PACKED_TASKS or recipe.model.attention != "auto" or recipe.model.compile:
+    if recipe.task not in PACKED_TASKS or not may_attend_by_lengths(recipe):
         return False
     if not attends_plainly(model):
         return False

@@ -14,9 +14,10 @@ from transformers import CONFIG_MAPPING, AutoConfig, initialization
 
 from dslm.errors import RecipeError, Where
 from dslm.worker.adapter_targets import check_targets
+from dslm.worker.features import check_loss
 from dslm.worker.layout.attention import DOCUMENTS, attends_plainly
 from dslm.worker.number_formats import DTYPES
-from dslm.worker.trace.standins import fuse_loss
+from dslm.worker.trace.standins import chunk_loss, fuse_loss
 
 NEXT_TOKEN = ("pretrain", "sft", "dpo", "sequence", "script")
 AUTO_CLASSES = {
@@ -93,6 +94,9 @@ def built(config: Any, request: Mapping[str, Any]) -> Traced:
             model.train()
             if request.get("fused_loss") and task in NEXT_TOKEN:
                 fuse_loss(model)
+            if request.get("chunked_loss"):
+                check_loss(model)
+                chunk_loss(model)
             if request.get("lora"):
                 model = _with_adapters(model, request["lora"], task)
     finally:

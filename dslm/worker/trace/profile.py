@@ -10,8 +10,10 @@ from torch import nn
 
 from dslm.profile.levels import levels
 from dslm.profile.value import PassProfile, Profile, Proof
+from dslm.recipe.packs import PACKED_TASKS
+from dslm.worker.layout.apart import kept_apart
 from dslm.worker.trace.fit import fitted
-from dslm.worker.trace.model import Traced, build
+from dslm.worker.trace.model import AUTO_CLASSES, Traced, build, config_of
 from dslm.worker.trace.parameters import groups_of
 from dslm.worker.trace.passes import PassTrace, Tracer
 
@@ -152,7 +154,16 @@ def profile(request: Mapping[str, Any]) -> Profile:
         fixed_length=0 if request["task"] != "vision" else 1,
         drops=run.tracer.drops,
         why=why,
+        apart=apart(request),
     )
+
+
+def apart(request: Mapping[str, Any]) -> dict[str, bool]:
+    """Return whether a model keeps the documents of a pack apart; see `dslm.recipe.packs`."""
+    task = request["task"]
+    if task not in PACKED_TASKS:
+        return {}
+    return kept_apart(config_of(request["architecture"]), AUTO_CLASSES[task])
 
 
 def _number(config: Any, name: str) -> int:

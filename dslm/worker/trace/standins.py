@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 from torch.nn import functional
 
+from dslm.worker.features import LOSS_BLOCK
 from dslm.worker.layout.attention import DOCUMENTS
 from dslm.worker.trace.timeline import Timeline
 
@@ -226,3 +227,33 @@ def fuse_loss(model: Any) -> None:
     head = model.get_output_embeddings()
     head.forward = lambda hidden: hidden
     model.loss_function = lambda logits, labels, **_: _FusedLoss.apply(logits, head.weight)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """DeepSpeed's loss of logits (T, V) in chunks.
+
+    Source: runtime/chunked_cross_entropy.py: the logits are kept as they are, with a sum for each
+    token; a block of them is there in fp32, and once more.
+    """
+
+    @staticmethod
+    def forward(ctx, logits):  # type: ignore[no-untyped-def]
+        rows = logits.shape[:-1].numel()
+        block = logits.new_empty((2, LOSS_BLOCK), dtype=torch.float32)
+        del block
+        sums = logits.new_empty((rows,), dtype=torch.float32)
+        ctx.save_for_backward(logits, sums)
+        return logits.new_empty((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        logits, _ = ctx.saved_tensors
+        found = torch.empty_like(logits)
+        block = logits.new_empty((2, LOSS_BLOCK), dtype=torch.float32)
+        del block
+        return found
+
+
+def chunk_loss(model: Any) -> None:
+    """Compute the loss as DeepSpeed does in chunks."""
+    model.loss_function = lambda logits, labels, **_: _ChunkedLoss.apply(logits)

@@ -58,11 +58,10 @@ def reduced_config(recipe: Recipe, tokenizer: Any, layout: Layout, **settings: A
         RecipeError: the model's own config is not known here, or the model can't be cut so far that
             it can be verified.
     """
-    full = _config(recipe, tokenizer, **settings)
+    full = full_config(recipe, tokenizer, **settings)
     factory = _factory(recipe)
     smallest: tuple[int, Any] | None = None
-    fewer = _fewer_layers(full, _built(factory, full, "meta"))
-    for config in _attempts(full, fewer, layout):
+    for config in cuts(full, factory, layout):
         model = _built(factory, config, "meta")
         if model is None:
             continue
@@ -107,7 +106,12 @@ def without_dropout(config: Any) -> dict[str, float]:
     return had
 
 
-def _config(recipe: Recipe, tokenizer: Any, **settings: Any) -> Any:
+def full_config(recipe: Recipe, tokenizer: Any, **settings: Any) -> Any:
+    """Return the config of a recipe's model as it is.
+
+    Raises:
+        RecipeError: it is not known here.
+    """
     model = recipe.model
     if model.init == "scratch":
         return scratch_config(recipe, tokenizer, **settings)
@@ -166,8 +170,15 @@ def _runs(model: nn.Module | None) -> bool:
     return True
 
 
-def _attempts(full: Any, fewer: _Changes, layout: Layout) -> Iterator[Any]:
-    """Cuts of a config, the smallest first: each with fewer layers of each kind."""
+def cuts(full: Any, factory: Any, layout: Layout) -> Iterator[Any]:
+    """Cuts of a config, the smallest first: each with fewer layers of each kind.
+
+    Args:
+        full: the config.
+        factory: transformers' class that builds a model of it.
+        layout: whose ranks share heads and experts evenly.
+    """
+    fewer = _fewer_layers(full, _built(factory, full, "meta"))
     shared = max(layout.tensor, layout.sequence)
     heads = max(_HEADS, 2 * shared)  # that the ranks share evenly
 
