@@ -82,7 +82,11 @@ def file_entries(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
 
 
 def complete_checkpoints(folder: Path) -> list[Checkpoint]:
-    """Return all complete checkpoints, the oldest first; sizes are compared, checksums are not."""
+    """Return all complete checkpoints, the oldest first; sizes are compared, checksums are not.
+
+    Raises:
+        OptionError: a later version of dslm wrote one.
+    """
     found = (_complete(path) for path in _step_folders(folder))
     return sorted((c for c in found if c is not None), key=lambda checkpoint: checkpoint.step)
 
@@ -110,7 +114,7 @@ def _step_folders(folder: Path) -> list[Path]:
 
 def _complete(path: Path) -> Checkpoint | None:
     """The checkpoint in a folder, if every file that its manifest lists is there with its size."""
-    manifest = find_document(CheckpointManifest, path / MANIFEST)
+    manifest = find_document(CheckpointManifest, path / MANIFEST, refuse_later=True)
     if manifest is None or manifest.step != step_of(path):
         return None
     try:
@@ -155,7 +159,11 @@ def superseded(complete: list[Checkpoint], keep: int, keep_best: int) -> list[Ch
 
 
 def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint whose checksums are right, and what is wrong with newer ones."""
+    """Return the newest checkpoint whose checksums are right, and what is wrong with newer ones.
+
+    Raises:
+        OptionError: a later version of dslm wrote one of these.
+    """
     problems = []
     for path in sorted(_step_folders(folder), key=step_of, reverse=True):
         checkpoint = _complete(path)

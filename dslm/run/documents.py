@@ -8,6 +8,7 @@ known. What a document does not say is None, or the default of its type.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -233,8 +234,20 @@ def read_document(kind: type[D], path: Path) -> D:
         ) from None
 
 
-def find_document(kind: type[D], path: Path) -> D | None:
-    """Return a document, or None where there is none that can be read."""
+def find_document(kind: type[D], path: Path, *, refuse_later: bool = False) -> D | None:
+    """Return a document, or None where there is none that can be read.
+
+    Args:
+        kind: of document.
+        path: where it is.
+        refuse_later: one that a later version wrote must not be taken for none.
+
+    Raises:
+        OptionError: it is of a later format, and that is refused.
+    """
+    if refuse_later:
+        with suppress(OSError, Malformed):
+            check_format(read_object(path.read_bytes()), path, kind.what)
     try:
         return read_document(kind, path)
     except OptionError:

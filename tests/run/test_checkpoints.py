@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dslm.errors import OptionError
 from dslm.run.checkpoints import (
     MANIFEST,
     Checkpoint,
@@ -18,7 +19,7 @@ from dslm.run.checkpoints import (
     superseded,
     write_manifest,
 )
-from dslm.run.documents import CheckpointManifest
+from dslm.run.documents import FORMAT, CheckpointManifest
 
 
 def _write(folder: Path, step: int) -> Path:
@@ -44,6 +45,16 @@ def test_a_link_in_a_checkpoint_is_no_file_of_it(tmp_path: Path) -> None:
     tensors.unlink()
     tensors.symlink_to(tmp_path / "secret")
     assert complete_checkpoints(tmp_path) == []
+
+
+def test_one_that_a_later_version_wrote_is_refused_and_not_passed_over(tmp_path: Path) -> None:
+    _write(tmp_path, 1)
+    later = _write(tmp_path, 2) / MANIFEST
+    later.write_text(json.dumps({"format": FORMAT + 1, "versions": {"dslm": "9.4.0"}}))
+    for ask in (complete_checkpoints, newest_sound):
+        with pytest.raises(OptionError, match=r"by dslm 9\.4\.0, in format") as refused:
+            ask(tmp_path)
+        assert refused.value.where.file == later
 
 
 @pytest.mark.parametrize(
