@@ -1,4 +1,8 @@
-"""Every verb on every kind of terminal: no internal error, and no letter that can't be shown."""
+"""Verbs on odd terminals: no internal error, and no letter that can't be shown.
+
+Each verb meets three kinds of terminals, one of which can't be written to, and each kind a third of
+the verbs: what is written goes through the same few functions, whichever verb writes it.
+"""
 
 from __future__ import annotations
 
@@ -99,6 +103,7 @@ TERMINALS: dict[str, Run] = {
     "no home": _with(HOME=None, XDG_CACHE_HOME=None),
     "a folder that was removed": _in_no_folder,
 }
+_KINDS = len(TERMINALS) // 3  # so that a verb meets three
 
 
 def test_the_table_has_every_verb() -> None:
@@ -108,6 +113,14 @@ def test_the_table_has_every_verb() -> None:
         inside = getattr(below, "commands", None)
         found |= {f"{name} {verb}" for verb in inside} if inside else {name}
     assert found == {verb for verb in VERBS if not verb.startswith("-")}
+    met = [verb for terminal in TERMINALS for verb in _met(terminal)]
+    assert {verb: met.count(verb) for verb in VERBS} == dict.fromkeys(VERBS, 3)
+
+
+def _met(terminal: str) -> list[str]:
+    """The verbs that meet a kind of terminal."""
+    turn = [*TERMINALS].index(terminal) % _KINDS
+    return [verb for number, verb in enumerate(VERBS) if number % _KINDS == turn]
 
 
 @pytest.mark.parametrize("terminal", TERMINALS)
@@ -120,8 +133,8 @@ def test_no_verb_fails_of_its_terminal(terminal: str, tmp_path: Path) -> None:
         return verb, TERMINALS[terminal]([str(DSLM), *VERBS[verb].split()], folder, variables)
 
     with ThreadPoolExecutor(3) as threads:
-        results = list(threads.map(run, VERBS))
-    assert len(results) == len(VERBS)
+        results = list(threads.map(run, _met(terminal)))
+    assert len(results) >= len(VERBS) // _KINDS
     for verb, done in results:
         said = done.stdout + done.stderr
         for words in (b"dslm itself failed", b"Traceback", b"Exception ignored", b"UnicodeE"):
