@@ -163,6 +163,7 @@ def test_every_verb_says_the_same(
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("warm_asks")
 @pytest.mark.parametrize(
     "command", [*COMMANDS[Verb.TRAIN], *COMMANDS[Verb.PLAN], *COMMANDS[Verb.LAUNCH]], ids=" ".join
 )
