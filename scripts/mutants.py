@@ -33,7 +33,7 @@ NOTICED = {"killed", "timeout", "segfault", "suspicious", "mistyped"}
 # module, or the package of it -> the tests that are about it
 OWN = {
     "dslm.worker.data": ("tests/worker/test_data.py",),
-    "dslm.decide.checks": ("tests/decide/",),
+    "dslm.decide.checks": ("tests/decide/test_checks.py",),
     "dslm.reach.checks": ("tests/reach/test_checks.py",),
     "dslm.cluster.select": ("tests/cluster/test_select.py",),
     "dslm.zero.lint": ("tests/zero/test_lint.py",),
