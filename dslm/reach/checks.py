@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from dslm.cluster.hosts import Host
 from dslm.cluster.wrong_versions import installed_wrong
-from dslm.units import render_bytes
+from dslm.units import number_of, render_bytes
 
 _CLOCK_SECONDS = 2.0
 _FREE_DISK = 5 * 2**30
@@ -150,9 +150,14 @@ def _slots(report: HostReport) -> Verdict:
     if kind == "cuda":
         highest = max(host.devices, default=host.slots - 1)
         if highest >= len(devices):
-            have = f"{len(devices)} accelerator{'' if len(devices) == 1 else 's'}"
-            fix = f"`slots={len(devices)}` in the hostfile" if devices else "is its driver loaded?"
-            return State.WRONG, f"{have} for {host.slots} slots", fix
+            have = number_of(len(devices), "accelerator")
+            wanted = f"{have} for {number_of(host.slots, 'slot')}"
+            if not devices:
+                return State.WRONG, wanted, "is its driver loaded?"
+            if host.devices:
+                fix = f"choose from 0 to {len(devices) - 1}"
+                return State.WRONG, f"{have}, but slot {highest} is chosen", fix
+            return State.WRONG, wanted, f"`slots={len(devices)}` in the hostfile"
         return State.OK, f"{len(devices)} × {devices[0]['name']}", ""
     most = report.facts["cores"] * _RANKS_PER_CORE
     if host.slots > most:

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from dslm.cluster.hosts import Host
-from dslm.reach.checks import CHECKS, HostReport, State, interface_of, judge
+from dslm.reach.checks import (
+    CHECKS,
+    HostReport,
+    State,
+    interface_of,
+    judge,
+    not_reached,
+    wrong,
+)
 from dslm.reach.preflight import device_of_slots
 from tests.support.golden import SameAs
 
@@ -120,6 +128,63 @@ def test_what_is_doubtful_is_noted(
     assert said in told[0].detail + " " + told[0].fix
 
 
+MIB = 2**20
+FREE = {**H100, "free": 9 * GIB}
+TORCH = {"torch": "2.6.0"}  # with no package beside it that is known to go wrong
+# what a host says, what the run wants, the check: how it comes out at a limit, and just below it
+LIMITS: list[tuple[dict[str, Any], dict[str, Any], str, State]] = [
+    ({"versions": TORCH}, {"here": {**FACTS, "versions": TORCH}}, "versions", State.OK),
+    ({"accelerators": [H100]}, {"host": Host("w2", 1)}, "slots", State.OK),
+    ({"disk_free": 5 * GIB}, {}, "disk", State.OK),
+    ({"disk_free": 5 * GIB - 1}, {}, "disk", State.WRONG),
+    ({"disk_free": None}, {}, "disk", State.NOTE),
+    ({"shm_free": 256 * MIB}, {}, "/dev/shm", State.OK),
+    ({"shm_free": 256 * MIB - 1}, {}, "/dev/shm", State.WRONG),
+    ({}, {"clock": 102.5}, "clock", State.OK),
+    ({}, {"clock": 102.6}, "clock", State.WRONG),
+    ({}, {"clock": 98.0}, "clock", State.OK),
+    ({}, {"clock": 97.9}, "clock", State.WRONG),
+    ({"open_files": [4096, 4096]}, {}, "open files", State.OK),
+    ({"open_files": [4095, None]}, {}, "open files", State.NOTE),
+    ({"open_files": [1024, None]}, {}, "open files", State.NOTE),
+    ({"open_files": [1023, None]}, {}, "open files", State.WRONG),
+    ({"open_files": [None, None]}, {}, "open files", State.OK),
+    ({"locked_memory": [64 * MIB, None]}, {}, "locked memory", State.OK),
+    ({"locked_memory": [64 * MIB - 1, None]}, {}, "locked memory", State.WRONG),
+    ({"locked_memory": [1, None], "infiniband": []}, {}, "locked memory", State.OK),
+    (CPU, {"host": Host("w2", 16)}, "slots", State.OK),
+    ({}, {"host": Host("w2", 1, (1,))}, "slots", State.OK),
+    ({}, {"host": Host("w2", 1, (2,))}, "slots", State.WRONG),
+    ({}, {"kind": "cpu", "host": Host("w2", 3)}, "slots", State.OK),
+    ({"accelerators": [FREE, FREE]}, {"memory_bytes": 9 * GIB}, "memory", State.OK),
+    ({"accelerators": [FREE, FREE]}, {"memory_bytes": 9 * GIB + 1}, "memory", State.WRONG),
+    ({"accelerators": [FREE, H100]}, {"host": Host("w2", 1, (1,))}, "memory", State.OK),
+    ({"accelerators": [{**H100, "free": 72 * GIB}] * 2}, {}, "memory", State.OK),
+    ({"accelerators": [{**H100, "free": 72 * GIB - 1}] * 2}, {}, "memory", State.NOTE),
+    ({"accelerators": [{**H100, "free": None}] * 2}, {}, "memory", State.NOTE),
+    ({"accelerators": [{**H100, "memory": None}] * 2}, {}, "memory", State.NOTE),
+    ({"accelerators": [FREE, FREE]}, {"kind": "cpu"}, "memory", State.OK),
+    ({**CPU, "memory_free": 4 * GIB}, {"memory_bytes": 2 * GIB}, "memory", State.OK),
+    ({**CPU, "memory_free": 4 * GIB - 1}, {"memory_bytes": 2 * GIB}, "memory", State.WRONG),
+    ({**CPU, "memory_free": 0}, {}, "memory", State.OK),
+    ({"marker": None}, {"marker": None}, "run directory", State.OK),
+    ({}, {"port_problem": "Address already in use"}, "port", State.OK),  # the master's affair
+    ({"reach": {"error": "refused", "address": "10.0.0.2"}},
+     {"port_problem": "Address already in use"}, "master", State.NOTE),
+    ({"reach": None}, {}, "master", State.WRONG),
+    ({"name_address": None}, {}, "master", State.OK),
+    ({"name_address": "no address"}, {}, "master", State.OK),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("there", "other", "check", "state"), LIMITS)
+def test_a_limit_itself_is_still_right(
+    there: dict[str, Any], other: dict[str, Any], check: str, state: State
+) -> None:
+    found = {result.check: result for result in judge(subject(there, **other))}
+    assert found[check].state == state, found[check]
+
+
 def test_all_that_is_said_of_a_host(same_as: SameAs) -> None:
     text = ""
     for there, other, check, _ in [*BAD, *NOTES]:
@@ -127,7 +192,19 @@ def test_all_that_is_said_of_a_host(same_as: SameAs) -> None:
         text += f"{check}: {', '.join([*there, *other])}\n"
         text += "".join(f"  {one.state} {one.check}: {one.detail}\n    {one.fix}\n" for one in told)
     text += "".join(f"{one.check}: {one.detail} {one.fix}\n" for one in judge(subject()))
+    for there, other, check, _ in LIMITS:
+        (one,) = (one for one in judge(subject(there, **other)) if one.check == check)
+        text += f"{one.state} {one.check}: {one.detail}\n" + (one.fix and f"    {one.fix}\n")
     same_as("findings/hosts.txt", text)
+
+
+def test_only_what_is_wrong_stops_a_launch() -> None:
+    results = [*judge(subject({"disk_free": None, "shm_free": None})), *not_reached(
+        Host("w9", 1), "ssh", "refused", "start sshd there"
+    )]  # fmt: skip
+    stopping = wrong(results)
+    assert [(one.host, one.check) for one in stopping] == [("w2", "/dev/shm"), ("w9", "ssh")]
+    assert (stopping[1].detail, stopping[1].fix) == ("refused", "start sshd there")
 
 
 def test_every_check_has_a_red_case() -> None:
