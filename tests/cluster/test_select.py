@@ -84,3 +84,15 @@ def test_the_slots_of_the_only_host() -> None:
         with pytest.raises(HostfileError) as caught:
             slot_indices(host, include, exclude)
         assert caught.value.where.key == place
+
+
+@pytest.mark.parametrize(
+    ("filters", "key"),
+    [({}, None), ({"include": "w1"}, "--include"), ({"exclude": "w1"}, "--exclude")],
+)
+def test_where_nothing_is_left_the_filter_is_named_if_there_is_one(
+    filters: dict[str, Any], key: str | None
+) -> None:
+    with pytest.raises(HostfileError, match="no slot") as caught:
+        select((Host("w1", 0),), **filters)
+    assert caught.value.where.key == key
