@@ -255,7 +255,7 @@ def measured(
     wanted: list[dict[str, Any]] | None = None,
     *,
     minutes: float = 9.0,
-    at_a_time: int = 8,
+    at_a_time: int = 4,
 ) -> list[dict[str, Any]]:
     """Measure what a file doesn't have yet, some at a time, for so long; all rows that it has."""
     began = time.monotonic()

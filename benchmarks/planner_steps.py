@@ -119,7 +119,11 @@ def measured(file: Path, *, ranks: tuple[int, ...] = (1, 2), minutes: float = 4.
         for name in MODELS:
             if (name, count) in done or time.monotonic() - began > 60 * minutes:
                 continue
-            row = measure(name, count)
+            try:
+                row = measure(name, count)
+            except LookupError as failure:
+                print(f"{name} × {count}: {failure}", file=sys.stderr, flush=True)
+                continue
             print(f"{name} × {count}: {row.measured:.4f} s, {row.off:+.0%}", flush=True)
             rows.append(row)
             file.parent.mkdir(parents=True, exist_ok=True)

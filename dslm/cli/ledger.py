@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from dslm.cluster.hosts import Cluster
     from dslm.decide.job import Job
 
+_HOW = ("zero_stage", "offload", "micro_batch_size", "activation_checkpointing")
+_SHARED = ("tensor_parallel", "sequence_parallel", "expert_parallel")
 _ALL_THROUGH = 10  # moments of a run, all but the first
 
 
@@ -25,11 +27,8 @@ def show_limits(made: Job, cluster: Cluster, *, longest: bool, largest: bool, js
             limit = finders[name](made.asked.recipe, cluster, made.profile, made.permits)
             found[name] = limit and {
                 "value": limit[0],
-                **{
-                    key: getattr(limit[1].strategy, key)
-                    for key in ("zero_stage", "offload", "micro_batch_size",
-                                "activation_checkpointing")
-                },
+                **{key: getattr(limit[1].strategy, key) for key in _HOW},
+                **{key: n for key in _SHARED if (n := getattr(limit[1].strategy, key)) > 1},
             }  # fmt: skip
     if json:
         terminal.write_json(found)

@@ -43,7 +43,7 @@ RECIPE_KEYS = {
     "sequence_parallel": "parallel.sequence",
     "expert_parallel": "parallel.expert",
 }
-_OPEN = ("parallel.zero_stage=auto", "batch.micro_size=auto", "model.activation_checkpointing=auto")
+OPEN = ("parallel.zero_stage=auto", "batch.micro_size=auto", "model.activation_checkpointing=auto")
 _WARM_UP = 2  # steps that don't count
 _TRIALS = "trials.jsonl"
 
@@ -64,7 +64,7 @@ def tune(tuning: Tuning, on_trial: OnTrial, tell: Callable[[str], None]) -> list
         OptionError: the folder holds trials of another recipe, or no strategy fits.
     """
     job = resolve_job(
-        load_recipe(tuning.recipe, [*tuning.settings, *_OPEN]), tuning.request.fleet.cluster,
+        load_recipe(tuning.recipe, [*tuning.settings, *OPEN]), tuning.request.fleet.cluster,
         on_phase=tell,
     )  # fmt: skip
     candidates = [job.plan.choice, *job.plan.others]

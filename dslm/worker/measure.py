@@ -32,6 +32,7 @@ _SIDES = {
     "cuda": (512, 1024, 2048, 4096, 8192),
 }
 _EACH = 0.12  # seconds that a measurement takes at least
+_TIMES, _MOST = 5, 6  # … and so often, unless that takes so many times as long
 _LONGEST = 1.0  # a product that takes longer is the last of its format
 # seconds that the parts may take, of 60 in all
 _PRODUCTS, _PASSES, _LINKS, _DISK = 12.0, 22.0, 10.0, 6.0
@@ -80,14 +81,15 @@ def _seconds(action: Callable[[], object], device: torch.device, at_least: float
     """Seconds of an action, the least of several: other work only makes it slower."""
     action()
     _wait(device)
-    best, began = float("inf"), time.perf_counter()
+    best, times, began = float("inf"), 0, time.perf_counter()
     while True:
         start = time.perf_counter()
         action()
         _wait(device)
         now = time.perf_counter()
-        best = min(best, now - start)
-        if now - began >= at_least:
+        best, times = min(best, now - start), times + 1
+        enough = now - began >= at_least and times >= _TIMES
+        if enough or now - began >= _MOST * at_least:
             return best
 
 

@@ -7,10 +7,10 @@ import pytest
 from benchmarks.planner_coverage import architecture_of, cover, types
 
 # layers used again; eager attention only; a frozen parameter beside experts; stages of other
-# widths; an encoder and a decoder; a classifier that looks for the last token
+# widths; an encoder and a decoder; a classifier that looks for the last token; attention by blocks
 SAMPLE = [
     ("mlm", "albert"), ("pretrain", "bloom"), ("pretrain", "afmoe"), ("vision", "swin"),
-    ("seq2seq", "bart"), ("classify", "llama"),
+    ("seq2seq", "bart"), ("classify", "llama"), ("seq2seq", "longt5"),
 ]  # fmt: skip
 
 

@@ -103,7 +103,7 @@ class _Run:
             lengths = _LENGTHS
         short, long = (min(t, limit) for t in _LOOPING[:2])
         few, many = (_operations(self.tracer.evaluate(1, t)) for t in (short, long))
-        if few == many:
+        if many <= few:  # fewer: the short one was padded to a block
             return lengths
         return _PIECEWISE if many - few > _PER_TOKEN * (long - short) else _LOOPING
 

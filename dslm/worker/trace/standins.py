@@ -86,7 +86,7 @@ def standing_in(timeline: Timeline, *, on_cpu: bool) -> Iterator[None]:
 
 
 def _attention(timeline: Timeline, *, on_cpu: bool) -> Callable[..., Any]:
-    """Stand in for SDPA; a CPU has no kernel for attention with dropout."""
+    """Stand in for SDPA; what no kernel can do is done in its parts, as PyTorch does it."""
 
     def sdpa(
         query: torch.Tensor,
@@ -99,7 +99,9 @@ def _attention(timeline: Timeline, *, on_cpu: bool) -> Callable[..., Any]:
         enable_gqa: bool = False,
     ) -> Any:
         timeline.drops |= dropout_p > 0
-        if on_cpu and dropout_p:
+        # no fused kernel repeats keys for several queries by itself
+        repeats = query.ndim > 3 and key.shape[-3] != query.shape[-3] and not enable_gqa
+        if repeats or (on_cpu and dropout_p):
             return torch.ops.aten._scaled_dot_product_attention_math(
                 query,
                 key,
