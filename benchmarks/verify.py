@@ -88,7 +88,7 @@ def faults(chosen: list[str]) -> str:
         how = "**missed**" if named is None else _how(named)
         rows[name] = f"| {name} | {_where(FAULTS[name].recipe, FAULTS[name].settings)} | {how} |"
         _tell(rows[name] + (said if named is None else ""))
-    _write_rows("faults", rows, list(FAULTS))
+    write_rows("faults", rows, list(FAULTS))
     return f"Two CPU ranks: {len(rows) - missed} of {len(rows)} planted faults found and named.\n"
 
 
@@ -112,7 +112,7 @@ def layouts(chosen: list[str]) -> str:
         )  # fmt: skip
         rows[where] = f"| {where} | {compared} |"
         _tell(rows[where] + ("" if good else told))
-    _write_rows("layouts", rows, [_where(*each) for each in LAYOUTS])
+    write_rows("layouts", rows, [_where(*each) for each in LAYOUTS])
     return (
         f"Two CPU ranks: {len(rows) - alarms} of {len(rows)} recipes × layouts passed. A "
         f"verification took {max(seconds, default=0):.0f} s at most (its ranks started warm).\n"
@@ -158,10 +158,12 @@ def _how(named: Mapping[str, Any]) -> str:
     return f"{named['kind']}: {named['name']}{factor} (step {named['step']}{others})"
 
 
-def _write_rows(table: str, rows: Mapping[str, str], order: list[str]) -> None:
-    """Put rows into a table of the page, those that were not made now stay."""
+def write_rows(
+    table: str, rows: Mapping[str, str], order: list[str], maker: str = "verify-faults"
+) -> None:
+    """Put rows into a table of the page; those that were not made now stay."""
     text = PAGE.read_text(encoding="utf-8")
-    begin, end = f"<!-- {table}: made by make verify-faults -->\n", f"<!-- end of {table} -->"
+    begin, end = f"<!-- {table}: made by make {maker} -->\n", f"<!-- end of {table} -->"
     before, _, rest = text.partition(begin)
     old, _, after = rest.partition(end)
     lines = [line for line in old.splitlines() if line.startswith("|")]

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.verify import write_rows
 from dslm.cluster.wrong_versions import wrong_versions
 from tests.worker.planted import ALBERT
 from tests.worker.test_verify import SMALL
@@ -118,13 +119,14 @@ def outcome(wrong: Wrong) -> str:
 
 
 def report(names: list[str]) -> str:
-    """The table of all, or of those that are named."""
-    chosen = [wrong for wrong in WRONG if not names or wrong.entry in names]
-    lines = ["| entry | installed | `dslm verify` |", "|---|---|---|"]
-    for wrong in chosen:
-        lines.append(outcome(wrong))
-        sys.stderr.write(lines[-1] + "\n")
-    return "\n".join(lines) + "\n"
+    """Install and verify all, or those that are named; the page's table says what was found."""
+    rows = {}
+    for wrong in WRONG:
+        if not names or wrong.entry in names:
+            rows[f"`{wrong.entry}`"] = outcome(wrong)
+            sys.stderr.write(rows[f"`{wrong.entry}`"] + "\n")
+    write_rows("versions", rows, [f"`{wrong.entry}`" for wrong in WRONG], "verify-versions")
+    return "\n".join(rows.values()) + "\n"
 
 
 if __name__ == "__main__":
