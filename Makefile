@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := default
-EXTRAS := lora,trl,metrics,tensorboard,test,lint
+EXTRAS := lora,trl,quantize,metrics,tensorboard,test,lint
 
 # every parser with hostile inputs, for SECONDS in all
 SECONDS ?= 300

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from dslm.decide.checks.base import TRAINING, Case, Check, Problem
+from dslm.decide.checks.base import TRAINING, Case, Check, Problem, Verb
 from dslm.files import expanded
 from dslm.plan.runnable import CLASHES, begins_as_a_part, has_two_rates
 from dslm.recipe.schema import Recipe
@@ -75,6 +75,15 @@ def _planned(case: Case) -> Iterator[Problem]:
             yield Problem(key=clash.key, message=clash.message, hint=clash.hint)
 
 
+def _reference(case: Case) -> Iterator[Problem]:
+    if case.recipe.quantize:
+        yield Problem(
+            key="quantize",
+            message="there is no reference of what adapters beside a model in few bits learn",
+            hint="`--set quantize=null` verifies the same layout beside the model as it is",
+        )
+
+
 def _existing(case: Case) -> Iterator[Problem]:
     lora = case.recipe.lora
     if lora is None or lora.adapter is None:
@@ -100,6 +109,12 @@ CHECKS = (
         judge=_planned,
         verbs=TRAINING,
         planned=True,
+    ),
+    Check(
+        name="a model that adapters can be verified beside",
+        looks_at="quantize",
+        judge=_reference,
+        verbs=frozenset({Verb.VERIFY}),
     ),
     Check(
         name="adapters that there are",
