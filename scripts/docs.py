@@ -3,6 +3,7 @@
 docs/recipe.md from the recipe's schema, docs/failures.md from the catalogue of failures,
 docs/environment.md from dslm/environment.py, docs/errors.md from dslm/errors.py with examples that
 were really run (`--examples` runs them again), the table of presets in README.md from theirs,
+what docs/qlora.md says of 8 billion parameters on 24 GB from the planner,
 docs/cli.md from the tree of commands, dslm/zero/keys.json from the installed DeepSpeed,
 transformers.json of the checks from the installed transformers and, given a run directory
 (`python scripts/docs.py RUN`), the picture of the screen from its events.
@@ -25,16 +26,22 @@ from rich.console import Console
 
 from dslm import environment, errors
 from dslm.cli.screens.progress import RunScreen
+from dslm.cluster.devices import device_named
+from dslm.cluster.hosts import Cluster, Host
 from dslm.cluster.wrong_versions import settings_of, wrong_versions
+from dslm.decide.job import resolve_job
 from dslm.diagnose.catalogue import catalogue
+from dslm.plan.limits import longest
 from dslm.profile.store import preset_parameters
-from dslm.recipe.catalog import entries, purposes, recipe_schema
+from dslm.recipe.catalog import entries, purposes, put_on, recipe_schema
 from dslm.recipe.features import FEATURES
+from dslm.recipe.load import load_recipe
 from dslm.run.events import Step, tail_events
-from dslm.units import render_count
+from dslm.units import render_bytes, render_count
 from scripts.error_examples import EXAMPLES, shown
 
 ROOT = Path(__file__).parent.parent
+QLORA = ROOT / "docs" / "qlora.md"
 _STYLE = re.compile(r"<span [^>]*>(.*?)</span>")
 START, END = "<!-- presets: made by make docs -->", "<!-- end of presets -->"
 
@@ -105,22 +112,53 @@ def _type(field: dict[str, Any], schema: dict[str, Any]) -> str:
 
 
 def preset_table() -> str:
-    """The presets as a Markdown table, those of one family together."""
-    rows = ["| preset | parameters | what it does |", "|---|---|---|"]
-    by_size = sorted(
-        ((p.path.parent.name, preset_parameters()[p.name], p) for p in entries()),
-        key=lambda row: row[:2],
-    )
-    for _, parameters, preset in by_size:
-        rows.append(f"| `{preset.name}` | {render_count(parameters)} | {preset.description} |")
+    """The presets as a Markdown table, a row a family, the smallest first."""
+    rows = ["| family | presets, with their parameters |", "|---|---|"]
+    sizes = preset_parameters()
+    by_size = sorted(entries(), key=lambda preset: (preset.family, sizes[preset.name], preset.name))
+    for family, presets in itertools.groupby(by_size, key=lambda preset: preset.family):
+        named = (f"`{preset.name}` {render_count(sizes[preset.name])}" for preset in presets)
+        rows.append(f"| {family} | {', '.join(named)} |")
     return "\n".join(rows)
 
 
-def readme(text: str) -> str:
-    """README.md with the table of presets put in."""
-    before, _, rest = text.partition(START)
-    after = rest.partition(END)[2]
-    return f"{before}{START}\n\n{preset_table()}\n\n{END}{after or chr(10)}"
+def put_in(page: Path, start: str, made: str, end: str) -> str:
+    """A page with what is made put between two marks."""
+    before, _, rest = page.read_text().partition(start)
+    return f"{before}{start}\n\n{made}\n\n{end}{rest.partition(end)[2]}"
+
+
+PLAN_START, PLAN_END = "<!-- plan: made by make docs -->", "<!-- end of plan -->"
+STORY = "llama-3.1-8b-instruct"  # on one GPU of 24 GB; its profile with adapters ships
+
+
+def plan_table() -> str:
+    """8 billion parameters on one GPU of 24 GB: all of them trained, adapters, in few bits."""
+    rows = [
+        "| `--with` | fits | peak | parameters | gradients, optimizer | activations, logits "
+        "| micro batch | tokens/s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    cluster = Cluster(hosts=(Host("localhost", 1),), device=device_named("rtx-4090"))
+    for purpose in ("", "lora", "qlora"):
+        job = resolve_job(load_recipe(STORY, put_on([purpose])), cluster)
+        choice = job.plan.choice
+        memory, step = choice.memory, choice.time
+        if memory is None or step is None or job.profile is None:
+            raise LookupError(f"{STORY} can't be planned")
+        parts = (
+            memory.total, memory.parameters, memory.gradients + memory.optimizer,
+            memory.activations + memory.logits,
+        )  # fmt: skip
+        speed = job.recipe.batch.global_size * job.recipe.data.sequence_length / step.step_seconds
+        cells = [f"`{purpose}`" if purpose else "", "yes" if choice.fits else "no"]
+        cells += [render_bytes(part) for part in parts]
+        cells += [str(choice.strategy.micro_batch_size), f"{speed:,.0f}" if choice.fits else ""]
+        rows.append(f"| {' | '.join(cells)} |")
+        found = longest(job.recipe, cluster, job.profile)
+    if found is not None:
+        rows.append(f"\nWith `qlora` sequences of up to {found[0]:,} tokens fit.")
+    return "\n".join(rows)
 
 
 FEATURES_START, FEATURES_END = "<!-- features: made by make docs -->", "<!-- end of features -->"
@@ -333,7 +371,8 @@ def main() -> None:
         ),
         ROOT / "docs" / "verify.md": wrong_versions_in((ROOT / "docs" / "verify.md").read_text()),
         ROOT / "docs" / "layouts.md": layouts((ROOT / "docs" / "layouts.md").read_text()),
-        ROOT / "README.md": readme((ROOT / "README.md").read_text()),
+        ROOT / "README.md": put_in(ROOT / "README.md", START, preset_table(), END),
+        QLORA: put_in(QLORA, PLAN_START, plan_table(), PLAN_END),
     }
     if "--check" in sys.argv:
         old = [

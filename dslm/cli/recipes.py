@@ -16,6 +16,10 @@ app = typer.Typer(
 
 @app.command("list")
 def list_(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORD]...", help="Only those with one of these in their names."),
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="Only presets of this task.", autocompletion=complete.tasks)
     ] = None,
@@ -23,7 +27,11 @@ def list_(
 ) -> None:
     """List the models and the purposes that ship with dslm.
 
-    [dim]Example:[/dim] dslm recipes list --task mlm
+    [dim]Examples:[/dim]
+
+        dslm recipes list qwen3 gemma
+
+        dslm recipes list --task mlm
     """
     from typing import get_args
 
@@ -39,9 +47,20 @@ def list_(
             where=Where(key="--task"),
             hint=did_you_mean(task, get_args(Task)) or f"there are: {', '.join(get_args(Task))}",
         )
-    found = [preset for preset in entries() if task in (None, preset.task)]
+
+    def wanted(name: str, kind: str | None) -> bool:
+        named = not words or any(word.lower() in name for word in words)
+        return named and task in (None, kind)
+
+    found = [preset for preset in entries() if wanted(preset.name, preset.task)]
     sizes = preset_parameters()
-    aims = [purpose for purpose in purposes() if task in (None, purpose.task)]
+    aims = [purpose for purpose in purposes() if wanted(purpose.name, purpose.task)]
+    if words and not found and not aims:
+        raise OptionError(
+            f"no model and no purpose has {' or '.join(f'`{word}`' for word in words)} in its name",
+            where=Where(key="WORD"),
+            hint="`dslm recipes list` lists all of them; any other model: `--model NAME`",
+        )
     if json:
         rows: list[tuple[str, str | None, str]]
         rows = [(preset.name, preset.task, preset.description) for preset in found]
@@ -57,7 +76,10 @@ def list_(
 
     table = Table("model", "task", "parameters", "description", box=None, header_style="bold")
     table.columns[2].justify = "right"
-    for preset in found:
+    found.sort(key=lambda preset: (preset.family, sizes.get(preset.name, 0), preset.name))
+    for number, preset in enumerate(found):
+        if number and preset.family != found[number - 1].family:
+            table.add_row()
         size = sizes.get(preset.name)
         shown = "-" if size is None else render_count(size)
         table.add_row(preset.name, preset.task, shown, preset.description)

@@ -15,6 +15,7 @@ from pathlib import Path
 from dslm import environment
 from dslm.errors import RecipeError, Where
 from dslm.files import expanded
+from dslm.presets import is_shipped
 from dslm.reading import read_json
 from dslm.recipe.load import LoadedRecipe
 
@@ -108,11 +109,11 @@ def read_config(file: Path) -> dict[str, object]:
 def _describes(loaded: LoadedRecipe) -> bool:
     """Return whether `model.architecture` describes the model that `model.name` names.
 
-    It is, if both were given in one place; a name that was given elsewhere replaced the one that
-    the sizes belong to.
+    It is, if both were given in one place, or in presets that ship with dslm: a chat model has the
+    sizes of its base. A name that was given elsewhere replaced the one that the sizes belong to.
     """
     named = loaded.places.get("model.name")
-    if named is None:
+    if named is None or (named.file is not None and is_shipped(Path(named.file).resolve())):
         return True
     block = "model.architecture"
     return any(

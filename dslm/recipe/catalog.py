@@ -35,6 +35,11 @@ class Preset:
     path: Path
     architecture: dict[str, Any]
 
+    @property
+    def family(self) -> str:
+        """Models that are of one kind: they are in one folder."""
+        return self.path.parent.name
+
 
 def entries() -> list[Preset]:
     """Return all presets, by name."""

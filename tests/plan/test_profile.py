@@ -21,9 +21,11 @@ from dslm.profile.value import from_document, to_document
 from dslm.recipe.catalog import Preset, entries
 from dslm.recipe.load import load_recipe
 from dslm.worker.trace.model import AUTO_CLASSES
+from tests.support.presets import distinct
 
 ROOT = Path(__file__).parent.parent.parent
 PRESETS = [preset for preset in entries() if preset.architecture]
+DISTINCT = distinct()
 
 
 def _built(architecture: dict[str, Any], task: str) -> int:
@@ -59,7 +61,7 @@ def test_what_ships_is_small() -> None:
     assert SHIPPED.stat().st_size < 500_000
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=[preset.name for preset in PRESETS])
+@pytest.mark.parametrize("preset", DISTINCT, ids=[preset.name for preset in DISTINCT])
 def test_a_preset_has_as_many_parameters_as_transformers_builds(preset: Preset) -> None:
     assert preset_parameters()[preset.name] == _built(preset.architecture, preset.task)
 

@@ -16,9 +16,10 @@ from dslm.profile.value import Profile
 from dslm.recipe.load import load_recipe
 from dslm.zero.generate import leaves
 from dslm.zero.lint import lint
+from tests.support.presets import distinct
 
 H100 = device_named("h100-80gb")
-TABLE = [(name, p) for name in preset_names("recipes", ".yaml") for p in ("bf16", "fp16", "fp32")]
+TABLE = [(preset.name, p) for preset in distinct() for p in ("bf16", "fp16", "fp32")]
 
 
 @pytest.fixture
