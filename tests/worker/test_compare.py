@@ -106,16 +106,16 @@ def test_replicas_of_the_same_part_must_agree(
         assert _odd_ones([list(pair) for pair in zip(parts, sums, strict=True)]) == wrong
 
 
-def test_ranks_that_share_are_switched_to_ranks_that_do_not() -> None:
-    recipe = load_recipe("quickstart", ["parallel.tensor=2"]).recipe
+def test_ranks_that_share_sequences_are_switched_to_ranks_that_do_not() -> None:
+    recipe = load_recipe("quickstart", ["parallel.sequence=2"]).recipe
     config = {
         "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3,
-        "zero_optimization": {"stage": 1}, "tensor_parallel": {"autotp_size": 2},
+        "zero_optimization": {"stage": 1}, "sequence_parallel_size": 2,
     }  # fmt: skip
     made = {switch.name: layout for switch, layout in switched((recipe, config))}
-    alone, changed = made["shared layers"]
-    assert alone.parallel.tensor == 1
-    assert "tensor_parallel" not in changed
+    alone, changed = made["shared sequences"]
+    assert alone.parallel.sequence == 1
+    assert "sequence_parallel_size" not in changed
     # two ranks read samples of their own, of a global batch that stays
     sizes = [changed[key] for key in config if key.startswith(("train", "gradient"))]
     assert sizes[0] * sizes[1] * 2 == 2 * 3

@@ -89,12 +89,14 @@ def _rows(found: Verified, known: Sequence[str]) -> Iterator[tuple[str, str]]:
             if "=" in found.setting
             else f"change `{found.setting}` in the recipe",
         )
-    else:
-        tried = f" (tried without {', '.join(found.tried)})" if found.tried else ""
+    elif found.tried:
+        tried = f" (tried without {', '.join(found.tried)})"
         yield (
             "cause",
             f"none of the layout's options{tried}: the model, its loss, the data or the optimizer",
         )
+    else:
+        yield "cause", "not found: nothing could be switched, or not in time"
     for text in known:
         yield "known", text
     yield "compared", compared(found)

@@ -73,6 +73,8 @@ def verify(rank: Rank) -> None:
     steps = given.recipe.duration.steps or 1
     layout: Layout = (given.recipe, given.config)
     verdict = run_layout(given, layout)
+    if rank.rank == 0 and verdict.differences:  # whatever becomes of the search for the cause
+        rank.record(_event(given, verdict, "", "", ()))
     cause, setting, tried = "", "", []
     usual = given.seconds / steps  # of a step with its comparison
     for switch, other in switched(layout) if _all_see(bool(verdict.differences)) else ():

@@ -13,11 +13,8 @@ from dslm.recipe.schema import Recipe
 Layout = tuple[Recipe, dict[str, Any]]  # with its DeepSpeed config
 _ZERO = "zero_optimization"
 _PER_RANK = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-_SHARED = (
-    ("tensor", "layers", "tensor_parallel"),
-    ("sequence", "sequences", "sequence_parallel_size"),
-    ("expert", "experts", "expert_parallel"),
-)
+# not layers and experts: a process that has DeepSpeed's groups for them keeps them for good
+_SHARED = (("sequence", "sequences", "sequence_parallel_size"),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,11 +76,10 @@ def _alone(kind: str, section: str) -> Callable[[Layout], Layout]:
         micro, accumulated = (config[key] for key in _PER_RANK)
         if not isinstance(size, int) or size == 1 or section not in config:
             return layout
-        if kind != "expert":  # which changes nothing of who reads what
-            if micro * accumulated % size:
-                return layout
-            shared = math.gcd(accumulated, size)
-            accumulated, micro = accumulated // shared, micro * shared // size
+        if micro * accumulated % size:
+            return layout
+        shared = math.gcd(accumulated, size)
+        accumulated, micro = accumulated // shared, micro * shared // size
         kept = {k: v for k, v in config.items() if k != section}
         parallel = recipe.parallel.model_copy(update={kind: 1})
         return recipe.model_copy(update={"parallel": parallel}), {
