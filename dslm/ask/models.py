@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -70,6 +71,51 @@ def meant(target: str, checkpoint: int | None, tell: Tell) -> Meant:
     if not _HUB_NAME.fullmatch(target):
         open_run(path)  # says that there is none, and which are near
     return Meant(name=target)
+
+
+def weights_of(target: str, tell: Tell, *, exports: bool) -> list[str]:
+    """Return the overrides of a recipe that let it begin with the weights of a run.
+
+    Args:
+        target: a run, or the folder of a checkpoint, of any layout.
+        tell: told what takes long.
+        exports: a checkpoint without an exported model is exported.
+
+    Raises:
+        OptionError: it is neither, or it holds adapters alone.
+    """
+    where = Where(key="--weights-only")
+    path = found_run(expanded(target))
+    step = _STEP.fullmatch(path.name)
+    run = path.parent.parent if step is not None else path
+    if not (run / "manifest.json").is_file():
+        raise OptionError(
+            f"`{target}` is neither a run nor the folder of a checkpoint",
+            where=where,
+            hint="any other model is named by `--set model.name=FOLDER --set "
+            "model.init=pretrained`",
+        )
+    made = run / "export" / path.name if step is not None else run / "model"
+    if not exports and not any((made / name).is_file() for name in _CONFIGS):
+        raise OptionError(
+            "its model isn't exported yet, and a dry run writes nothing",
+            where=where,
+            hint=f"first `dslm export {target}`",
+        )
+    folder = Path(meant(target, None, tell).name).absolute()
+    if not (folder / "config.json").is_file():
+        raise OptionError(
+            "the run trained adapters, which are no whole model",
+            where=where,
+            hint=f"`dslm export {run} --merge -o FOLDER`, and "
+            "`--set model.name=FOLDER --set model.init=pretrained`",
+        )
+    # the tokenizer is the one beside the weights
+    return [
+        f"model.name={json.dumps(str(folder))}",
+        "model.init=pretrained",
+        "model.tokenizer=null",
+    ]
 
 
 def against(meant_first: Meant, wanted: str, tell: Tell) -> str:

@@ -216,6 +216,16 @@ Resume = Annotated[
     ),
 ]
 
+WeightsOnly = Annotated[
+    str | None,
+    typer.Option(
+        "--weights-only",
+        metavar="RUN",
+        help="Start a new run from the weights of another one, or of a checkpoint's folder, and "
+        "from nothing else of it.",
+        autocompletion=complete.runs,
+    ),
+]
 TrustCheckpoint = Annotated[
     bool,
     typer.Option(

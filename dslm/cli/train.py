@@ -28,6 +28,7 @@ def train(
     master_port: options.MasterPort = None,
     output: options.Output = None,
     resume: options.Resume = False,
+    weights_only: options.WeightsOnly = None,
     trust_checkpoint: options.TrustCheckpoint = False,
     force: options.Force = False,
     verify: Annotated[
@@ -51,11 +52,15 @@ def train(
 
         dslm train llama-3.2-1b -H hostfile --max-restarts 5 -o /shared/mine
 
+        dslm train llama-3.2-1b --weights-only runs/mine -o runs/next --set data.train=more/
+
         dslm train llama-3.1-8b --slurm --num-nodes 4 --num-gpus 8 -o /shared/mine
 
         dslm train mine.yaml --num-gpus 2 --dry-run
     """
     name, overrides = options.recipe_of(recipe, model, set_, with_)
+    if weights_only is not None:
+        overrides += _weights_of(weights_only, resume=resume, dry_run=dry_run)
     if queue:
         passed_on = {
             "--master-port": master_port,
@@ -109,6 +114,20 @@ def train(
     with RunScreen(terminal.people(), name=loaded.name) as screen:
         ended = training.train(request, screen)
     show_end(ended, json=json)
+
+
+def _weights_of(run: str, *, resume: bool, dry_run: bool) -> list[str]:
+    """Return the overrides of a recipe that let it begin with the weights of a run.
+
+    Raises:
+        OptionError: there are none to begin with, or an option has no effect beside this one.
+    """
+    from dslm.ask.models import weights_of
+
+    options.refuse_ignored(
+        {"--resume": resume}, "beside `--weights-only`, which starts a new run", "leave one out"
+    )
+    return weights_of(run, terminal.say, exports=not dry_run)
 
 
 def _verified(request: TrainingRequest) -> Path:
