@@ -41,6 +41,7 @@ def test_no_verb_has_too_many_options() -> None:
     assert len(counts) > 12
     launching = ("dslm train", "dslm launch", "dslm tune", "dslm verify")
     most = dict.fromkeys(launching, MOST_OF_LAUNCHING)
+    most["dslm train"] += 1  # only a training begins with another run's weights
     # a plan can be made of a recipe, of a model and of a number, for any cluster at any price
     most["dslm plan"] = MOST + 2
     assert {verb: n for verb, n in counts.items() if n > most.get(verb, MOST)} == {}
