@@ -110,7 +110,7 @@ def _keys_below(config: Config, node: Key, above: str, unknown: Iterator[int]) -
         if key in node.deprecated:
             new = node.deprecated[key]
             hint = f"use `{new}`" if new else ""
-            yield warning("deprecated", path[: 2 * _MOST_KEY], "is deprecated", hint)
+            yield warning("deprecated", path, "is deprecated", hint)
         if key not in names:
             finding = _unknown(key, above, names, unknown)
             if finding is not None:

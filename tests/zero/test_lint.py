@@ -351,6 +351,33 @@ def test_all_that_is_said_of_mistakes(same_as: SameAs) -> None:
     same_as("findings/lint.txt", "\n".join(lines) + "\n")
 
 
+def test_a_removed_key_is_found_in_its_section_and_what_follows_it_too() -> None:
+    found = lint({**zero(3, mics_shard_size=4, stag=3), "elasticity": {}, "zero_optimisation": {}})
+    assert [finding.where.key for finding in found if finding.severity == "error"] == [
+        "elasticity", f"{Z}.mics_shard_size", f"{Z}.stag", "zero_optimisation",
+    ]  # fmt: skip
+
+
+def test_of_very_many_unknown_keys_only_the_first_get_a_hint() -> None:
+    many = {f"unheard_of_{number}": 1 for number in range(49)}
+    found = {f.where.key: f.hint for f in lint(zero(3, **many, stag=3, offload_parm={}))}
+    assert "stage" in found[f"{Z}.stag"]
+    assert found[f"{Z}.offload_parm"] == ""
+
+
+def test_findings_are_in_the_order_of_the_file_and_name_it() -> None:
+    config = {"bf16": {"enabled": True}, "zero_optimisation": {}, "optimizer": []}
+    lines = {"bf16": 1, "bf16.enabled": 1, "zero_optimisation": 3, "optimizer": 2}
+    found = [f for f in lint(config, Path("ds.json"), lines) if f.severity == "error"]
+    # what is missing stands on no line, and comes first
+    assert [(f.where.key, f.where.line) for f in found] == [
+        ("train_batch_size", None), ("optimizer", 2), ("zero_optimisation", 3),
+    ]  # fmt: skip
+    assert {f.where.file for f in found} == {Path("ds.json")}
+    one_line = lint(config, Path("ds.json"), dict.fromkeys(lines, 1))
+    assert one_line[0].where.key == "train_batch_size"
+
+
 @pytest.mark.parametrize("config", [row[1] for row in GOOD], ids=[row[0] for row in GOOD])
 def test_a_good_config_is_clean(config: dict[str, Any]) -> None:
     assert lint(config) == []
