@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from dslm.worker.extension_builds import build_folder
 from tests.cluster.namespaces import MakeHosts, make_hosts
 from tests.support.golden import SameAs, make_same_as
 from tests.support.schedule import ModuleScheduling, longest_first
-from tests.support.warm import warm_popen
+from tests.support.warm import warm_dslm, warm_popen
 
 DSLM = Path(sys.executable).parent / "dslm"
 # where dslm has operators built; else those of plain DeepSpeed, and of tests with a cache of their
@@ -41,14 +41,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ModuleSch
     return ModuleScheduling(config, log)
 
 
-@pytest.fixture
-def dslm(tmp_path: Path) -> Dslm:
-    """Run dslm as its user would, in an empty folder: exit code, stdout and stderr."""
-
+def _runner(folder: Path, program: Sequence[str]) -> Dslm:
     def run(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(DSLM), *argv],
-            cwd=tmp_path,
+            [*program, *argv],
+            cwd=folder,
             capture_output=True,
             text=True,
             timeout=560,
@@ -56,6 +53,18 @@ def dslm(tmp_path: Path) -> Dslm:
         )
 
     return run
+
+
+@pytest.fixture
+def dslm(tmp_path: Path) -> Dslm:
+    """Run dslm as its user would, in an empty folder: exit code, stdout and stderr."""
+    return _runner(tmp_path, [str(DSLM)])
+
+
+@pytest.fixture
+def warm(tmp_path: Path) -> Dslm:
+    """Run dslm so that its ranks, and what it asks of the worker, are forked."""
+    return _runner(tmp_path, warm_dslm())
 
 
 @pytest.fixture

@@ -59,8 +59,8 @@ def test_it_is_resumed_by_its_name_and_ends_with_the_losses_of_one_that_was_neve
 
 
 @pytest.mark.slow
-def test_it_is_exported(dslm: Dslm, stopped: Path) -> None:
-    done = dslm("export", "stopped", "--step", "56", "-o", "model")
+def test_it_is_exported(warm: Dslm, stopped: Path) -> None:
+    done = warm("export", "stopped", "--step", "56", "-o", "model")
     assert done.returncode == 0, done.stderr
     card = (stopped.parents[1] / "model" / "README.md").read_text()
     assert "- steps: 56" in card
@@ -94,17 +94,17 @@ class _Evil:
 
 @pytest.mark.parametrize("damage", [_flip, _garbage, _foreign])
 def test_a_checkpoint_that_is_not_as_it_was_written_is_not_exported(
-    dslm: Dslm, stopped: Path, damage: Callable[[Path], None]
+    warm: Dslm, stopped: Path, damage: Callable[[Path], None]
 ) -> None:
     name = "global_step56/mp_rank_00_model_states.pt"
     damage(stopped / "checkpoints" / "step-56" / name)
-    done = dslm("export", "stopped", "-o", "model")
+    done = warm("export", "stopped", "-o", "model")
     assert done.returncode == 2
     assert f"the checkpoint of step 56 is damaged: {name}" in done.stderr
     assert "--skip-verify" in done.stderr
     assert "wrong numbers" in done.stderr
     assert not (stopped.parents[1] / "model").exists()
-    forced = dslm("export", "stopped", "-o", "model", "--skip-verify")
+    forced = warm("export", "stopped", "-o", "model", "--skip-verify")
     assert not (stopped.parents[1] / "executed").exists()
     assert "Traceback" not in forced.stderr
     assert "no answer" not in forced.stderr
@@ -116,13 +116,13 @@ def test_a_checkpoint_that_is_not_as_it_was_written_is_not_exported(
         assert not (stopped.parents[1] / "model").exists()
 
 
-def test_an_older_checkpoint_that_is_sound_is_named(dslm: Dslm, stopped: Path) -> None:
+def test_an_older_checkpoint_that_is_sound_is_named(warm: Dslm, stopped: Path) -> None:
     folder = stopped / "checkpoints"
     shutil.copytree(folder / "step-56", folder / "step-60")
     manifest = folder / "step-60" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"step": 56', '"step": 60'))
     assert read_document(CheckpointManifest, manifest).step == 60
     _flip(folder / "step-60" / "rng_state_0.pth")
-    done = dslm("export", "stopped", "-o", "model")
+    done = warm("export", "stopped", "-o", "model")
     assert done.returncode == 2
     assert "`--checkpoint 56` is sound" in done.stderr

@@ -191,9 +191,9 @@ def test_values_that_no_recipe_can_have_are_refused(dslm: Dslm, over: str, said:
 
 
 @pytest.mark.slow
-def test_trials_train_for_real_and_leave_no_model(dslm: Dslm, tmp_path: Path) -> None:
+def test_trials_train_for_real_and_leave_no_model(warm: Dslm, tmp_path: Path) -> None:
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    done = dslm(
+    done = warm(
         "tune", "quickstart", *settings, "--num-gpus", "1", "--trials", "2", "--steps", "3",
         "-o", "tuning", "--json",
     )  # fmt: skip
@@ -202,13 +202,13 @@ def test_trials_train_for_real_and_leave_no_model(dslm: Dslm, tmp_path: Path) ->
     assert all(trial["seconds"] > 0 and trial["memory_bytes"] > 0 for trial in found["trials"])
     assert not list(tmp_path.glob("tuning/trial-*/model"))
     assert not list(tmp_path.glob("tuning/trial-*/checkpoints/step-*"))
-    assert dslm("plan", found["recipe"]).returncode == 0
+    assert warm("plan", found["recipe"]).returncode == 0
 
 
 @pytest.mark.slow
-def test_values_are_trained_for_real(dslm: Dslm, tmp_path: Path) -> None:
+def test_values_are_trained_for_real(warm: Dslm, tmp_path: Path) -> None:
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    done = dslm(
+    done = warm(
         "tune", "quickstart", *settings, "--num-gpus", "1", "--over", "optimizer.lr=1e-6,3e-3",
         "--steps", "12", "-o", "tuning", "--json",
     )  # fmt: skip

@@ -8,7 +8,7 @@ the `deepspeed` command, whose place a fork server takes:
     python warm.py dslm SOCKET ARG …   `dslm ARG …` whose ranks the server forks
 
 So does it for the modules that dslm asks for an export, a trace or a conversion, each in a process
-of its own.
+of its own. A fork doesn't leave as Python does: what libraries write at exit (wandb) isn't written.
 
 Tests about launching use the real launcher.
 """
