@@ -190,7 +190,8 @@ def test_merged_it_is_the_unsharded_run_merged(
     for name, value in wanted.state_dict().items():
         other = found.state_dict()[name]
         assert other.dtype == torch.bfloat16
-        assert torch.allclose(other.float(), value.float(), rtol=2**-7, atol=1e-6), name
+        off = (other.float() - value.float()).abs().max()
+        assert off <= 2**-7 * value.float().abs().max(), name  # what bf16 rounds off
 
 
 @needs_few_bits
