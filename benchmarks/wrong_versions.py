@@ -14,7 +14,7 @@ import sysconfig
 import tempfile
 import time
 import venv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Wrong:
     version: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = "quickstart"
+    beside: tuple[str, ...] = ()  # what that version needs in another version than is here
 
 
 def _stage(number: int, **more: Any) -> dict[str, Any]:
@@ -47,7 +48,7 @@ WRONG = (
     Wrong(entry="zero2-gradients", version="0.18.2", settings={**_stage(2), **_BF16, **_MANY}),
     Wrong(
         entry="zero2-shared-modules", version="0.19.3", recipe="quickstart-mlm",
-        settings={**_stage(2), **_BF16, **ALBERT, "model.activation_checkpointing": "true"},
+        settings={**_stage(2), **_BF16, **ALBERT},
     ),
     Wrong(entry="zero0-bf16", version="0.18.5", settings={**_stage(0), **_BF16, **_MANY}),
     Wrong(entry="zero2-ready-gradients", version="0.18.5", settings={**_stage(2), **_MANY}),
@@ -65,19 +66,22 @@ WRONG = (
             3, **{"deepspeed.zero_optimization.stage3_use_all_reduce_for_fetch_params": "true"}
         ),
     ),
-    Wrong(entry="accumulation-scale", version="5.4.0", settings={**_stage(2), **_MANY}),
+    Wrong(
+        entry="accumulation-scale", version="5.4.0", settings={**_stage(2), **_MANY},
+        beside=("tokenizers==0.22.2",),
+    ),
 )  # fmt: skip
 
 
-def environment_of(package: str, version: str, folder: Path) -> Path:
-    """Make a virtual environment with this version over the packages that are here; its Python."""
+def environment_of(packages: Sequence[str], folder: Path) -> Path:
+    """Make a virtual environment with these over the packages that are here; its Python."""
     venv.create(folder, with_pip=False)
     inside = next((folder / "lib").glob("python*")) / "site-packages"
     here = sysconfig.get_path("purelib")
     (inside / "here.pth").write_text(f"import site; site.addsitedir({here!r})\n")
     subprocess.run(
         [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--no-build-isolation",
-         "--target", str(inside), f"{package}=={version}"],
+         "--target", str(inside), *packages],
         check=True, env={**os.environ, "DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"},
     )  # fmt: skip
     return folder / "bin" / "python"
@@ -101,7 +105,8 @@ def outcome(wrong: Wrong) -> str:
     entry = next(each for each in wrong_versions() if each.id == wrong.entry)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        python = environment_of(entry.package, wrong.version, folder / "venv")
+        packages = (f"{entry.package}=={wrong.version}", *wrong.beside)
+        python = environment_of(packages, folder / "venv")
         start = time.monotonic()
         code, found, said = verified(python, wrong, folder / "run")
         seconds = time.monotonic() - start
@@ -114,7 +119,8 @@ def outcome(wrong: Wrong) -> str:
         )
         what += f"; cause: {found['cause']}" if found["cause"] else ""
     else:
-        what = "shows nothing on CPU ranks" if code == 0 else f"can't be verified: {said[-300:]}"
+        last = said.strip().replace("\n", " ")[-300:]
+        what = "shows nothing on CPU ranks" if code == 0 else f"can't be verified: {last}"
     return f"| `{wrong.entry}` | {entry.package} {wrong.version} | {what} |"
 
 
