@@ -23,7 +23,7 @@ GIB = 2**30
 _CHOICE: dict[str, Any] = {
     "zero_stage": 3, "offload": "optimizer", "micro_batch_size": 2,
     "gradient_accumulation_steps": 8, "activation_checkpointing": True,
-    "tensor_parallel": 2, "sequence_parallel": 1, "data_parallel_size": 8,
+    "tensor_parallel": 2, "sequence_parallel": 1, "expert_parallel": 1, "data_parallel_size": 8,
 }  # fmt: skip
 PLAN: dict[str, Any] = {
     "model": {
