@@ -59,9 +59,8 @@ def few_bits_terms(
     ]  # fmt: skip
     if strategy.zero_stage == 3:
         # transformers' get_init_context: a quantised model isn't partitioned as it is loaded
-        whole = _element(recipe) * (
-            profile.frozen + profile.trained - elements_less(recipe, profile)
-        )
+        less = elements_less(recipe, profile) - profile.largest  # the one that is parted next
+        whole = _element(recipe) * (profile.frozen + profile.trained - less)
         terms.append(
             Term(
                 name="the model before it is partitioned",
