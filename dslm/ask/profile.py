@@ -36,7 +36,7 @@ def profile_request(
 
 # the task whose head and loss a model is traced with, where it is another's
 _TRACED_AS = {
-    **dict.fromkeys(("sft", "dpo", "orpo", "kto", "sequence", "script"), "pretrain"),
+    **dict.fromkeys(("sft", "dpo", "orpo", "kto", "grpo", "sequence", "script"), "pretrain"),
     "reward": "classify",
 }
 # whose samples say where documents begin: no mask is needed (dslm/worker/layout/attention.py)

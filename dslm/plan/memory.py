@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from dslm.plan.experts import held
 from dslm.plan.few_bits import elements_less, few_bits_terms
+from dslm.plan.generation import generation_terms
 from dslm.plan.ledger import Moment, Term, at, phases
 from dslm.plan.stage_0 import without_zero
 from dslm.plan.stage_3 import stage_3
@@ -183,7 +184,9 @@ def _activations(states: RankMemory, seen: Levels) -> list[Term]:
 
 
 def _evaluation(recipe: Recipe, profile: Profile, strategy: Strategy) -> list[Term]:
-    """A forward pass that keeps nothing for a backward one."""
+    """A forward pass that keeps nothing for a backward one; or prompts are answered."""
+    if recipe.task == "grpo":
+        return generation_terms(recipe, profile, strategy)
     seen = _levels(
         ById(profile), "evaluation", strategy.micro_batch_size, sample_length(recipe, profile),
         strategy.tensor_parallel, strategy.sequence_parallel,

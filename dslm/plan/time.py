@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from dslm.cluster.hosts import Cluster
 from dslm.cluster.speed import Link, Speed, sent
 from dslm.plan.experts import experts_of_a_token, held
+from dslm.plan.generation import generation_seconds
 from dslm.plan.optimizers import updating
 from dslm.plan.roofline import passes
 from dslm.plan.strategy import Strategy
@@ -129,6 +130,8 @@ def predict(
     forward, backward = _computing(recipe, profile, strategy, speed, length, on_cpu=on_cpu)
     accumulation = strategy.gradient_accumulation_steps
     compute = accumulation * (forward + backward)
+    if recipe.task == "grpo":
+        compute += generation_seconds(recipe, profile, strategy, speed, on_cpu=on_cpu)
     wire, exposed = _sending(recipe, profile, strategy, cluster, (forward, backward))
     between = accumulation * _between_layers(recipe, profile, strategy, cluster, length)
     element = 4 if recipe.precision == "fp32" else 2

@@ -22,7 +22,7 @@ from dslm.units import render_bytes
 _NEEDED = ("torch", "deepspeed", "transformers", "accelerate", "datasets", "tokenizers")
 _OPTIONAL = {
     "peft": "LoRA: pip install 'dslm[lora]'",
-    "trl": "the tasks sft, dpo, orpo, kto and reward: pip install 'dslm[trl]'",
+    "trl": "the tasks sft, dpo, orpo, kto, reward and grpo: pip install 'dslm[trl]'",
     "liger-kernel": "faster kernels on CUDA: pip install liger-kernel",
     "flash-attn": "faster attention on CUDA: pip install flash-attn",
 }

@@ -150,6 +150,7 @@ def new_recipe_text(preset: str, names: Sequence[str] = (), model: str | None = 
     examples = {
         "sft": "chats.jsonl",
         "kto": "labelled.jsonl",
+        "grpo": "questions.jsonl",
         **dict.fromkeys(("dpo", "orpo", "reward"), "pairs.jsonl"),
     }
     train = values.get("data", {}).get("train") or examples.get(

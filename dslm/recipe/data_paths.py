@@ -19,6 +19,7 @@ from dslm.recipe.schema import Recipe, Source
 
 STDLIB = "stdlib"
 DIGITS = "digits"
+ARITHMETIC = "arithmetic"
 TEXT_SUFFIXES = frozenset({
     ".txt", ".md", ".rst", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java",
     ".js", ".ts", ".html", ".css", ".sh", ".tex",
@@ -93,7 +94,7 @@ def _find(source: Source, key: str, known: Set[str]) -> DataSource:
     path = expanded(text)
     if text == STDLIB:
         return DataSource(path=text, weight=source.weight, files=stdlib_files())
-    if text == DIGITS:
+    if text in (DIGITS, ARITHMETIC):
         return DataSource(path=text, weight=source.weight)
     if any(c in text for c in "*?["):
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - absolute patterns too

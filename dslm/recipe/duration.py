@@ -7,6 +7,13 @@ import math
 from dslm.recipe.schema import Recipe
 
 
+def samples_per_step(recipe: Recipe) -> float:
+    """Samples of the data that an optimizer step is of, on average over a round of them."""
+    if recipe.task != "grpo":
+        return float(recipe.batch.global_size)
+    return recipe.batch.global_size / recipe.rollout.group / recipe.rollout.rounds
+
+
 def total_steps(recipe: Recipe, samples: int | None = None) -> int | None:
     """Optimizer steps of the run.
 
@@ -25,7 +32,7 @@ def total_steps(recipe: Recipe, samples: int | None = None) -> int | None:
         return math.ceil(duration.tokens / per_step)
     if samples is None or duration.epochs is None:
         return None
-    return max(1, math.ceil(duration.epochs * samples / recipe.batch.global_size))
+    return max(1, math.ceil(duration.epochs * samples / samples_per_step(recipe)))
 
 
 def warmup_steps(recipe: Recipe, steps: int) -> int:

@@ -22,7 +22,7 @@ class Extra:
     needed: Callable[[Recipe], bool]
 
 
-_OF_TRL = ("sft", "dpo", "orpo", "kto", "reward")
+_OF_TRL = ("sft", "dpo", "orpo", "kto", "reward", "grpo")
 
 
 def _has_digits(recipe: Recipe) -> bool:
@@ -43,6 +43,10 @@ EXTRAS = (
     Extra(
         module="bitsandbytes", name="bitsandbytes", extra="quantize", key="quantize",
         needed=lambda recipe: recipe.quantize is not None,
+    ),
+    Extra(
+        module="vllm", name="vLLM", extra="vllm", key="rollout.engine",
+        needed=lambda recipe: recipe.task == "grpo" and recipe.rollout.engine == "vllm",
     ),
     Extra(
         module="PIL", name="Pillow", extra="metrics", key="task",

@@ -9,7 +9,7 @@ said to be a broken one of its shape. Knows no file, no task's tokens and no tem
 | answers | `messages` (and `tools`), or the texts `prompt` and `completion` |
 | preferences | `prompt`, `chosen`, `rejected`: texts, or lists of messages |
 | labelled | `prompt`, `completion` as above, and `label`, true or false |
-| prompts | `prompt`, text or messages, and perhaps `answer`, a reference |
+| prompts | `prompt`, text or messages; perhaps `answer`, a reference, and other `fields` |
 """
 
 from __future__ import annotations
@@ -280,7 +280,9 @@ def _prompt(record: Record) -> Found | str:
         if not isinstance(answer, str | int | float | bool | list):
             return f"its `{reference}` is not text but {type(answer).__name__}"
         found["answer"] = answer
-    return found
+    used = {name, reference, "prompt", "answer", "system", "system_prompt", "tools"}
+    others = {key: v for key, v in record.items() if key not in used}
+    return {**found, "fields": others} if others else found
 
 
 def _is_prompt_only(record: Record) -> bool:

@@ -24,9 +24,10 @@ def sequences(recipe: Recipe) -> int:
 
 def reference_of(recipe: Recipe) -> Reference:
     """Return what the loss compares with, and where that comes from."""
-    if recipe.task not in COMPARING:
+    penalty = recipe.task == "grpo" and bool(recipe.training_args.get("beta"))
+    if recipe.task not in COMPARING and not penalty:
         return "none"
-    if recipe.reference == "precomputed":
+    if recipe.reference == "precomputed" and not penalty:
         return "precomputed"
     return "adapters" if recipe.lora is not None else "model"
 
@@ -39,4 +40,6 @@ def passes_beside(recipe: Recipe) -> int:
     compares = reference_of(recipe) in ("model", "adapters")
     if recipe.task == "kto":
         return 3 if compares else 1
+    if recipe.task == "grpo":  # what the answers of a round were drawn with
+        return int(compares) + int(recipe.rollout.rounds > 1)
     return int(compares)

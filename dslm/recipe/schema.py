@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
+from dslm.recipe.rewarding import Reward, Rollout
 from dslm.recipe.values import (
+    STRICT,
     Environment,
     Few,
     Flag,
@@ -33,17 +35,15 @@ from dslm.recipe.values import (
 
 Auto = Literal["auto"]
 Task = Literal[
-    "pretrain", "mlm", "sft", "dpo", "orpo", "kto", "reward", "seq2seq", "classify", "vision",
-    "sequence", "script",
+    "pretrain", "mlm", "sft", "dpo", "orpo", "kto", "reward", "grpo", "seq2seq", "classify",
+    "vision", "sequence", "script",
 ]  # fmt: skip
 
 
 class Section(BaseModel):
     """A part of a recipe: frozen, and every key that it doesn't know is an error."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
-    )
+    model_config = STRICT
 
 
 class TokenizerTraining(Section):
@@ -135,8 +135,8 @@ class Data(Section):
 
     train: Sources | None = None
     """Files, folders, glob patterns (text, code, jsonl, json, csv, parquet, arrow, images; .gz and
-    .zst too), a Hub name, `stdlib` (Python's own sources, found on every machine) or `digits`
-    (scikit-learn's handwritten digits)."""
+    .zst too), a Hub name, `stdlib` (Python's own sources, found on every machine), `digits`
+    (scikit-learn's handwritten digits) or `arithmetic` (sums to answer)."""
     eval: Sources | Share = 0.0
     """Sources to evaluate on, or the share of documents held out by hash of their content."""
     text_field: Name = "text"
@@ -422,6 +422,9 @@ class Recipe(Section):
     data."""
     quantize: Literal["nf4", "int8"] | None = None
     """Keep the frozen model beside `lora` in 4 or 8 bits (bitsandbytes); absent: as it is."""
+    rewards: Annotated[list[Reward], Field(max_length=100)] = []
+    """What answers are worth (task grpo): the weighted sum of these."""
+    rollout: Rollout = Rollout()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     duration: Duration = Duration(steps=1000)

@@ -241,6 +241,22 @@ def _beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(found.get(section), dict) and key in found[section]:
             moved = _moved(found[section][key], folder, is_path)
             found[section] = {**found[section], key: moved}
+    if isinstance(found.get("rewards"), list):
+        found["rewards"] = [_reward_beside(reward, folder) for reward in found["rewards"]]
+    return found
+
+
+def _reward_beside(reward: object, folder: Path) -> object:
+    """A reward whose file, or whose model's folder, is seen from the current folder."""
+    if not isinstance(reward, dict):
+        return reward
+    found = dict(reward)
+    function = found.get("function")
+    if isinstance(function, str) and ":" in function:
+        file, _, name = function.rpartition(":")
+        found["function"] = f"{_moved(file, folder, bool)}:{name}"
+    if "model" in found:
+        found["model"] = _moved(found["model"], folder, lambda text: text.startswith((".", "/")))
     return found
 
 

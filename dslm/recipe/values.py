@@ -10,11 +10,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from dslm.errors import shortened
 
 _MOST = 10**15
+# of every section of a recipe: frozen, and a key that it doesn't know is an error
+STRICT = ConfigDict(
+    frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+)
 
 
 class Misfit(ValueError):

@@ -51,6 +51,11 @@ class RunDirectory:
         return self.path / "events.jsonl"
 
     @property
+    def rollouts(self) -> Path:
+        """Return the path of the answers that were rewarded (`dslm.run.rollouts`)."""
+        return self.path / "rollouts.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder per checkpoint, `step-N`."""
         return self.path / "checkpoints"

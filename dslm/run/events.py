@@ -116,6 +116,17 @@ class Eval(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Answered(Event):
+    """Prompts were answered and rewarded; one of the answers, shortened."""
+
+    name: ClassVar[str] = "answered"
+    step: Count
+    prompt: str = ""
+    answer: str = ""
+    reward: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointSaved(Event):
     """A checkpoint is complete; `path` is relative to the run directory."""
 
@@ -358,7 +369,7 @@ KINDS: Mapping[str, type[Event]] = {
     kind.name: kind
     for kind in (
         Start, Step, Eval, CheckpointSaved, End, Error, Phase, Resume, Convert, Stop, Accuracy,
-        Estimate, Stall, Slow, Trouble, Verified, Restart, TakenOver,
+        Estimate, Stall, Slow, Trouble, Verified, Restart, TakenOver, Answered,
     )
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ FILE = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PRINCIPAL = ("pissa", "olora")  # begin as a part of the model, which is taken out of it
 _TASKS = {
-    **dict.fromkeys(("pretrain", "sft", "dpo", "orpo", "kto", "sequence"), "CAUSAL_LM"),
+    **dict.fromkeys(("pretrain", "sft", "dpo", "orpo", "kto", "grpo", "sequence"), "CAUSAL_LM"),
     "seq2seq": "SEQ_2_SEQ_LM",
     "classify": "SEQ_CLS",
     "reward": "SEQ_CLS",

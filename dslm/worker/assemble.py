@@ -90,6 +90,7 @@ def assemble(
         eval_dataset=data.eval if own_data or not data.eval else data.eval.as_dataset(),
         **({"compute_loss_func": task.loss} if task.loss else {}),
         processing_class=inputs.tokenizer,
+        **task.made_with(given),
         **({"ref_model": models.reference} if models.reference is not None else {}),
     )
     trainer.watch(guards)
@@ -113,7 +114,7 @@ def _classes(inputs: Inputs) -> tuple[type, type]:
 
 
 def _sampler(given: Assignment, inputs: Inputs) -> GlobalBatchSampler:
-    return GlobalBatchSampler(
+    return inputs.task.sampler(given.recipe)(
         count=len(inputs.data.train),
         seed=given.recipe.seed,
         steps=inputs.steps,

@@ -17,6 +17,7 @@ from deepspeed.utils.timer import (
 )
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from dslm.recipe.duration import samples_per_step
 from dslm.run import words
 from dslm.run.events import CheckpointSaved, Resume, Stamp, Start, Step
 from dslm.worker.assignment import Assignment
@@ -156,7 +157,10 @@ class Events(Progress):
                 tokens_per_second=round(samples * tokens_per_sample / seconds, 3),
                 tokens=seen * tokens_per_sample,
                 memory_peak_bytes=self.measure.peaks.overall(),
-                epoch=round(seen / (self._start.samples or 1), 5),
+                epoch=round(
+                    state.global_step * samples_per_step(self._recipe) / (self._start.samples or 1),
+                    5,
+                ),
                 metrics={n: finite(value) for n, value in logs.items() if n not in _OWN},
                 **timers,
             )

@@ -42,7 +42,7 @@ class Guards(TrainerCallback):
         self._save = recipe.checkpoint.on_stop and not self._probe
         # over gloo: on a GPU the answer needs no synchronisation with the device
         self._group = dist.new_group(backend="gloo") if rank.world_size > 1 else None
-        self._health = Health(fp16=recipe.precision == "fp16")
+        self._health = Health(fp16=recipe.precision == "fp16", rewarded=recipe.task == "grpo")
         self._losses: list[torch.Tensor] = []
         self._learnt: int | None = None
         self._said: dict[str, int] = {}

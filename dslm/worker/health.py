@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 SEVERAL = 5  # steps in a row that a number must be 0 or constant
@@ -70,8 +70,9 @@ def judge_first(loss: float | None, classes: int, *, pretrained: bool) -> Troubl
 class Health:
     """Remembers the last numbers and judges new ones."""
 
-    def __init__(self, *, fp16: bool = False) -> None:
+    def __init__(self, *, fp16: bool = False, rewarded: bool = False) -> None:
         self._fp16 = fp16
+        self._rewarded = rewarded  # a loss around 0 that says nothing of how good the model is
         self._losses: deque[float] = deque(maxlen=_RECENT)
         self._runs: dict[str, tuple[float, int, int]] = {}  # value, how often, since which step
         self._infinite = 0
@@ -81,10 +82,27 @@ class Health:
         return (
             self._nothing_learnt(numbers)
             or self._not_finite(numbers)
-            or self._stuck("loss", numbers.loss, numbers.step)
-            or self._stuck("gradient norm", numbers.grad_norm, numbers.step)
+            or (self._no_difference(numbers) if self._rewarded else self._at_odds(numbers))
             or self._scale(numbers)
+        )
+
+    def _at_odds(self, numbers: Numbers) -> Trouble | None:
+        return (
+            self._stuck("loss", numbers.loss, numbers.step)
+            or self._stuck("gradient norm", numbers.grad_norm, numbers.step)
             or self._jump(numbers)
+        )
+
+    def _no_difference(self, numbers: Numbers) -> Trouble | None:
+        """Find steps that teach nothing, since rewards don't tell answers apart."""
+        found = self._stuck("gradient norm", numbers.grad_norm, numbers.step)
+        if found is None or numbers.grad_norm:
+            return None
+        return replace(
+            found,
+            spike=True,
+            message=f"{found.message}: all answers to a prompt get the same reward, so that "
+            "nothing is learnt",
         )
 
     def _nothing_learnt(self, numbers: Numbers) -> Trouble | None:

@@ -214,4 +214,9 @@ class _WithPlaces:
         self._collate = collate
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self._collate(samples), PLACES: [sample["place"] for sample in samples]}
+        return {**self._collate(samples), PLACES: _places(samples)}
+
+
+def _places(samples: list[dict[str, Any]]) -> list[int]:
+    """Where samples come from; a prompt with several answers counts once."""
+    return [sample["place"] for sample in samples if not sample.get("copy", 0)]

@@ -90,6 +90,7 @@ def table() -> str:
                 ("trl.experimental.orpo.ORPOConfig", ORPOConfig),
                 ("trl.KTOConfig", trl.KTOConfig),
                 ("trl.RewardConfig", trl.RewardConfig),
+                ("trl.GRPOConfig", trl.GRPOConfig),
             )
         },
         "types": _types(),

@@ -61,6 +61,8 @@ _EVALUATE = "something to evaluate on"
 _TOKENIZER = "a tokenizer that is there and fits"
 _ARGUMENTS = "arguments that the Trainer has, and that are its to decide"
 _REFERENCE = "a reference that is compared with, and stays"
+_REWARDS = "rewards that there are"
+_GROUPS = "groups of answers that fit"
 _SECTION = "a `deepspeed` section that agrees with the recipe"
 _ATTENTION = "attention that the model and the device have"
 _FEW_BITS = "adapters and few bits that go with the rest"
@@ -156,6 +158,22 @@ ROWS: tuple[Row, ...] = (
     _row(_ARGUMENTS, "training_args.loss_type=sigmoid", "training_args.beta=0.2", "ORPOConfig has no", recipe="quickstart-orpo"),  # noqa: E501
     _row(_REFERENCE, "reference=precomputed", "reference=model", "compares with no", "dpo and kto", recipe="quickstart-orpo"),  # noqa: E501
     _row(_REFERENCE, "training_args.sync_ref_model=true", "training_args.beta=0.2", "in no checkpoint", recipe="quickstart-dpo"),  # noqa: E501
+    _row(_REWARDS, "rewards=[]", "", "what an answer is worth", "rewards.py:correct", recipe="quickstart-grpo"),  # noqa: E501
+    _row(_REWARDS, "rewards=[{\"function\":\"exact_match\"}]", "rewards=[]", "gives no rewards", recipe="quickstart-dpo"),  # noqa: E501
+    _row(_REWARDS, "rewards=[{\"function\":\"exactmatch\"}]", "rewards=[{\"function\":\"exact_match\"}]", "mean `exact_match`", recipe="quickstart-grpo"),  # noqa: E501
+    _row(_REWARDS, "rewards=[{\"function\":\"format\",\"pattern\":\"(a\"}]", "rewards=[{\"function\":\"format\",\"pattern\":\"(a)\"}]", "regular expression", recipe="quickstart-grpo"),  # noqa: E501
+    _row(_REWARDS, "rewards=[{\"function\":\"gone.py:worth\"}]", "rewards=[{\"function\":\"rewards.py:worth\"}]", "no file `gone.py`", recipe="quickstart-grpo"),  # noqa: E501
+    _row(_REWARDS, "rewards=[{\"function\":\"rewards.py:wort\"}]", "rewards=[{\"function\":\"rewards.py:also\"}]", "no function `wort`", "mean `worth`", recipe="quickstart-grpo"),  # noqa: E501
+    _row(_REWARDS, "rewards=[{\"function\":\"rewards.py:later\"}]", "", "coroutine", recipe="quickstart-grpo"),  # noqa: E501
+    _row(_REWARDS, "rewards=[{\"function\":\"broken.py:worth\"}]", "", "broken.py:1 is no Python", recipe="quickstart-grpo"),  # noqa: E501
+    _row(_REWARDS, "checkpoint.keep_best=1 evaluation.every=5 data.eval=0.1", "evaluation.every=5 data.eval=0.1", "lowest loss", recipe="quickstart-grpo"),  # noqa: E501
+    _row("references where rewards compare", "data.train=asked.jsonl", "data.train=asked.jsonl data.fields.answer=truth", "first record of", "has none", recipe="quickstart-grpo"),  # noqa: E501
+    _row(_GROUPS, "batch.global_size=100", "batch.global_size=96", "no whole groups of 16", "=96`: 6 prompts", recipe="quickstart-grpo"),  # noqa: E501
+    _row(_GROUPS, "rollout.max_tokens=16", "rollout.max_tokens=8", "no room for a prompt", recipe="quickstart-grpo"),  # noqa: E501
+    _row("a way to generate that the device has", "rollout.engine=vllm", "rollout.engine=transformers", "this is a CPU", of_cpu=True, recipe="quickstart-grpo"),  # noqa: E501
+    _row(_KIND, "data.train=stdlib", "data.train=arithmetic", "no prompts to answer", recipe="quickstart-grpo"),  # noqa: E501
+    _row(_KIND, "data.train=arithmetic", "data.train=stdlib", "prompts to answer", recipe="quickstart-sft"),  # noqa: E501
+    _row(_ARGUMENTS, "training_args.num_generations=4", "rollout.group=4", "`rollout.group` does", recipe="quickstart-grpo"),  # noqa: E501
     _row(_SHAPE, "data.train=pairs.jsonl", "data.train=judged.jsonl", "better and a worse", recipe="quickstart-kto"),  # noqa: E501
     _row(_SHAPE, "data.train=judged.jsonl", "data.train=pairs.jsonl", "labelled good or bad", recipe="quickstart-reward"),  # noqa: E501
     _row(_KIND, "data.train=text.txt", "data.train=pairs.jsonl", "`chosen`", recipe="quickstart-orpo"),  # noqa: E501
@@ -218,6 +236,12 @@ def make_files(folder: Path) -> None:
     (folder / "records.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     (folder / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     (folder / "judged.jsonl").write_text('{"prompt": "a", "completion": "b", "label": true}\n')
+    (folder / "asked.jsonl").write_text('{"prompt": "2+2=", "truth": "4"}\n')
+    (folder / "rewards.py").write_text(
+        "def worth(completions, **more):\n    return [1.0] * len(completions)\n"
+        "also = worth\nasync def later(completions, **more):\n    return []\n"
+    )
+    (folder / "broken.py").write_text("def worth(:\n")
     (folder / "odd.jsonl").write_text('{"frage": "a", "antwort": "b"}\n')
     (folder / "chats.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'

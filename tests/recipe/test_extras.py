@@ -13,7 +13,11 @@ from dslm.recipe.load import load_recipe
 
 NEEDS = [
     ("quickstart-sft", [], "trl", "dslm[trl]"),
-    *((f"quickstart-{task}", [], "trl", "dslm[trl]") for task in ("dpo", "orpo", "kto", "reward")),
+    *(
+        (f"quickstart-{task}", [], "trl", "dslm[trl]")
+        for task in ("dpo", "orpo", "kto", "reward", "grpo")
+    ),
+    ("quickstart-grpo", ["rollout.engine=vllm"], "vllm", "dslm[vllm]"),
     ("quickstart", ["lora={}"], "peft", "dslm[lora]"),
     ("quickstart", ["quantize=nf4"], "bitsandbytes", "dslm[quantize]"),
     ("quickstart-vision", [], "PIL", "dslm[metrics]"),

@@ -149,6 +149,10 @@ GOOD: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "a question with a number": (
         "grpo", {"question": "2 + 2?", "answer": 4}, "prompts", {"prompt": "2 + 2?", "answer": 4},
     ),
+    "a question with fields beside it": (
+        "grpo", {"question": "2 + 2?", "solution": "4", "level": 1, "tests": ["a"]}, "prompts",
+        {"prompt": "2 + 2?", "answer": "4", "fields": {"level": 1, "tests": ["a"]}},
+    ),
     "one pair for text to text": (
         "seq2seq", {"prompt": "a", "completion": "b"}, "prompt_completion",
         {"prompt": "a", "completion": "b"},
@@ -258,4 +262,6 @@ def test_fields_of_any_name_are_mapped() -> None:
 
 def test_the_schema_names_every_shape_and_every_task_that_reads_them() -> None:
     assert set(get_args(Format)) == set(BY_NAME)
-    assert {"sft", "seq2seq", "dpo", "orpo", "kto", "reward"} <= KINDS.keys() & set(get_args(Task))
+    assert {"sft", "seq2seq", "dpo", "orpo", "kto", "reward", "grpo"} <= KINDS.keys() & set(
+        get_args(Task)
+    )

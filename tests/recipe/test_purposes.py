@@ -17,7 +17,9 @@ MODELS = ("llama-3.1-8b", "qwen3-0.6b", "gpt2-124m", "mixtral-8x7b", "smollm2-13
 
 
 def test_purposes_are_no_models() -> None:
-    assert {"sft", "lora", "dpo", "orpo", "kto", "reward", "continue"} <= set(purpose_names())
+    assert {"sft", "lora", "dpo", "orpo", "kto", "reward", "grpo", "continue"} <= set(
+        purpose_names()
+    )
     assert not set(purpose_names()) & set(preset_names("recipes", ".yaml"))
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from dslm.errors import InputError
 from dslm.recipe.load import dump_recipe, load_recipe, read_resolved
-from dslm.recipe.schema import Recipe, Section
+from dslm.recipe.schema import Recipe
 from dslm.recipe.yaml import dump_yaml, parse_value, parse_yaml
 
 INFINITE = [".inf", "-.inf", ".nan", "1e400", "-1e400", "1" * 400, "1" * 5000]
@@ -29,7 +29,7 @@ SAMPLES: dict[str, list[str]] = {
 }
 
 
-def _fields(model: type[Section], above: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def _fields(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
         kind = field.annotation
         section = next((t for t in _members(kind) if _is_section(t)), None)
@@ -40,11 +40,12 @@ def _fields(model: type[Section], above: str = "") -> Iterator[tuple[str, FieldI
 
 
 def _members(kind: Any) -> list[Any]:
-    return [kind, *getattr(kind, "__args__", ())]
+    """A type and what it may be; what is in a list has no key of its own."""
+    return [kind, *(() if get_origin(kind) is list else getattr(kind, "__args__", ()))]
 
 
 def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Section)
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 FIELDS = dict(_fields(Recipe))

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import output_capturing
-from trl import DPOTrainer, KTOTrainer
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer
 
 ROOT = Path(__file__).parents[2]
 # documented, though they begin with an underscore
@@ -122,6 +122,38 @@ GUARDS = {
             for name in ("KL_input_ids", "KL_attention_mask", "KL_completion_mask", "ref_KL_logps")
         )
     ),
+    # dslm.worker.rl.trainer: overridden, and read where answers are recorded
+    "_tokenize_prompts": lambda: (
+        _parameters(GRPOTrainer._tokenize_prompts) == ["self", "prompts"]
+        and "prompt_ids, images, multimodal_fields = self._tokenize_prompts(prompts)"
+        in inspect.getsource(GRPOTrainer._generate)
+    ),
+    "_generate_single_turn": lambda: (
+        _parameters(GRPOTrainer._generate_single_turn)[:5]
+        == ["self", "prompt_ids", "images", "multimodal_fields", "num_generations"]
+    ),
+    "_generate_and_score_completions": lambda: (
+        _parameters(GRPOTrainer._generate_and_score_completions) == ["self", "inputs"]
+    ),
+    "_generate": lambda: (
+        "return prompt_ids, completion_ids, tool_mask, completions, logprobs"
+        in inspect.getsource(GRPOTrainer._generate)
+    ),
+    "_calculate_rewards": lambda: (
+        _parameters(GRPOTrainer._calculate_rewards)
+        == ["self", "inputs", "prompts", "completions", "completion_ids_list"]
+    ),
+    "_load_rng_state": lambda: _parameters(Trainer._load_rng_state) == ["self", "checkpoint"],
+    "_buffered_inputs": lambda: (
+        "self._step % generate_every == 0 or self._buffered_inputs is None"
+        in inspect.getsource(GRPOTrainer._prepare_inputs)
+    ),
+    "_logs": lambda: all(
+        f'self._logs["{name}"].extend(' in inspect.getsource(GRPOTrainer)
+        for name in ("prompt", "completion", "advantages")
+    ),
+    "_metrics": lambda: "self._metrics[mode]" in inspect.getsource(GRPOTrainer.log),
+    "_tokenizer": lambda: "self._tokenizer = processing_class" in inspect.getsource(GRPOTrainer),
     "_prepare_inputs": lambda: _parameters(Trainer._prepare_inputs) == ["self", "inputs"],
     "_train_batch_size": lambda: (
         "self._train_batch_size = args.train_batch_size" in inspect.getsource(Trainer.__init__)
@@ -139,7 +171,9 @@ GUARDS = {
 # guarded, though dslm has methods and attributes of these names itself
 OVERRIDDEN = {
     "_prepare_dataset", "_precompute_ref_logps", "_compute_kl_logps", "_train_batch_size",
-    "_get_num_items_in_batch", "engine_timers",
+    "_get_num_items_in_batch", "engine_timers", "_tokenize_prompts", "_generate_single_turn",
+    "_generate_and_score_completions", "_load_rng_state", "_save_rng_state", "_generate",
+    "_prepare_inputs", "_tokenizer", "_buffered_inputs",
 }  # fmt: skip
 
 

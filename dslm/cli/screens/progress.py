@@ -10,18 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.columns import Columns
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from dslm.cli.screens.answers import in_a_line
 from dslm.cli.screens.runs import trained_share
 from dslm.run import events
 from dslm.units import number_of, render_bytes, render_count, render_seconds
 
 # of an evaluation: how much was evaluated, which is no metric
-_AMOUNTS = frozenset({"tokens", "samples", "sequences"})
+_AMOUNTS = frozenset({"tokens", "samples", "sequences", "prompts"})
+_OF_ANSWERS = ("reward", "completions/mean_length")  # metrics of a step of RL
+_PROMPT, _ANSWER = 60, 120  # letters of each that are shown
 
 
 class RunScreen:
@@ -53,6 +56,7 @@ class RunScreen:
         self._elapsed = 0.0  # seconds up to it, without the time between an end and a resumption
         self._ended = False
         self._phase = "starting"
+        self._answer = ""
         self._start: events.Start | None = None
         self._step: events.Step | None = None
         self._first_step: events.Step | None = None  # of this attempt
@@ -79,7 +83,10 @@ class RunScreen:
             self._live.__exit__(None, None, None)
 
     def __rich__(self) -> Group:
-        return Group(self._progress, self._numbers())
+        parts: list[RenderableType] = [self._progress, self._numbers()]
+        if self._answer:
+            parts.append(Text.assemble(("answer ", "dim"), self._answer, overflow="ellipsis"))
+        return Group(*parts)
 
     def note(self, text: str | Text) -> None:
         """A line that stays on the screen, as it is: what others said may look like markup."""
@@ -109,6 +116,8 @@ class RunScreen:
                 self._on_eval(event)
             case events.CheckpointSaved():
                 self._on_checkpoint(event)
+            case events.Answered():
+                self._on_answer(event)
             case events.Restart():
                 self._on_restart(event)
             case events.Accuracy():
@@ -215,6 +224,14 @@ class RunScreen:
         ]
         self.label("eval", f"step {event.step}: " + ", ".join(parts))
 
+    def _on_answer(self, event: events.Answered) -> None:
+        """The newest answer; on a screen that changes in place it takes the last one's place."""
+        worth = "" if event.reward is None else f" (reward {event.reward:.2f})"
+        prompt, answer = map(in_a_line, (event.prompt, event.answer))
+        self._answer = f"{prompt[-_PROMPT:]} → {answer[:_ANSWER]}{worth}"
+        if not self._live_wanted:
+            self.note(f"  answer  {self._answer}")
+
     def _on_checkpoint(self, event: events.CheckpointSaved) -> None:
         """Training stood still for a moment; the rest was done beside it."""
         parts = []
@@ -241,6 +258,11 @@ class RunScreen:
             steps = start.steps if start else None
             cells.append(("step", f"{step.step}/{steps or '?'}"))
         cells.append(("loss", "not finite" if step.loss is None else f"{step.loss:.4f}"))
+        reward, length = (step.metrics.get(name) for name in _OF_ANSWERS)
+        if reward is not None:
+            cells.append(("reward", f"{reward:.3f}"))
+        if length is not None:
+            cells.append(("length", f"{length:.0f}"))
         if step.learning_rate is not None:
             cells.append(("lr", f"{step.learning_rate:.2e}"))
         if step.tokens_per_second:

@@ -15,12 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from dslm.cli import terminal
+from dslm.cli.screens.answers import in_a_line
 from dslm.cli.screens.curve import curve
 from dslm.cli.screens.verified import compared
 from dslm.run.history import History
+from dslm.run.rollouts import Rollout, last_rollouts
 from dslm.run.summary import RUNS, RunSummary
 from dslm.run.verification import difference, verified_of
 from dslm.units import render_count, render_seconds
+
+_ANSWERS, _SHOWN = 4, 200  # answers, and letters of each, on the page of a run
 
 
 def runs_table(summaries: Sequence[RunSummary], folder: Path) -> Table:
@@ -60,14 +64,30 @@ def run_page(history: History, summary: RunSummary, *, plain: bool) -> Iterator[
     for name, value in _rows(history, summary):
         table.add_row(name, Text(value))
     yield table
+    rewards = [(e.step, r) for e in history.steps if (r := e.metrics.get("reward")) is not None]
     points = [(e.step, e.loss) for e in history.steps if e.loss is not None]
-    lines = curve(points, plain=plain)
+    lines = curve(rewards or points, plain=plain)
     if lines:
-        yield Text("\n".join(["", " loss by step", *(f" {line}" for line in lines), ""]))
+        named = "reward" if rewards else "loss"  # the loss of RL says nothing of how good it is
+        yield Text("\n".join(["", f" {named} by step", *(f" {line}" for line in lines), ""]))
+    answers = last_rollouts(history.run, _ANSWERS)
+    if answers:
+        yield _answers(answers)
     if summary.restarts:
         yield _restarts(summary)
     for problem in summary.problems:
         yield Text(f"could not be read: {problem}", style="yellow")
+
+
+def _answers(rollouts: Sequence[Rollout]) -> Table:
+    """The last answers that were rewarded."""
+    table = Table("step", "prompt", "answer", "reward", box=None, header_style="bold")
+    for one in rollouts:
+        prompt, answer = map(in_a_line, (one.prompt, one.answer))
+        table.add_row(*map(Text, (
+            str(one.step), prompt[-_SHOWN:], answer[:_SHOWN], _number(one.reward),
+        )))  # fmt: skip
+    return table
 
 
 def _rows(history: History, summary: RunSummary) -> Iterator[tuple[str, str]]:
@@ -85,6 +105,9 @@ def _rows(history: History, summary: RunSummary) -> Iterator[tuple[str, str]]:
         yield "loss", _number(summary.loss)
     if summary.eval_loss is not None:
         yield "eval loss", _number(summary.eval_loss)
+    reward = history.steps[-1].metrics.get("reward") if history.steps else None
+    if reward is not None:
+        yield "reward", _number(reward)
     if summary.parameters is not None:
         share = trained_share(summary.parameters, summary.trained_parameters)
         yield "parameters", render_count(summary.parameters) + share

@@ -12,6 +12,7 @@ from dslm.decide.checks.model import HEADS
 from dslm.decide.model import is_path, local_folder
 from dslm.errors import DataError
 from dslm.recipe.data_paths import (
+    ARITHMETIC,
     DIGITS,
     IMAGE_SUFFIXES,
     RECORD_SUFFIXES,
@@ -29,6 +30,7 @@ _NEEDS = {
     "sft": "chats (`messages`), or `prompt` and `completion`",
     **dict.fromkeys(("dpo", "orpo", "reward"), "`prompt`, `chosen` and `rejected`"),
     "kto": "`prompt`, `completion` and `label`",
+    "grpo": "prompts, with references where rewards compare",
     "seq2seq": "`prompt` and `completion`",
     "classify": "a text and its label",
     "vision": "images and their labels",
@@ -70,6 +72,16 @@ def _of_the_task(case: Case) -> Iterator[Problem]:
                 key,
                 f"`{DIGITS}` are images, and the task `{task}` reads none",
                 "use `task: vision`, or data that has text",
+            )
+        elif task == "grpo" and any(s.path == STDLIB for s in sources(case.recipe, name)):
+            yield data_problem(
+                key, f"`{STDLIB}` holds no prompts to answer", f"such as `{ARITHMETIC}`"
+            )
+        elif task != "grpo" and any(s.path == ARITHMETIC for s in sources(case.recipe, name)):
+            yield data_problem(
+                key,
+                f"`{ARITHMETIC}` are prompts to answer, which the task `{task}` doesn't do",
+                "use `task: grpo`, or other data",
             )
         elif task in _NEEDS and case.here:
             yield from _not_only_text(case, name)

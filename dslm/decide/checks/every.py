@@ -18,6 +18,7 @@ from dslm.decide.checks import (
     model,
     preferences,
     records,
+    rewards,
     settings,
     versions,
 )
@@ -34,6 +35,7 @@ CHECKS: tuple[Check, ...] = (
     *data.CHECKS,
     *records.CHECKS,
     *preferences.CHECKS,
+    *rewards.CHECKS,
     *settings.CHECKS,
     *versions.CHECKS,
 )

@@ -17,6 +17,7 @@ HEADS = {
     "dpo": CAUSAL,
     "orpo": CAUSAL,
     "kto": CAUSAL,
+    "grpo": CAUSAL,
     "sequence": CAUSAL,
     "mlm": "AutoModelForMaskedLM",
     "classify": "AutoModelForSequenceClassification",

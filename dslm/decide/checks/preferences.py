@@ -16,6 +16,13 @@ def _reference(case: Case) -> Iterator[Problem]:
             message=f"the task `{recipe.task}` compares with no log-probabilities of a reference",
             hint=f"leave it out: {' and '.join(sorted(COMPARING))} do",
         )
+    elif recipe.reference != "model" and recipe.lora is not None and recipe.lora.adapter:
+        yield Problem(
+            key="reference",
+            message="the reference is the model with the adapters that it begins with, and a table "
+            "is of the model alone",
+            hint="leave it out: a second copy of the adapters is small",
+        )
     if recipe.training_args.get("sync_ref_model"):
         yield Problem(
             key="training_args.sync_ref_model",

@@ -1,4 +1,4 @@
-"""Real data that every machine has: Python's own sources, and scikit-learn's digits.
+"""Data that every machine has: Python's own sources, scikit-learn's digits, sums.
 
 The first trainings of every task run on these, with no download. Functions of the standard library
 become questions and answers, labelled texts, preferences and sequences, by the task.
@@ -52,6 +52,13 @@ def digits() -> _Found:
         image = io.BytesIO()
         Image.fromarray((pixels * (255 / brightest)).astype("uint8")).save(image, "png")
         yield f"digits:{number}", {"image": image.getvalue(), "label": str(label)}
+
+
+def arithmetic() -> _Found:
+    """Yield the sums of two numbers below ten, with the answers; each is one digit."""
+    sums = [(left, right) for left in range(10) for right in range(10 - left)]
+    for number, (left, right) in enumerate(sums):
+        yield f"arithmetic:{number}", {"prompt": f"{left}+{right}=", "answer": str(left + right)}
 
 
 def _summary(node: _Function) -> str | None:

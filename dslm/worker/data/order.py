@@ -77,6 +77,11 @@ class GlobalBatchSampler:
         """Samples per optimizer step, over all ranks."""
         return self.micro_batch * self.accumulation * self.share.world_size
 
+    @property
+    def samples_per_batch(self) -> int:
+        """Samples that a global batch takes of the data."""
+        return self.global_batch
+
     def __len__(self) -> int:
         """Micro batches of one rank in the whole run, wherever it starts."""
         return self.steps * self.accumulation
@@ -100,9 +105,9 @@ class GlobalBatchSampler:
         A place is epoch × count + index, so that a sample seen again can be told from the first
         time (its masks are drawn anew).
         """
-        first = self.batch_of(step) * self.global_batch
+        first = self.batch_of(step) * self.samples_per_batch
         parts = []
-        wanted = self.global_batch
+        wanted = self.samples_per_batch
         while wanted:
             epoch, offset = divmod(first, self.count)
             if epoch != self._epoch:

@@ -37,7 +37,7 @@ from dslm.worker.data.packing import best_fit, pieces_of
 from dslm.worker.data.records import BadRecords, Record, read_records
 from dslm.worker.data.store import Ragged, Samples, checksum_of, offsets_of, write_shard
 
-_NO_TOKENS = ("image", "label", "mask", "good")
+_NO_TOKENS = ("image", "label", "mask", "good", "record")
 _FORMAT = 5  # counted up when the files change their meaning
 
 
@@ -179,6 +179,8 @@ def source_digest(recipe: Recipe, more: object) -> str:
     digest = hashlib.blake2b(digest_size=12)
     settings = recipe.data.model_dump(mode="json", exclude={"workers", "sharding"})
     known = recipe.model.architecture.get("vocab_size")  # ids beyond it are refused
+    if recipe.task == "grpo":  # prompts that leave no room for an answer are
+        more = [more, recipe.rollout.max_tokens]
     digest.update(json.dumps([recipe.task, settings, known, more]).encode())
     for key in ("train", "eval"):
         for origin in origins(recipe, key):

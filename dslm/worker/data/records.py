@@ -23,6 +23,7 @@ import pyarrow
 
 from dslm.errors import DataError, Where
 from dslm.recipe.data_paths import (
+    ARITHMETIC,
     DIGITS,
     IMAGE_SUFFIXES,
     RECORD_SUFFIXES,
@@ -98,6 +99,8 @@ def _of_origin(recipe: Recipe, origin: DataSource, problems: BadRecords) -> _Fou
         yield from builtin_sources.stdlib_records(recipe.task, origin.files)
     elif origin.path == DIGITS:
         yield from builtin_sources.digits()
+    elif origin.path == ARITHMETIC:
+        yield from builtin_sources.arithmetic()
     elif origin.hub_name is not None:
         yield from _of_hub(origin)
     else:

@@ -74,6 +74,8 @@ def _columns(tokenizer: Tokenizer, prepared: Prepared, stored: dict[str, Any]) -
             text = prepared.labels[int(values[0])]
         elif name == "good":
             text = "good" if values[0] else "bad"
+        elif name == "record":
+            text = bytes(values.tolist()).decode()
         elif name == "image":
             text = f"{len(values)} bytes"
         else:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from torch.utils.data import Dataset
 
-_TYPES = {"mask": pa.int8(), "image": pa.uint8()}  # any other column: int32
+_TYPES = {"mask": pa.int8(), "image": pa.uint8(), "record": pa.uint8()}  # any other column: int32
 _BATCH = 4096  # samples in a record batch
 
 

@@ -8,6 +8,7 @@ from dslm.recipe.schema import Recipe
 from dslm.worker.tasks.base import Task
 from dslm.worker.tasks.classify import CLASSIFY
 from dslm.worker.tasks.dpo import DPO
+from dslm.worker.tasks.grpo import GRPO
 from dslm.worker.tasks.kto import KTO
 from dslm.worker.tasks.mlm import MLM
 from dslm.worker.tasks.orpo import ORPO
@@ -26,6 +27,7 @@ _TASKS = {
     "orpo": ORPO,
     "kto": KTO,
     "reward": REWARD,
+    "grpo": GRPO,
     "seq2seq": SEQ2SEQ,
     "classify": CLASSIFY,
     "vision": VISION,

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dslm.recipe.schema import Recipe
 from dslm.worker.data.encode_parts import Encoder
+from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.data.packing import IGNORED
 from dslm.worker.data.store import Samples
 from dslm.worker.metrics import Metric, TokenLoss
@@ -26,7 +27,8 @@ class Task:
 
     `trainer` gives the Trainer class and its arguments' class, where they are not transformers'
     own, `arguments` what it is given beside the recipe's; `loss` None is the model's own, or the
-    trainer's; `view` is what a Trainer reads of the samples, `config` what the model's config has.
+    trainer's; `view` is what a Trainer reads of the samples, `config` what the model's config has,
+    `sampler` makes micro batches, and `made_with` is what a Trainer is made with beside the usual.
     """
 
     auto_class: str
@@ -39,6 +41,8 @@ class Task:
     arguments: Callable[[Recipe], Mapping[str, Any]] = lambda recipe: {}
     config: Mapping[str, Any] = field(default_factory=dict)
     view: Callable[[Samples], Any] = lambda samples: samples
+    sampler: Callable[[Recipe], Callable[..., GlobalBatchSampler]] = lambda r: GlobalBatchSampler
+    made_with: Callable[[Any], Mapping[str, Any]] = lambda given: {}
 
 
 class TextsEncoder:

@@ -1,0 +1,1 @@
+"""Reinforcement learning: how prompts are answered, and what the answers are worth."""

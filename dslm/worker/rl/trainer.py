@@ -1,0 +1,290 @@
+"""TRL's GRPOTrainer on prepared prompts: dslm's draws, rewards, evaluation, record of answers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from trl import GRPOTrainer
+from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, pad
+
+from dslm.run.events import Answered
+from dslm.run.rollouts import Rollout, append_rollouts
+from dslm.worker.rl.draws import Drawn, keys_of
+from dslm.worker.rl.models import reward_model
+from dslm.worker.rl.prompts import SAMPLES
+from dslm.worker.rl.rewards import reward_function, text_of
+from dslm.worker.rl.session import Session
+
+_KEPT = "answers-{}-of-{}.pt"  # in a checkpoint within a round: what the next steps learn from
+_SHOWN = 400  # letters of a prompt or an answer in an event
+
+
+class PreparedGRPOTrainer(GRPOTrainer):
+    """GRPO as dslm runs it; `session` says with which recipe, and where it writes."""
+
+    control: Any
+    reward_func_names: list[str]
+
+    def __init__(
+        self,
+        *,
+        session: Session,
+        args: Any,
+        data_collator: Any,
+        ref_model: Any = None,
+        **given: Any,
+    ) -> None:
+        self._session = session
+        self._collated = data_collator  # TRL's trainer takes none
+        self._asked: list[dict[str, Any]] = []  # the samples that are answered right now
+        recipe = session.recipe
+        beta = args.beta
+        if ref_model is not None:
+            args.beta = 0.0  # else TRL would load one by the model's name
+        models = [reward_model(r, recipe) if r.model else None for r in recipe.rewards]
+        functions = [
+            reward_function(reward) if made is None else made.model
+            for reward, made in zip(recipe.rewards, models, strict=True)
+        ]
+        super().__init__(
+            args=args,
+            reward_funcs=functions,
+            reward_processing_classes=[None if m is None else m.tokenizer for m in models],
+            **given,
+        )
+        self.reward_func_names = _apart(self.reward_func_names)
+        if ref_model is not None:
+            args.beta = self.beta = beta
+            self.ref_model = self._reference(ref_model)
+        self._drawing = GenerationConfig(
+            max_new_tokens=self.max_completion_length,
+            do_sample=False,  # the noise of the last processor makes the largest score a draw
+            pad_token_id=self._tokenizer.pad_token_id,
+            bos_token_id=self._tokenizer.bos_token_id,
+            eos_token_id=self.eos_token_ids,
+            repetition_penalty=self.repetition_penalty,
+            cache_implementation=args.cache_implementation,
+            use_cache=True,
+            disable_compile=True,
+        )
+        # micro batches are counted from the beginning of the run, not of the attempt
+        self._step = session.start_step * args.gradient_accumulation_steps
+
+    def _reference(self, model: Any) -> Any:
+        disable_dropout_in_model(model)
+        add_fused_lm_head(model, temperature=self.temperature)
+        return prepare_deepspeed(model, self.accelerator)
+
+    # --- answers
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [sample["prompt_ids"] for sample in self._asked], None, {}
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: Any, fields: Any, count: int, *rest: Any
+    ) -> tuple[list[list[int]], Any]:
+        if self.use_vllm:
+            return super()._generate_single_turn(prompt_ids, images, fields, count, *rest)
+        recipe = self._session.recipe
+        seed = recipe.seed if self.model.training else recipe.seed + 1
+        keys = keys_of(seed, [(sample["place"], sample["copy"]) for sample in self._asked])
+        rows = recipe.rollout.at_once or len(prompt_ids)
+        found: list[list[int]] = []
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+        ):
+            for start in range(0, len(prompt_ids), rows):
+                part = slice(start, start + rows)
+                found += self._answered(model, prompt_ids[part], keys[part])
+                self._session.rank.guard.note()
+        return found, None
+
+    def _answered(self, model: Any, prompts: Sequence[list[int]], keys: Any) -> list[list[int]]:
+        device, filler = self.accelerator.device, self._tokenizer.pad_token_id
+        ids = [torch.tensor(prompt) for prompt in prompts]
+        inputs = pad(ids, padding_value=filler, padding_side="left").to(device)
+        mask = pad([torch.ones_like(i) for i in ids], padding_value=0, padding_side="left")
+        made = model.generate(
+            input_ids=inputs,
+            attention_mask=mask.to(device),
+            generation_config=self._drawing,
+            logits_processor=self._processors(keys),
+            # parameters that were gathered need no other rank
+            synced_gpus=None if not self.args.ds3_gather_for_generation else False,
+        )
+        ends = set(self.eos_token_ids)
+        return [_until_end(row, ends) for row in made[:, inputs.size(1) :].tolist()]
+
+    def _processors(self, keys: torch.Tensor) -> LogitsProcessorList:
+        """The draw's, and before it those of transformers' sampling, in its order."""
+        found: list[Any] = [TemperatureLogitsWarper(float(self.temperature))]
+        if self.top_k:
+            found.append(TopKLogitsWarper(top_k=self.top_k))
+        if self.top_p < 1:
+            found.append(TopPLogitsWarper(top_p=self.top_p))
+        if self.min_p is not None:
+            found.append(MinPLogitsWarper(min_p=self.min_p))
+        return LogitsProcessorList([*found, Drawn(keys)])
+
+    # --- what they are worth
+
+    def _prepare_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = super()._prepare_inputs(batch[SAMPLES])
+        return found
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._asked = inputs
+        found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.model.training:
+            self._record()
+        return found
+
+    def _record(self) -> None:
+        """Write down the first answers of this step, on rank 0, and tell of one."""
+        rank, recipe = self._session.rank, self._session.recipe
+        if rank.rank:
+            return
+        kept = [
+            self._rollout(number)
+            for number in range(min(recipe.rollout.keep, len(self._logs["prompt"])))
+        ]
+        append_rollouts(rank.run, kept)
+        step = self.state.global_step + 1
+        if kept and (step % recipe.log.every == 0 or step == 1):
+            best = max(kept, key=lambda one: one.advantage)
+            rank.record(
+                Answered(
+                    **rank.stamp(),
+                    step=step,
+                    prompt=best.prompt[-_SHOWN:],
+                    answer=best.answer[:_SHOWN],
+                    reward=best.reward,
+                )
+            )
+
+    def _rollout(self, number: int) -> Rollout:
+        rewards = {name: _number(values[number]) for name, values in self._logs["rewards"].items()}
+        weighted = zip(rewards.values(), self._session.recipe.rewards, strict=True)
+        given = [value * reward.weight for value, reward in weighted if value is not None]
+        sample = self._asked[number] if number < len(self._asked) else {}
+        answer = text_of(self._logs["completion"][number])
+        reference = sample.get("answer")
+        return Rollout(
+            attempt=self._session.rank.attempt.number,
+            step=self.state.global_step + 1,
+            prompt=text_of(self._logs["prompt"][number]),
+            answer=answer,
+            reference=None if reference is None else str(reference),
+            reward=round(sum(given), 6) if given else None,
+            rewards=rewards,
+            advantage=round(float(self._logs["advantages"][number]), 6),
+            tokens=len(self._tokenizer(answer, add_special_tokens=False)["input_ids"]),
+        )
+
+    # --- evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The mean of each reward, over one answer to each held-out prompt, on all ranks."""
+        samples = eval_dataset if eval_dataset is not None else self.eval_dataset
+        was_training = self.model.training
+        self.model_wrapped.eval()
+        self.model.eval()
+        total = self._sums(samples)
+        count = total[-1].clamp(min=1)
+        rewards = (total[:-1] / count).tolist()
+        metrics = {f"rewards/{n}": v for n, v in zip(self.reward_func_names, rewards, strict=True)}
+        metrics["reward"] = sum(
+            value * reward.weight
+            for value, reward in zip(rewards, self._session.recipe.rewards, strict=True)
+        )
+        metrics["prompts"] = float(total[-1])
+        found = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self._metrics["eval"].clear()
+        self.log(found)
+        if was_training:
+            self.model_wrapped.train()
+            self.model.train()
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def _sums(self, samples: Any) -> torch.Tensor:
+        """The sum of each reward over all samples, and how many they are; the same on all ranks."""
+        layout, count = self._session.layout, len(samples)
+        rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        total = torch.zeros(len(self.reward_funcs) + 1, dtype=torch.float64)
+        for start in range(0, count, rows * layout.data_size):
+            first = start + layout.data_rank * rows
+            places = range(first, first + rows)
+            batch = self._collated([samples[i if i < count else 0] for i in places])
+            self._asked = batch[SAMPLES]
+            prompts = [sample["prompt"] for sample in self._asked]
+            with torch.no_grad():
+                _, ids, _, answers, *_ = self._generate(prompts)
+                rewards = self._calculate_rewards(self._asked, prompts, answers, ids)
+            inside = rewards[: max(0, count - start)].double().cpu()
+            total[:-1] += inside.nan_to_num(0.0).sum(0)
+            total[-1] += len(inside)
+            self._session.rank.guard.note()
+        return total
+
+    # --- checkpoints within a round
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.state.global_step % self.num_iterations and self._buffered_inputs is not None:
+            torch.save(self._buffered_inputs, self._answers_file(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        file = self._answers_file(checkpoint) if checkpoint else None
+        if file is not None and file.is_file():
+            kept = torch.load(file, map_location="cpu", weights_only=True)
+            self._buffered_inputs = send_to_device(kept, self.accelerator.device)
+
+    def _answers_file(self, folder: str) -> Path:
+        rank = self._session.rank
+        return Path(folder) / _KEPT.format(rank.rank, rank.world_size)
+
+
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    """An answer up to its end, that token included."""
+    for place, token in enumerate(ids):
+        if token in ends:
+            return ids[: place + 1]
+    return ids
+
+
+def _apart(names: Sequence[str]) -> list[str]:
+    """Names of rewards, those that come again with a number: metrics are found by them."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return found
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 6)
