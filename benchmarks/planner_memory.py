@@ -197,6 +197,8 @@ def _batch(job: Job, model: Any, micro: int) -> dict[str, Any]:
 
     attention = str(getattr(model.config, "_attn_implementation", "") or "eager")
     made = batch(Traced(model, model.config, job.recipe.task, attention), micro, LENGTH)
+    if "pixel_values" in made:
+        made["pixel_values"].normal_()  # what isn't a number has no gradient, and no step is made
     if job.recipe.task in NEXT_TOKEN:
         made["input_ids"] = torch.randint(1, 2048, (micro, LENGTH))
         made["labels"] = made["input_ids"].clone()
