@@ -110,6 +110,7 @@ def plan(
     from dslm.decide.checks.every import Asking
     from dslm.decide.place import planned_cluster
     from dslm.decide.ready import ready_job
+    from dslm.errors import Where
     from dslm.plan.report import document
     from dslm.plan.report import sweep as sweep_rows
 
@@ -136,8 +137,20 @@ def plan(
         _show_sweep(rows, json=json)
         return
     found = document(made.plan, made.recipe, cluster, made.profile, made.untraced, made.permits)
+    if price is not None and not _cost_known(found):
+        raise OptionError(
+            "`--price` has no effect: how long the run takes isn't known",
+            where=Where(key="--price"),
+            hint="`--set duration.steps=N` says how long; `dslm doctor --measure` finds out how "
+            "fast this machine is",
+        )
     _show_plan(found, explain=explain, json=json)
     check_fit(made, can_force=False)
+
+
+def _cost_known(found: Document) -> bool:
+    time = found["time"]
+    return isinstance(time, dict) and time.get("cost") is not None
 
 
 def _loaded(

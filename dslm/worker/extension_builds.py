@@ -27,7 +27,7 @@ from dslm import environment
 from dslm.files import cache_folder
 
 _MARK = "lock"
-_LOOK_AGAIN_SECONDS = 1.0  # a builder that is done closes its mark a moment before it removes it
+_LOOK_AGAIN_SECONDS = 5.0  # a builder that is done closes its mark before it removes it
 _BUILD_SECONDS = 1800.0  # the longest build on a host whose processes can't be seen from here
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "9p"})
 

@@ -46,11 +46,14 @@ def expected_loss(
     Called before there are TrainingArguments: under ZeRO-3 a model is partitioned after that.
 
     Returns:
-        None where nothing can be compared: a model from scratch or with new parameters, a resumed
-        run, a task without labels of its own, a model that is too large for it.
+        None where nothing can be compared: a model from scratch, with new parameters or with
+        adapters that were trained before, a resumed run, a task without labels of its own, a model
+        that is too large for it.
     """
     recipe = given.recipe
     if report is None or report.new or given.attempt.resumed_from or recipe.task not in _TASKS:
+        return None
+    if recipe.lora is not None and recipe.lora.adapter is not None:
         return None
     if not len(inputs.data.train) or report.size > _MOST_BYTES:
         return None

@@ -61,21 +61,27 @@ def test_bash_itself_puts_no_space_behind_a_key(folder: Path) -> None:
         [str(DSLM), "--show-completion", "bash"], capture_output=True, text=True, check=True
     )
     (folder / "complete.sh").write_text(script.stdout)
-    typed = (
-        "bind 'set enable-bracketed-paste off'; source complete.sh\n"
-        "dslm() { printf '<%s>' \"$@\"; }\n"
-        "dslm train quickstart --set batch.glo\t16 --launcher pd\tend\nexit\n"
-    )
+    lines = [
+        "bind 'set enable-bracketed-paste off'; source complete.sh\n",
+        "dslm() { printf '<%s>' \"$@\"; }\n",
+        "dslm train quickstart --set batch.glo\t16 --launcher pd\tend\n",
+        "exit\n",
+    ]
     path = f"{DSLM.parent}:/usr/bin:/bin"
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(folder)
-        os.execve("/bin/bash", ["bash", "--norc", "-i"], {"PATH": path, "HOME": str(folder)})
-    os.write(terminal, typed.encode())
+        os.execve(
+            "/bin/bash",
+            ["bash", "--norc", "-i"],
+            {"PATH": path, "HOME": str(folder), "PS1": "ready:"},
+        )
     said = b""
     with suppress(OSError):  # the end of the terminal
         while part := os.read(terminal, 4096):
             said += part
+            if said.endswith(b"ready:") and lines:  # typed ahead, a tab may meet no readline
+                os.write(terminal, lines.pop(0).encode())
     os.waitpid(pid, 0)
     words = said.decode(errors="replace")
     assert "<--set><batch.global_size=16><--launcher><pdsh><end>" in words, words

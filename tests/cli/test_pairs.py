@@ -100,6 +100,7 @@ WALKS = (
             "--resume": [],
             "--trust-checkpoint": [],
             "--verify": [],
+            "--weights-only": ["runs/none"],
         },
         unseen={
             "--force": _UNSEEN_FORCE,
@@ -153,6 +154,7 @@ WALKS = (
             "--longest": [],
             "--largest": [],
             "--explain": [],
+            "--price": ["2.5"],
         },
         unseen={"--explain": "the JSON has every term of memory anyway"},
         same={
@@ -178,13 +180,21 @@ WALKS = (
             "--longest": [],
             "--largest": [],
             "--explain": [],
+            "--price": ["2.5"],
         },
     ),
     Walk(
         verb="plan",
         base=("plan", "quickstart"),
         given=("RECIPE",),
-        options={"--json": [], "--sweep": [], "--longest": [], "--largest": [], "--explain": []},
+        options={
+            "--json": [],
+            "--sweep": [],
+            "--longest": [],
+            "--largest": [],
+            "--explain": [],
+            "--price": ["2.5"],
+        },
         same={frozenset(("--json", "--explain")): "the JSON has every term of memory anyway"},
     ),
     Walk(
@@ -218,7 +228,11 @@ WALKS = (
             "--json": [],
         },
     ),
-    Walk(verb="recipes list", base=("recipes", "list"), options={"--task": ["mlm"], "--json": []}),
+    Walk(
+        verb="recipes list",
+        base=("recipes", "list"),
+        options={"WORDS": ["quickstart"], "--task": ["mlm"], "--json": []},
+    ),
     Walk(
         verb="recipes show",
         base=("recipes", "show", "quickstart"),
@@ -273,6 +287,7 @@ WALKS = (
             "--trials": ["3"],
             "--steps": ["3"],
             "--minutes": ["5"],
+            "--over": ["optimizer.lr=1.0e-3,2.0e-3"],
             "--output": ["out"],
             "--json": [],
         },
@@ -346,6 +361,11 @@ def run(
         asked.append(repr(replace(tuning, request=replace(tuning.request, command=()))))
         return []
 
+    def search(tuning: Any, over: Any, on_trial: Any, tell: Any) -> list[Any]:
+        tune(tuning, on_trial, tell)
+        asked.append(repr(over))
+        return []
+
     def verify(request: Any, listener: Any, steps: int, like: Any = None) -> Verification:
         asked.append(repr((replace(request, command=()), steps)))
         return Verification(
@@ -364,6 +384,7 @@ def run(
     monkeypatch.setattr("dslm.lifecycle.links.measure_links", lambda fleet, tell: LinkMeasurement())
     monkeypatch.setattr("dslm.reach.doctor.check_machine", list)
     monkeypatch.setattr("dslm.lifecycle.tuning.tune", tune)
+    monkeypatch.setattr("dslm.lifecycle.values.search", search)
     monkeypatch.setattr("dslm.lifecycle.verifying.verify", verify)
     monkeypatch.setattr("dslm.reach.preflight.preflight", preflight)
     (tmp_path / "script.py").write_text("HfArgumentParser\n")

@@ -16,11 +16,11 @@ from transformers.initialization import no_init_weights
 from dslm.ask.call import ask
 from dslm.ask.measure import PRECISIONS, profile_requests
 from dslm.ask.profile import profile_request
+from dslm.decide.checks.model import HEADS
 from dslm.profile.store import SHIPPED, key_of, preset_parameters, stored
 from dslm.profile.value import from_document, to_document
 from dslm.recipe.catalog import Preset, entries
 from dslm.recipe.load import load_recipe
-from dslm.worker.trace.model import AUTO_CLASSES
 from tests.support.presets import distinct
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,7 +32,7 @@ def _built(architecture: dict[str, Any], task: str) -> int:
     sizes = {k: v for k, v in architecture.items() if k != "model_type"}
     config = AutoConfig.for_model(architecture["model_type"], **sizes)
     with torch.device("meta"), no_init_weights():
-        model = getattr(transformers, AUTO_CLASSES[task]).from_config(config)
+        model = getattr(transformers, HEADS[task]).from_config(config)
         model.tie_weights()
     return sum(p.numel() for p in model.parameters())
 

@@ -112,6 +112,8 @@ def test_a_number_is_no_text_flag_list_or_mapping(key: str) -> None:
             continue
         if text == "" and _takes_nothing(key):
             continue
+        if text == "{a: 1}" and key.endswith("_pattern"):  # which is a mapping of numbers
+            continue
         _refused(key, text)
 
 

@@ -230,7 +230,7 @@ REFUSED = {
     "lora.target_modules=.*_prj": "no module of the model matches",
     "lora.exclude=[q_prj]": "did you mean `q_proj`?",
     "lora.modules_to_save=[head]": "lora.modules_to_save",
-    "lora.rank_pattern={q_prj:2}": "did you mean `q_proj`?",
+    "lora.rank_pattern.q_prj=2": "did you mean `q_proj`?",
     "lora.adapter=./gone": "holds no adapters",
 }
 

@@ -13,6 +13,7 @@ from dslm.worker.imports import unused
 
 _RANK = """
 import json, sys
+sys.modules["mlflow"] = None  # DeepSpeed's autotuner imports it, and it imports pandas
 from dslm.recipe.load import load_recipe
 from dslm.worker.imports import import_libraries
 recipe = load_recipe("quickstart", []).recipe

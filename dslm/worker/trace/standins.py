@@ -147,10 +147,16 @@ def _flat(timeline: Timeline, attention: Callable[..., Any]) -> Callable[..., An
     gathered = _gathered(attention)
 
     def documents(
-        module: Any, query: Any, key: Any, value: Any, mask: Any, dropout: float = 0.0, **rest: Any
+        module: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        attention_mask: Any,
+        dropout: float = 0.0,
+        **rest: Any,
     ) -> Any:
         if dropout:  # which the kernels don't have
-            return gathered(module, query, key, value, mask, dropout, **rest)
+            return gathered(module, query, key, value, attention_mask, dropout, **rest)
         shape = query.shape[0], query.shape[2]
         flat = [_tokens(states) for states in (query, key, value)]
         seen = [each.unflatten(0, shape).transpose(1, 2) for each in flat]
@@ -164,7 +170,13 @@ def _gathered(attention: Callable[..., Any]) -> Callable[..., Any]:
     places: dict[tuple[int, int], torch.Tensor] = {}  # of a pass: all its layers share them
 
     def documents(
-        module: Any, query: Any, key: Any, value: Any, mask: Any, dropout: float = 0.0, **rest: Any
+        module: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        attention_mask: Any,
+        dropout: float = 0.0,
+        **rest: Any,
     ) -> Any:
         shape = query.shape[0], query.shape[2]
         order = places.get(shape)
