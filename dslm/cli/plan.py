@@ -110,7 +110,6 @@ def plan(
     from dslm.decide.checks.every import Asking
     from dslm.decide.place import planned_cluster
     from dslm.decide.ready import ready_job
-    from dslm.errors import Where
     from dslm.plan.report import document
     from dslm.plan.report import sweep as sweep_rows
 
@@ -137,20 +136,24 @@ def plan(
         _show_sweep(rows, json=json)
         return
     found = document(made.plan, made.recipe, cluster, made.profile, made.untraced, made.permits)
-    if price is not None and not _cost_known(found):
-        raise OptionError(
-            "`--price` has no effect: how long the run takes isn't known",
-            where=Where(key="--price"),
-            hint="`--set duration.steps=N` says how long; `dslm doctor --measure` finds out how "
-            "fast this machine is",
-        )
+    _refuse_unknown_cost(price, found)
     _show_plan(found, explain=explain, json=json)
     check_fit(made, can_force=False)
 
 
-def _cost_known(found: Document) -> bool:
+def _refuse_unknown_cost(price: float | None, found: Document) -> None:
+    """Refuse a price where nothing says how long the run takes."""
+    from dslm.errors import OptionError, Where
+
     time = found["time"]
-    return isinstance(time, dict) and time.get("cost") is not None
+    if price is None or (isinstance(time, dict) and time.get("cost") is not None):
+        return
+    raise OptionError(
+        "`--price` has no effect: how long the run takes isn't known",
+        where=Where(key="--price"),
+        hint="`--set duration.steps=N` says how long; `dslm doctor --measure` finds out how fast "
+        "this machine is",
+    )
 
 
 def _loaded(
