@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # what a light verb needs; the heavy dependencies are the same in every environment
-LIGHT = ("typer", "rich", "pydantic", "pyyaml", "psutil")
+LIGHT = ("typer", "rich", "pydantic", "pyyaml", "psutil", "nvidia-ml-py")
 
 
 @pytest.mark.slow
