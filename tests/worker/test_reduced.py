@@ -27,6 +27,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "bloom": {"n_layer": 30, "hidden_size": 2560, "n_head": 32},
     "gpt_oss": {},
     "deepseek_v3": {"num_hidden_layers": 6},
+    "zamba": {},
     "jamba": {"num_hidden_layers": 8},
     "opt": {"num_hidden_layers": 24, "hidden_size": 2048, "ffn_dim": 8192,
             "num_attention_heads": 32},
@@ -73,6 +74,13 @@ def test_heads_and_experts_are_cut_so_that_ranks_share_them_evenly() -> None:
     assert config.num_key_value_heads % 8 == 0
     layout = Layout(world_size=8, rank=0, expert=8)
     assert reduced_config(_recipe("qwen3-30b-a3b"), None, layout).num_experts % 8 == 0
+
+
+def test_a_module_that_is_used_twice_still_is() -> None:
+    small = _model(_recipe("zamba"), reduced_config(_recipe("zamba"), None, ALONE))
+    once = {id(p) for p in small.parameters()}
+    uses = [id(p) for layer in layers_of(small) for p in layer.module.parameters()]
+    assert len(uses) > len(once & set(uses))
 
 
 def test_dropout_is_switched_off_inside_other_configs_too() -> None:

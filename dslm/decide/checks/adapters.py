@@ -2,67 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from dslm.decide.checks.base import TRAINING, Case, Check, Problem, Verb
+from dslm.decide.checks.base import TRAINING, Apart, Case, Check, Problem, Verb, apart
 from dslm.files import expanded
 from dslm.plan.runnable import CLASHES, begins_as_a_part, has_two_rates
-from dslm.recipe.schema import Recipe
 
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What doesn't go together, whatever the plan."""
-
-    key: str
-    clashes: Callable[[Recipe], object]
-    message: str
-    hint: str
-
-
-_ROWS = (
-    _Row(
+_APART = (
+    Apart(
         "quantize", lambda r: r.quantize and r.lora is None,
         "a model in few bits can't be trained itself, only adapters beside it",
         "`--with lora`, or leave `quantize` out",
     ),
-    _Row(
+    Apart(
         "quantize", lambda r: r.quantize and r.model.init == "scratch",
         "only a trained model can be kept in few bits",
         "`--set model.init=pretrained --set model.name=FOLDER`",
     ),
-    _Row(
+    Apart(
         "parallel.tensor", lambda r: r.quantize and r.parallel.tensor not in (1, "auto"),
         "matrices in few bits can't be shared by tensor parallelism",
         "leave `parallel.tensor` out: `parallel.zero_stage: 3` partitions them",
     ),
-    _Row(
+    Apart(
         "parallel.expert", lambda r: r.quantize and r.parallel.expert != 1,
         "experts of a model in few bits can't be shared by ranks", "leave `parallel.expert` out",
     ),
-    _Row(
+    Apart(
         "parallel.zeropp", lambda r: r.quantize and r.parallel.zeropp,
         "ZeRO++ quantises what it sends, and these parameters are in few bits already",
         "leave one of the two out",
     ),
-    _Row(
+    Apart(
         "lora.init", lambda r: r.quantize and begins_as_a_part(r),
         "adapters that begin as a part of the model can't be taken out of one in few bits",
         "`--set lora.init=default`",
     ),
-    _Row(
+    Apart(
         "lora.b_lr_ratio",
         lambda r: has_two_rates(r) and r.optimizer.name not in ("adamw", "adam"),
         "LoRA+ is for adamw and adam", "`--set optimizer.name=adamw`",
     ),
 )  # fmt: skip
-
-
-def _together(case: Case) -> Iterator[Problem]:
-    for row in _ROWS:
-        if row.clashes(case.recipe):
-            yield Problem(key=row.key, message=row.message, hint=row.hint)
 
 
 def _planned(case: Case) -> Iterator[Problem]:
@@ -100,7 +81,7 @@ CHECKS = (
     Check(
         name="adapters and few bits that go with the rest",
         looks_at="quantize, lora, parallel, optimizer.name",
-        judge=_together,
+        judge=apart(_APART),
         verbs=TRAINING,
     ),
     Check(

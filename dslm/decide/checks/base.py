@@ -6,7 +6,7 @@ nothing. Knows none of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -90,6 +90,27 @@ class Check:
     verbs: frozenset[Verb] = field(default=ALL)
     planned: bool = False  # asked of the plan, not of the recipe alone
     of_machine: bool = False  # asks this machine: not when it is planned for another
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Parts of a recipe that don't go together, whatever the plan."""
+
+    key: str
+    clashes: Callable[[Recipe], object]
+    message: str
+    hint: str
+
+
+def apart(rows: Iterable[Apart]) -> Judge:
+    """Return the judge of a table of what doesn't go together."""
+
+    def judge(case: Case) -> Iterator[Problem]:
+        for row in rows:
+            if row.clashes(case.recipe):
+                yield Problem(key=row.key, message=row.message, hint=row.hint)
+
+    return judge
 
 
 def data_problem(key: str, message: str, hint: str = "") -> Problem:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-from dslm.decide.checks.base import Case, Check, Problem
+from dslm.decide.checks.base import Apart, Case, Check, Problem, apart
 from dslm.recipe.features import Feature, features_of, given_by, is_second, quantizes_weights
-from dslm.recipe.schema import Recipe
 
 _ADAM = ("adamw", "adam")
 
@@ -105,68 +103,52 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.partition("+")[0].split(".")[:2])
 
 
-@dataclass(frozen=True, slots=True)
-class _Apart:
-    """A feature and what it doesn't go with."""
-
-    key: str
-    clashes: Callable[[Recipe], bool]
-    message: str
-    hint: str
-
-
 _APART = (
-    _Apart(
+    Apart(
         "autocast", lambda r: r.autocast and r.precision == "fp32",
         "autocast computes in bf16 or fp16, and `precision` is fp32", "`--set precision=bf16`",
     ),
-    _Apart(
+    Apart(
         "autocast", lambda r: r.autocast and quantizes_weights(r),
         "DeepSpeed has either autocast or quantized parameters",
         "`--set parallel.quantized_weights=false`",
     ),
-    _Apart(
+    Apart(
         "autocast", lambda r: r.autocast and r.lora is not None,
         "autocast keeps all parameters in fp32, and adapters are for saving that",
         "`--set autocast=false`",
     ),
-    _Apart(
+    Apart(
         "model.deepcompile", lambda r: r.model.deepcompile and r.model.compile,
         "DeepCompile compiles the model itself", "`--set model.compile=false`",
     ),
-    _Apart(
+    Apart(
         "model.chunked_loss", lambda r: r.model.chunked_loss and r.model.liger is True,
         "Liger's loss never has the logits that this one takes in chunks",
         "`--set model.chunked_loss=false`",
     ),
-    _Apart(
+    Apart(
         "parallel.super_offload",
         lambda r: r.parallel.super_offload and r.parallel.offload_ratio < 1,
         "SuperOffload chooses by itself what stays on the device",
         "`--set parallel.offload_ratio=1`",
     ),
-    _Apart(
+    Apart(
         "parallel.super_offload",
         lambda r: r.parallel.super_offload and r.optimizer.name not in _ADAM,
         "SuperOffload updates by Adam", "`--set optimizer.name=adamw`",
     ),
-    _Apart(
+    Apart(
         "checkpoint.format",
         lambda r: r.parallel.zenflow and r.checkpoint.format == "portable",
         "ZenFlow's state is not kept for each parameter, so it has no portable form",
         "`--set checkpoint.format=native`",
     ),
-    _Apart(
+    Apart(
         "parallel.zenflow", lambda r: r.parallel.zenflow and r.optimizer.name not in _ADAM,
         "ZenFlow updates by Adam", "`--set optimizer.name=adamw`",
     ),
 )  # fmt: skip
-
-
-def _together(case: Case) -> Iterator[Problem]:
-    for row in _APART:
-        if row.clashes(case.recipe):
-            yield Problem(key=row.key, message=row.message, hint=row.hint)
 
 
 def _planned(case: Case) -> Iterator[Problem]:
@@ -196,7 +178,7 @@ CHECKS = (
     Check(
         name="features of DeepSpeed that go together",
         looks_at="parallel, model.deepcompile, model.chunked_loss, autocast",
-        judge=_together,
+        judge=apart(_APART),
     ),
     Check(
         name="features of DeepSpeed that go with the plan",
