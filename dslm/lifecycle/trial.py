@@ -6,6 +6,7 @@ its steps mean, is known to those who call.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TypeVar
 from dslm.codec import Json, Malformed, Strict, decode, encode, line_of
 from dslm.diagnose.catalogue import DEVICE_MEMORY, HOST_MEMORY
 from dslm.errors import DslmError, Interrupted, OptionError, Where
-from dslm.files import write_atomic
+from dslm.files import append_line, write_atomic
 from dslm.launch.outcome import Status
 from dslm.lifecycle.request import TrainingRequest
 from dslm.lifecycle.training import train
@@ -34,6 +35,7 @@ TUNED = "tuned.yaml"
 _OUT_OF_MEMORY = frozenset({*DEVICE_MEMORY, *HOST_MEMORY})
 
 _Trial = TypeVar("_Trial", bound=Strict)
+_Next = TypeVar("_Next")  # what a trial is of
 GiveUp = Callable[[Sequence[Step]], bool]  # whether the steps so far say that it can't win
 
 
@@ -124,6 +126,37 @@ def run_trial(
             why=failure_event.message, out_of_memory=failure_event.id in _OUT_OF_MEMORY
         )  # fmt: skip
     return Tried(steps=tuple(history.all(Step)), gave_up=watched.gave_up)
+
+
+def run_trials(
+    tuning: Tuning,
+    file: str,
+    trials: list[_Trial],
+    *,
+    following: Callable[[Sequence[_Trial]], _Next | None],
+    tried: Callable[[_Next], _Trial],
+    on_trial: Callable[[Sequence[_Trial], _Next | None], None],
+) -> None:
+    """Add trials to those that there are, each written down as it ends.
+
+    Args:
+        tuning: how many there may be, and for how long.
+        file: in the folder, where they are written down.
+        trials: those that there are.
+        following: what to try after them; None: nothing more.
+        tried: tries it.
+        on_trial: called with the trials so far, and what is tried now.
+    """
+    deadline = time.monotonic() + 60 * tuning.minutes if tuning.minutes is not None else None
+    while len(trials) < tuning.trials:
+        what = following(trials)
+        if what is None or (deadline is not None and time.monotonic() > deadline):
+            break
+        on_trial(trials, what)
+        trial = tried(what)
+        append_line(tuning.folder / file, line_of(encode(trial)))
+        trials.append(trial)
+        on_trial(trials, None)
 
 
 def _free(folder: Path) -> Path:

@@ -8,15 +8,14 @@ that the same command continues where it was ended.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 
-from dslm.codec import Json, encode, line_of
+from dslm.codec import Json, line_of
 from dslm.decide.job import Job, resolve_job
 from dslm.errors import OptionError, Where
-from dslm.files import append_line, write_atomic
+from dslm.files import write_atomic
 from dslm.lifecycle.trial import (
     PROBING,
     TUNED,
@@ -25,6 +24,7 @@ from dslm.lifecycle.trial import (
     check_same,
     read_trials,
     run_trial,
+    run_trials,
     tuned_recipe,
 )
 from dslm.plan.search import Candidate
@@ -69,16 +69,11 @@ def tune(tuning: Tuning, on_trial: OnTrial, tell: Callable[[str], None]) -> list
     )  # fmt: skip
     candidates = [job.plan.choice, *job.plan.others]
     trials = _known(tuning, job)
-    deadline = time.monotonic() + 60 * tuning.minutes if tuning.minutes is not None else None
-    while len(trials) < tuning.trials:
-        candidate = upcoming(candidates, trials)
-        if candidate is None or (deadline is not None and time.monotonic() > deadline):
-            break
-        on_trial(trials, candidate)
-        trial = _tried(tuning, candidate, trials, tell)
-        append_line(tuning.folder / _TRIALS, line_of(encode(trial)))
-        trials.append(trial)
-        on_trial(trials, None)
+    run_trials(
+        tuning, _TRIALS, trials, on_trial=on_trial,
+        following=lambda known: upcoming(candidates, known),
+        tried=lambda candidate: _tried(tuning, candidate, trials, tell),
+    )  # fmt: skip
     winner = best(trials)
     if winner is None:
         why = next((trial.why for trial in trials if trial.why), "no strategy fits")

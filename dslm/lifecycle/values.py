@@ -11,16 +11,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from statistics import mean, median
 from typing import TYPE_CHECKING
 
-from dslm.codec import Count, Json, Strict, encode, line_of
+from dslm.codec import Count, Json, Strict, line_of
 from dslm.errors import OptionError, RecipeError, Where
-from dslm.files import append_line, write_atomic
+from dslm.files import write_atomic
 from dslm.lifecycle.trial import (
     PROBING,
     TUNED,
@@ -28,6 +27,7 @@ from dslm.lifecycle.trial import (
     check_same,
     read_trials,
     run_trial,
+    run_trials,
     tuned_recipe,
 )
 from dslm.recipe.load import load_recipe
@@ -123,16 +123,10 @@ def search(
     chooser = _Chooser(asked, combinations(over))
     check_same(asked.folder, _subject(asked, over))
     trials = read_trials(asked.folder / _TRIALS, ValuesTrial)
-    deadline = time.monotonic() + 60 * asked.minutes if asked.minutes is not None else None
-    while len(trials) < asked.trials:
-        values = chooser.following(trials)
-        if values is None or (deadline is not None and time.monotonic() > deadline):
-            break
-        on_trial(trials, values)
-        trial = _tried(asked, values, trials, tell)
-        append_line(asked.folder / _TRIALS, line_of(encode(trial)))
-        trials.append(trial)
-        on_trial(trials, None)
+    run_trials(
+        asked, _TRIALS, trials, on_trial=on_trial, following=chooser.following,
+        tried=lambda values: _tried(asked, values, trials, tell),
+    )  # fmt: skip
     winner = best_values(trials)
     if winner is None:
         why = next((trial.why for trial in trials if trial.why), "no trial was made")
