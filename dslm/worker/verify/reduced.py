@@ -38,6 +38,7 @@ _INNER = ("intermediate_size", "d_ff", "n_inner", "ffn_dim", "encoder_ffn_dim", 
           "mlp_hidden_size", "ffn_hidden_size", "shared_intermediate_size")  # fmt: skip
 _OF_EXPERTS = ("moe_intermediate_size", "shared_expert_intermediate_size")
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "embedding_size", "word_embed_proj_dim")
+_OF_HIDDEN = ("attention_hidden_size",)  # which are so many times the hidden size
 _OF_HEADS = ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads",
              "decoder_attention_heads", "n_heads")  # fmt: skip
 _SHARED_HEADS = ("num_key_value_heads", "num_kv_heads")
@@ -237,8 +238,11 @@ def _number(each: Any, name: str) -> int | None:
 
 def _widths(each: Any, width: int, heads: int, shared: int) -> dict[str, int]:
     """Smaller hidden and inner sizes, fewer heads, key-value heads in about the same ratio."""
+    hidden = next((size for name in _HIDDEN if (size := _number(each, name))), width)
+    wider = {name: own // hidden for name in _OF_HIDDEN if (own := _number(each, name))}
     return {
         **_smaller(each, _HIDDEN, width),
+        **{name: times * min(width, hidden) for name, times in wider.items()},
         **_smaller(each, _INNER, 2 * width),
         **_smaller(each, _OF_EXPERTS, width // 2),
         **_smaller(each, _LATENT, _WIDTH),
