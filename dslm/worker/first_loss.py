@@ -17,6 +17,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dslm.errors import RunFailed
+from dslm.worker.adapters import with_lora
 from dslm.worker.assignment import Assignment, Inputs
 from dslm.worker.data.packing import IGNORED
 from dslm.worker.loading import LoadingReport
@@ -46,22 +47,23 @@ def expected_loss(
     Called before there are TrainingArguments: under ZeRO-3 a model is partitioned after that.
 
     Returns:
-        None where nothing can be compared: a model from scratch, with new parameters or with
-        adapters that were trained before, a resumed run, a task without labels of its own, a model
-        that is too large for it.
+        None where nothing can be compared: a model from scratch or with new parameters, a resumed
+        run, a task without labels of its own, a model that is too large for it.
     """
     recipe = given.recipe
     if report is None or report.new or given.attempt.resumed_from or recipe.task not in _TASKS:
-        return None
-    if recipe.lora is not None and recipe.lora.adapter is not None:
         return None
     if not len(inputs.data.train) or report.size > _MOST_BYTES:
         return None
     loss = None
     config: Any = None
     if given.rank.rank == 0 and report.size < _SHARE * psutil.virtual_memory().available:
-        model = whole_model(recipe, inputs.task.auto_class).eval()
+        model = whole_model(recipe, inputs.task.auto_class)
         config = model.config
+        if recipe.lora is not None and recipe.lora.adapter is not None:  # others change nothing yet
+            with torch.random.fork_rng(devices=[]):
+                model = with_lora(model, recipe)
+        model.eval()
         batch = _batch(given, inputs, config)
         with torch.no_grad():
             loss = loss_of(model, batch, causal=recipe.task in _CAUSAL)
