@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dslm.cli import terminal
-from dslm.cli.generate import (
+from dslm.cli.answering import (
     Against,
     MaxTokens,
     Seed,
@@ -19,7 +19,7 @@ from dslm.cli.generate import (
     Target,
     Temperature,
     TopP,
-    opening,
+    opened,
     settings_of,
 )
 
@@ -54,27 +54,19 @@ def chat(
 
         dslm chat runs/mine --against base --system "Answer briefly."
     """
-    from dslm.ask import models
-    from dslm.ask.session import Session
     from dslm.errors import OptionError, Where
 
     settings = settings_of(max_tokens, temperature, top_p, seed)
-    with terminal.busy() as tell:
-        first = models.meant(model, checkpoint, tell)
-        other = models.against(first, against, tell) if against is not None else None
-        session = Session("dslm.worker.generate")
-    with session:
-        with terminal.busy() as tell:
-            opened = session.ask(opening(first.name, other, trusted=first.trusted), tell)
-        if not opened["chats"]:
+    with opened(model, checkpoint, against) as made:
+        if not made.chats:
             raise OptionError(
                 f"`{model}` has no chat template: it can't chat",
                 where=Where(key="MODEL"),
                 hint=f"`dslm generate {model} --prompt TEXT` continues a text",
             )
-        terminal.say(f"{model} on {opened['device']}; /help shows the commands, Ctrl-D leaves")
-        names = ("answer", other) if other is not None else ("answer",)
-        _Chat(session, settings, names, system).talk()
+        terminal.say(f"{model} on {made.device}; /help shows the commands, Ctrl-D leaves")
+        names = ("answer", made.other) if made.other is not None else ("answer",)
+        _Chat(made.session, settings, names, system).talk()
 
 
 class _Chat:
@@ -116,10 +108,17 @@ class _Chat:
         return [*begin, *self._said]
 
     def _answer(self, line: str) -> None:
+        from dslm.errors import InputError
+
         self._said.append({"role": "user", "content": line})
         self._shown = -1
         request = {**self._settings, "prompts": [self._messages()], "raw": False, "stream": True}
-        pair = self._session.ask(request, on_piece=self._piece)["answers"][0]
+        try:
+            pair = self._session.ask(request, on_piece=self._piece)["answers"][0]
+        except InputError as failure:  # such as a template that has no system message
+            self._said.pop()
+            terminal.say("; ".join(filter(None, (failure.message, failure.hint))))
+            return
         terminal.write("")
         # what the first model said is what both go on from
         self._said.append({"role": "assistant", "content": pair[0]["text"]})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dslm.cli import options, terminal
-from dslm.cli.generate import Step, Target
+from dslm.cli.answering import Step, Target
 
 if TYPE_CHECKING:
     from dslm.run.evaluations import Evaluation

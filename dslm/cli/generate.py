@@ -9,13 +9,24 @@ from typing import TYPE_CHECKING, Annotated, NotRequired, TypeAlias, TypedDict
 
 import typer
 
-from dslm.cli import complete, options, terminal
+from dslm.cli import options, terminal
+from dslm.cli.answering import (
+    Against,
+    MaxTokens,
+    Seed,
+    Step,
+    System,
+    Target,
+    Temperature,
+    TopP,
+    opened,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from dslm.ask.session import Session
     from dslm.recipe.chats import Messages
 
-Settings: TypeAlias = dict[str, int | float | None]
 Prompt: TypeAlias = "str | Messages"
 Pair: TypeAlias = list[dict[str, object]]  # the answers to one prompt, of each model
 
@@ -27,39 +38,6 @@ class Row(TypedDict):
     answer: str
     complete: bool
     against: NotRequired[str]
-
-
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A run, a checkpoint's folder, a model folder or a Hub name.",
-        autocompletion=complete.runs,
-    ),
-]
-Step = Annotated[
-    int | None,
-    typer.Option(
-        "--checkpoint", metavar="N", help="The run's checkpoint of step N; default: its model."
-    ),
-]
-Against = Annotated[
-    str | None,
-    typer.Option(
-        "--against", metavar="MODEL", help="Show another model's beside it; `base`: its own base."
-    ),
-]
-System = Annotated[str | None, typer.Option("--system", help="System message of the chat.")]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")]
-Temperature = Annotated[
-    float | None,
-    typer.Option("--temperature", min=0, help="0: always the likeliest token; default: its own."),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option("--top-p", min=0, max=1, help="Sample from the likeliest tokens of this share."),
-]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Fixes what is sampled.")]
 
 
 def generate(
@@ -97,8 +75,6 @@ def generate(
 
         dslm generate runs/mine --file prompts.jsonl -o answers.jsonl
     """
-    from dslm.ask import models
-    from dslm.ask.session import Session
     from dslm.errors import OptionError, Where
 
     if not prompt and file is None:
@@ -107,21 +83,16 @@ def generate(
         raise OptionError("there is no system message in a raw text", where=Where(key="--system"))
     asked: list[Prompt] = [*(prompt or ()), *(_read(file) if file is not None else ())]
     settings = settings_of(max_tokens, temperature, top_p, seed)
-    with terminal.busy() as tell:
-        first = models.meant(model, checkpoint, tell)
-        other = models.against(first, against, tell) if against is not None else None
-        session = Session("dslm.worker.generate")
-    with session:
-        with terminal.busy() as tell:
-            opened = session.ask(opening(first.name, other, trusted=first.trusted), tell)
-        prompts = as_chats(asked, system, chats=opened["chats"] and not raw)
+    with opened(model, checkpoint, against) as made:
+        other = made.other
+        prompts = as_chats(asked, system, chats=made.chats and not raw)
         stream = len(prompts) == 1 and other is None and output is None and not json
         request = {**settings, "prompts": prompts, "raw": raw, "stream": stream}
         if stream:
-            session.ask(request, on_piece=lambda piece: _write(piece.text))
+            made.session.ask(request, on_piece=lambda piece: _write(piece.text))
             terminal.write("")
             return
-        found = _answered(session, request, len(prompts))
+        found = _answered(made.session, request, len(prompts))
     rows = [_row(question, pair) for question, pair in zip(asked, found, strict=True)]
     if output is not None:
         from dslm.files import json_text, write_atomic
@@ -140,18 +111,6 @@ def _row(question: Prompt, pair: Pair) -> Row:
         "prompt": question, "answer": str(first["text"]), "complete": bool(first["complete"]),
     }  # fmt: skip
     return {**row, "against": str(pair[1]["text"])} if len(pair) > 1 else row
-
-
-def opening(name: str, other: str | None, *, trusted: bool) -> dict[str, object]:
-    """Return the request that loads models."""
-    return {"model": name, "against": other, "trusted": trusted}
-
-
-def settings_of(
-    max_tokens: int, temperature: float | None, top_p: float | None, seed: int
-) -> Settings:
-    """Return how is generated."""
-    return {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
 
 
 def as_chats(asked: list[Prompt], system: str | None, *, chats: bool) -> list[Prompt]:

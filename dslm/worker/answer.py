@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dslm import environment
-from dslm.errors import DslmError, unforeseen
+from dslm.errors import DslmError, InputError, unforeseen
 from dslm.run.answers import Answer, Doing, Piece, Word, encode_word, failed
 
 Tell = Callable[[str], None]
@@ -26,7 +26,9 @@ def answer(work: Callable[[dict[str, Any], Tell], dict[str, Any]]) -> None:
 
 
 def serve(work: Callable[[dict[str, Any], Tell, Say], dict[str, Any]], *, once: bool) -> None:
-    """Do the work of each line of stdin, and say how it went; the first failure is the end.
+    """Do the work of each line of stdin, and say how it went.
+
+    The first failure is the end; a wrong request among several is not.
 
     Args:
         work: does it; is given the request, and what tells of progress and of pieces.
@@ -46,9 +48,11 @@ def serve(work: Callable[[dict[str, Any], Tell, Say], dict[str, Any]], *, once: 
         except KeyboardInterrupt:
             raise  # the terminal sends it to both ends; the other one says so
         except BaseException as failure:  # noqa: BLE001 - whatever it is, the other end tells it
-            line = encode_word(failed(_told(failure)))
-            _write(pipe, line)
-            sys.exit(1)
+            told = _told(failure)
+            line = encode_word(failed(told))
+            if once or not isinstance(told, InputError):
+                _write(pipe, line)
+                sys.exit(1)
         _write(pipe, line)
         if once:
             return
