@@ -15,6 +15,8 @@ from dslm.worker.data.tokenizer import token_ids
 from dslm.worker.metrics import TokenLoss
 from dslm.worker.tasks.base import Collate, Task, Tokenizer, pad_token
 
+_MULTIPLE = 8  # tokens, of samples that are as long as they need to be: what matrix units like
+
 
 class TextEncoder:
     """Text to tokens, the end-of-text token last; `input_ids` in a record are taken as they are."""
@@ -70,11 +72,19 @@ def text_of(record: dict[str, Any], field: str, key: str = "") -> tuple[str, str
 
 
 def stacking(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:
-    """Makes a batch of packed samples: `input_ids`, `position_ids`, `labels`, all (B, L)."""
+    """Makes a batch of packed samples: `input_ids`, `position_ids`, `labels`, all (B, L).
+
+    Samples of a document each are as long as the longest of the batch, unless somebody needs all
+    batches to be alike: a compiler, or ranks that share sequences.
+    """
     length, pad = recipe.data.sequence_length, pad_token(tokenizer)
+    model, alike = recipe.model, recipe.data.packing or recipe.parallel.sequence != 1
+    alike = alike or model.compile or model.deepcompile
 
     def stack(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        made = [packed_sample(sample, length, pad) for sample in samples]
+        longest = max(len(sample["input_ids"]) for sample in samples)
+        wanted = length if alike else min(length, -(-longest // _MULTIPLE) * _MULTIPLE)
+        made = [packed_sample(sample, wanted, pad) for sample in samples]
         return {name: torch.stack([sample[name] for sample in made]) for name in made[0]}
 
     return stack
