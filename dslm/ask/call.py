@@ -99,6 +99,7 @@ class Asked:
         Raises:
             InputError: the worker found the request wrong.
             RunFailed: it failed, or ended without an answer.
+            KeyboardInterrupt: Ctrl-C ended it.
         """
         for line in self._answers:
             try:
@@ -115,6 +116,8 @@ class Asked:
                 case AnswerWord():
                     return dict(word.content)
         self.end()
+        if self._process.returncode == -signal.SIGINT:
+            raise KeyboardInterrupt
         raise _silent(self._module, self._process.returncode, list(self._printed))
 
     def end(self, *, kill: bool = False) -> None:

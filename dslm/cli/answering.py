@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,13 @@ def opened(target: str, checkpoint: int | None, against: str | None) -> Iterator
         yield Opened(
             session=session, other=other, chats=bool(made["chats"]), device=str(made["device"])
         )
+
+
+def shown(text: str) -> str:
+    """Return what a model said as stdout gets it: a terminal obeys none of it."""
+    from dslm.cli.screens.answers import harmless
+
+    return harmless(text) if sys.stdout.isatty() else text
 
 
 def settings_of(

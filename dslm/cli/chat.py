@@ -21,6 +21,7 @@ from dslm.cli.answering import (
     TopP,
     opened,
     settings_of,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class _Chat:
         if len(self._names) > 1 and piece.of != self._shown:
             sys.stdout.write(f"{chr(10) if self._shown >= 0 else ''}[{self._names[piece.of]}] ")
             self._shown = piece.of
-        sys.stdout.write(piece.text)
+        sys.stdout.write(shown(piece.text))
         sys.stdout.flush()
 
     def _command(self, name: str, rest: str) -> None:
@@ -141,8 +142,10 @@ class _Chat:
                 terminal.say("begun anew")
             case "/save":
                 self._save(rest.strip())
-            case _:
+            case "/help":
                 terminal.say(_HELP)
+            case _:
+                terminal.say(f"there is no {name}\n\n{_HELP}")
 
     def _save(self, name: str) -> None:
         if not name or not self._said:

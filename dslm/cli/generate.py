@@ -21,6 +21,7 @@ from dslm.cli.answering import (
     TopP,
     opened,
     settings_of,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _answered(session: Session, request: Mapping[str, object], count: int) -> li
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(shown(text))
     sys.stdout.flush()
 
 
@@ -191,8 +192,8 @@ def _show(rows: list[Row], name: str, other: str | None) -> None:
         prompt = row["prompt"]
         said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         if other is None:
-            terminal.show(Text.assemble((f"{said}\n", "cyan"), f"{row['answer']}\n"))
+            terminal.show(Text.assemble((f"{said}\n", "cyan"), f"{shown(row['answer'])}\n"))
             continue
         table = Table(name, other, title=Text(said, style="cyan"), expand=True)
-        table.add_row(Text(row["answer"]), Text(row["against"]))
+        table.add_row(Text(shown(row["answer"])), Text(shown(row["against"])))
         terminal.show(table)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dslm.cli.screens.answers import harmless
 from dslm.cli.screens.progress import RunScreen
 from dslm.cli.screens.runs import run_page
 from dslm.run import events
@@ -18,6 +19,12 @@ from dslm.run.summary import summary_of
 
 HOSTILE = "4\x1b[2J\n\x07 done"
 METRICS = {"reward": 0.25, "completions/mean_length": 3.0}
+
+
+def test_an_answer_on_a_terminal_keeps_its_lines_and_moves_no_cursor() -> None:
+    assert harmless("a\tb\nc\r\x1b[2J\x07") == "a\tb\nc" + "\N{REPLACEMENT CHARACTER}[2J".join(
+        ["\N{REPLACEMENT CHARACTER}", "\N{REPLACEMENT CHARACTER}"]
+    )
 
 
 def test_reward_length_and_an_answer_are_said_of_a_run_in_progress() -> None:
