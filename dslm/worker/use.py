@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from dslm.errors import InputError, Where
 from dslm.worker.answer import Tell
 from dslm.worker.data.records import first_line
+from dslm.worker.loading import LoadingReport
 
 ADAPTER = "adapter_config.json"
 CAUSAL = "AutoModelForCausalLM"
@@ -61,7 +62,7 @@ def load(
         config: further entries of its config.
 
     Raises:
-        InputError: there is no such model, or it can't be loaded.
+        InputError: there is no such model, it can't be loaded, or not all of it is in its files.
     """
     folder = Path(name)
     adapter = read_adapter(folder) if (folder / ADAPTER).is_file() else None
@@ -70,14 +71,16 @@ def load(
     try:
         settings = AutoConfig.from_pretrained(base, trust_remote_code=trusted, **config)
         kind = auto_class or ("AutoModelForSeq2SeqLM" if settings.is_encoder_decoder else CAUSAL)
-        model = getattr(transformers, kind).from_pretrained(
+        model, found = getattr(transformers, kind).from_pretrained(
             base,
             config=settings,
             dtype="auto",
             trust_remote_code=trusted,
-            ignore_mismatched_sizes=bool(config),
+            ignore_mismatched_sizes=True,  # the report has them
+            output_loading_info=True,
             **({"device_map": "auto"} if torch.cuda.is_available() else {}),
         )
+        report = LoadingReport.of(model, found)
         if adapter is not None:
             model = with_adapter(model, folder, adapter)
         own = (folder / "tokenizer_config.json").is_file()
@@ -88,10 +91,29 @@ def load(
             where=Where(file=name if folder.is_dir() else None),
             hint="a run, a folder with config.json and weights, or a Hub name",
         ) from failure
+    _check_whole(base, report, adapter)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return Used(name=name, model=model.eval(), tokenizer=tokenizer)
+
+
+def _check_whole(name: str, report: LoadingReport, adapter: Mapping[str, Any] | None) -> None:
+    """Check that a model's files hold all of it, but for the modules that its adapters bring.
+
+    Raises:
+        InputError: the rest would be random numbers.
+    """
+    brought = (adapter or {}).get("modules_to_save") or ()
+    patterns = [f"{before}{module}.*" for module in brought for before in ("", "*.")]
+    left = report.unnamed(patterns).new
+    if left:
+        raise InputError(
+            f"{len(left)} parameters of `{name}` are not in its files, such as `{left[0]}`: it "
+            "would answer with random numbers",
+            where=Where(file=name if Path(name).is_dir() else None),
+            hint="is it complete, and was it trained for this task?",
+        )
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:

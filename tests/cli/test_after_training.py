@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import DSLM, Dslm
 from tests.support.models import small_model
@@ -94,6 +95,7 @@ def test_answers_are_those_of_the_model_one_by_one_in_batches_and_beside_its_bas
         (("generate", "MODEL", "-p", "a", "--checkpoint", "3"), "only runs have checkpoints"),
         (("generate", "MODEL", "-p", "a", "--against", "base"), "has a base"),
         (("generate", "MODEL", "--file", "bad.jsonl"), "bad.jsonl:2"),
+        (("generate", "HEADLESS", "-p", "a"), "`lm_head.weight`"),
         (("evaluate", "MODEL"), "name tasks"),
         (("evaluate", "MODEL", "--limit", "3"), "without `--tasks`"),
     ],
@@ -102,7 +104,12 @@ def test_what_cannot_be_asked_is_refused(
     argv: tuple[str, ...], said: str, model: Path, dslm: Dslm, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
-    done = dslm(*(str(model) if word == "MODEL" else word for word in argv))
+    headless = tmp_path / "headless"
+    if "HEADLESS" in argv:
+        shutil.copytree(model, headless)
+        AutoModel.from_pretrained(model).save_pretrained(headless)
+    named = {"MODEL": str(model), "HEADLESS": str(headless)}
+    done = dslm(*(named.get(word, word) for word in argv))
     assert done.returncode == 2
     assert said in done.stderr
 
