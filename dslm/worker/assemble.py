@@ -21,6 +21,7 @@ from dslm.worker.assignment import Assignment, Inputs, Models
 from dslm.worker.callbacks import Events
 from dslm.worker.checkpoint import CheckpointWriter
 from dslm.worker.data.order import GlobalBatchSampler, Share
+from dslm.worker.evaluate import by_metric
 from dslm.worker.guards import Guards
 from dslm.worker.model import liger
 from dslm.worker.portable import is_portable
@@ -79,7 +80,7 @@ def assemble(
         given=given,
         sampler=sampler,
         collate=task.collator(recipe, inputs.tokenizer, models.model.config),
-        metric=task.metric(recipe, len(data.labels)) if task.metric else None,
+        measure=task.measure or by_metric(task.metric(recipe, len(data.labels))),
         events=events,
         writer=writer,
         model=models.model,
@@ -90,7 +91,7 @@ def assemble(
         eval_dataset=data.eval if own_data or not data.eval else data.eval.as_dataset(),
         **({"compute_loss_func": task.loss} if task.loss else {}),
         processing_class=inputs.tokenizer,
-        **task.made_with(given),
+        **task.made_with(recipe, given.rank, given.layout, given.attempt.step),
         **({"ref_model": models.reference} if models.reference is not None else {}),
     )
     trainer.watch(guards)

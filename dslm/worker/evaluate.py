@@ -18,7 +18,20 @@ from dslm.worker.layout.ranks import Layout
 from dslm.worker.layout.sequence import part_of
 from dslm.worker.layout.tensor import whole_logits
 from dslm.worker.metrics import Metric
-from dslm.worker.tasks.base import Collate
+from dslm.worker.tasks.base import Collate, Measure
+
+
+def by_metric(metric: Metric) -> Measure:
+    """Return what evaluates a trainer's model by a metric of logits and labels."""
+
+    def measure(
+        trainer: Any, samples: Any, collate: Collate, layout: Layout, **settings: Any
+    ) -> dict[str, float]:
+        device = trainer.args.device
+        model = trainer.model_wrapped
+        return evaluate(model, samples, collate, metric, layout, device=device, **settings)
+
+    return measure
 
 
 def evaluate(
@@ -35,7 +48,7 @@ def evaluate(
     """Evaluate; all ranks call and get the same numbers.
 
     Args:
-        model: the DeepSpeed engine; its output holds `logits`.
+        model: the DeepSpeed engine, in eval mode; its output holds `logits`.
         dataset: samples with `labels`; -100 is not predicted.
         collate: makes a batch of samples.
         metric: what is made of logits and labels.
@@ -47,8 +60,6 @@ def evaluate(
     rank, world_size = layout.data_rank, layout.data_size
     count = len(dataset)  # type: ignore[arg-type]
     total = torch.zeros(metric.size, dtype=torch.float64, device=device)
-    was_training = model.training
-    model.eval()
     with torch.no_grad():
         for start in range(0, count, micro_batch * world_size):
             indices = range(start + rank, start + micro_batch * world_size, world_size)
@@ -64,7 +75,5 @@ def evaluate(
             if layout.reads_first or layout.sequence > 1:  # of equal results count one
                 total += metric.sums(logits, labels, batch)
             on_batch()
-    if was_training:
-        model.train()
     dist.all_reduce(total)
     return metric.values(total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch._C._distributed_c10d import HashStore
 
 from dslm.errors import InputError, Where
 from dslm.recipe.load import read_resolved
+from dslm.recipe.preferences import COMPARING
 from dslm.recipe.schema import Recipe
 from dslm.run.directory import RunDirectory
 from dslm.worker.answer import Tell
@@ -19,9 +21,9 @@ from dslm.worker.data.prepare import Prepared, prepare
 from dslm.worker.data.records import first_line
 from dslm.worker.data.tokenizer import load_tokenizer
 from dslm.worker.evaluate import evaluate
-from dslm.worker.layout.ranks import Layout
 from dslm.worker.model import label_settings
 from dslm.worker.tasks import task_of
+from dslm.worker.trainer_alone import LAYOUT, reference_again, trainer_alone
 from dslm.worker.use import Used, beside, load
 
 _FIRST_BATCH = 16  # samples; halved until they fit
@@ -35,7 +37,11 @@ def scores(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     own = _OwnData(recipe, Path(run), tell) if recipe is not None and request["own"] else None
     settings: dict[str, Any] = {"trusted": request["trusted"]}
     if own is not None:
-        settings |= {"auto_class": own.task.auto_class, **label_settings(own.data.labels)}
+        settings |= {
+            "auto_class": own.task.auto_class,
+            **own.task.config,
+            **label_settings(own.data.labels),
+        }
     first = load(request["model"], tell, **settings)
     used = [first]
     if request["against"] is not None:
@@ -47,7 +53,7 @@ def _scores(used: Used, own: _OwnData | None, request: Mapping[str, Any], tell: 
     found: Scores = {}
     with used.ready() as model:
         if own is not None:
-            tell(f"{used.name}: {own.count} held-out samples")
+            tell(f"{used.name}: {len(own.samples)} held-out samples")
             found["held out"] = own.measure(model, used.device)
         if request["tasks"]:
             found |= _harness(used, model, request, tell)
@@ -60,12 +66,14 @@ class _OwnData:
     def __init__(self, recipe: Recipe, run: Path, tell: Tell) -> None:
         self.recipe = recipe
         self.task = task_of(recipe)
-        if self.task.metric is None:
+        if recipe.task in COMPARING and recipe.model.init == "scratch" and _stage(run) == 3:
             raise InputError(
-                f"the task `{recipe.task}` is evaluated while it trains, and not after it",
-                where=Where(key="task"),
-                hint="`--tasks NAME` evaluates on tasks of lm-evaluation-harness",
+                f"the task `{recipe.task}` compares with the model as it began, and that was drawn "
+                "at random in parts (ZeRO stage 3): it can't be made again",
+                where=Where(key="model.init"),
+                hint="the run itself was evaluated while it trained: `dslm runs show`",
             )
+        self._trainers: dict[int, Any] = {}  # by their model, which TRL's change
         self.tokenizer = load_tokenizer(recipe, run / "tokenizer") if self.task.tokenizer else None
         self.data: Prepared = prepare(
             recipe, self.task.encoder(recipe, self.tokenizer), self.tokenizer, tell
@@ -76,31 +84,48 @@ class _OwnData:
                 where=Where(file=run / "recipe.yaml", key="data.eval"),
                 hint="`--tasks NAME` evaluates on tasks of lm-evaluation-harness",
             )
-        self.count = len(self.data.eval)
+        self.samples = self.data.eval
 
     def measure(self, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
         """The task's metric over all held-out samples."""
-        if not dist.is_initialized():
-            dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-        assert self.task.metric is not None and self.data.eval is not None  # noqa: S101
-        config: Any = model.config
         size = _FIRST_BATCH
         while True:
             try:
-                return evaluate(
-                    model,
-                    self.data.eval,
-                    self.task.collator(self.recipe, self.tokenizer, config),
-                    self.task.metric(self.recipe, len(self.data.labels)),
-                    Layout(world_size=1, rank=0),
-                    micro_batch=size,
-                    device=device,
-                    on_batch=lambda: None,
-                )
+                return self._measured(model, device, size)
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
                 size //= 2
+
+    def _measured(self, model: Any, device: torch.device, size: int) -> dict[str, float]:
+        task, samples = self.task, self.samples
+        collate = task.collator(self.recipe, self.tokenizer, model.config)
+        settings: dict[str, Any] = {"micro_batch": size, "on_batch": lambda: None}
+        trainer = self._trainer(model) if task.measure is not None else None
+        if not dist.is_initialized():  # not before: transformers would take this for one of many
+            dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        if task.measure is None:
+            metric = task.metric(self.recipe, len(self.data.labels))
+            return evaluate(model, samples, collate, metric, LAYOUT, device=device, **settings)
+        return task.measure(trainer, task.view(samples), collate, LAYOUT, **settings)
+
+    def _trainer(self, model: Any) -> Any:
+        """The trainer of the task, made once for a model."""
+        if id(model) not in self._trainers:
+            given = self.recipe, self.task
+            reference = (
+                reference_again(*given, self.tokenizer) if self.recipe.task in COMPARING else None
+            )
+            self._trainers[id(model)] = trainer_alone(
+                *given, model, self.tokenizer, self.samples, reference
+            )
+        return self._trainers[id(model)]
+
+
+def _stage(run: Path) -> int:
+    """The ZeRO stage of a run's newest attempt."""
+    config = json.loads(RunDirectory(run).ds_config.read_text(encoding="utf-8"))
+    return int(config["zero_optimization"]["stage"])
 
 
 def _harness(used: Used, model: torch.nn.Module, request: Mapping[str, Any], tell: Tell) -> Scores:

@@ -19,15 +19,11 @@ from dslm.worker.callbacks import Events
 from dslm.worker.checkpoint import CheckpointWriter
 from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.data.store import Samples
-from dslm.worker.evaluate import evaluate
 from dslm.worker.guards import Guards
 from dslm.worker.layout.sequence import part_of
-from dslm.worker.metrics import Metric
-from dslm.worker.tasks.base import Collate
+from dslm.worker.tasks.base import Collate, Measure
 
-# what transformers adds to the metrics of an evaluation, beside the metrics
 PLACES = "places"  # in a batch, while it is on its way to the training step: what is in it
-_SPEEDS = ("runtime", "samples_per_second", "steps_per_second")
 
 
 def run_trainer(base: type) -> Any:
@@ -52,7 +48,7 @@ class RunTrainer:
         given: Assignment,
         sampler: GlobalBatchSampler,
         collate: Collate,
-        metric: Metric | None,
+        measure: Measure,
         events: Events,
         writer: CheckpointWriter,
         train: Samples,
@@ -63,7 +59,7 @@ class RunTrainer:
         self.layout = given.layout
         self._sampler = sampler
         self._collate = collate
-        self._metric = metric
+        self._measure = measure
         self._events = events
         self._writer = writer
         self._guards: Guards | None = None
@@ -161,37 +157,35 @@ class RunTrainer:
     ) -> dict[str, float]:
         """The task's metric over all ranks, as an event and as the Trainer's metrics."""
         start = time.monotonic()
-        if self._metric is None:
-            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[misc]
-        else:
-            found = evaluate(
-                self.model_wrapped,
-                eval_dataset or self.eval_dataset,
-                self._collate,
-                self._metric,
-                self.layout,
-                micro_batch=self.args.per_device_train_batch_size,
-                device=self.args.device,
-                on_batch=self._events.evaluated_batch,
-            )
-            metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-            self.log(metrics)  # type: ignore[attr-defined]
-            # as the Trainer's own does: else the last step would be evaluated twice
-            self.control = self.callback_handler.on_evaluate(
-                self.args, self.state, self.control, metrics
-            )
-        self.evaluated = self.state.global_step, metrics.get(f"{metric_key_prefix}_loss")
+        was_training = self.model_wrapped.training
+        self.model_wrapped.eval()
+        found = self._measure(
+            self,
+            eval_dataset or self.eval_dataset,
+            self._collate,
+            self.layout,
+            micro_batch=self.args.per_device_train_batch_size,
+            on_batch=self._events.evaluated_batch,
+        )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(dict(metrics))  # type: ignore[attr-defined]
+        if was_training:  # not before: TRL's trainers would log what they gathered of training
+            self.model_wrapped.train()
+        # as the Trainer's own does: else the last step would be evaluated twice
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        loss = found.pop("loss", None)
+        self.evaluated = self.state.global_step, loss
         seconds = time.monotonic() - start
         self._events.pause(seconds)
-        shown = {name.removeprefix(f"{metric_key_prefix}_"): v for name, v in metrics.items()}
-        loss = shown.pop("loss", None)
         self._events.write(
             Eval(
                 **self._events.stamp(),
                 step=self.state.global_step,
                 loss=None if loss is None else round(loss, 6),
                 seconds=round(seconds, 3),
-                metrics={n: round(v, 6) for n, v in shown.items() if n not in (*_SPEEDS, "epoch")},
+                metrics={name: round(value, 6) for name, value in found.items()},
             )
         )
         return metrics

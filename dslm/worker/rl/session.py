@@ -11,9 +11,17 @@ from dslm.worker.ranks import Rank
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
-    """A resolved recipe, this rank's place, and the optimizer step at which the attempt begins."""
+    """A resolved recipe, this rank's place, and the optimizer step at which the attempt begins.
+
+    `rank` None: nothing is trained, and nobody watches.
+    """
 
     recipe: Recipe
-    rank: Rank
+    rank: Rank | None
     layout: Layout
     start_step: int
+
+    def note(self) -> None:
+        """Note that there is progress."""
+        if self.rank is not None:
+            self.rank.guard.note()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, pad
 
 from dslm.run.events import Answered
 from dslm.run.rollouts import Rollout, append_rollouts
+from dslm.worker.layout.ranks import Layout
 from dslm.worker.rl.draws import Drawn, keys_of
 from dslm.worker.rl.models import reward_model
 from dslm.worker.rl.prompts import SAMPLES
 from dslm.worker.rl.rewards import reward_function, text_of
 from dslm.worker.rl.session import Session
+from dslm.worker.tasks.base import Collate
 
 _KEPT = "answers-{}-of-{}.pt"  # in a checkpoint within a round: what the next steps learn from
 _SHOWN = 400  # letters of a prompt or an answer in an event
@@ -36,7 +38,6 @@ _SHOWN = 400  # letters of a prompt or an answer in an event
 class PreparedGRPOTrainer(GRPOTrainer):
     """GRPO as dslm runs it; `session` says with which recipe, and where it writes."""
 
-    control: Any
     reward_func_names: list[str]
 
     def __init__(
@@ -44,12 +45,11 @@ class PreparedGRPOTrainer(GRPOTrainer):
         *,
         session: Session,
         args: Any,
-        data_collator: Any,
+        data_collator: Any,  # TRL's trainer takes none
         ref_model: Any = None,
         **given: Any,
     ) -> None:
         self._session = session
-        self._collated = data_collator  # TRL's trainer takes none
         self._asked: list[dict[str, Any]] = []  # the samples that are answered right now
         recipe = session.recipe
         beta = args.beta
@@ -116,7 +116,7 @@ class PreparedGRPOTrainer(GRPOTrainer):
             for start in range(0, len(prompt_ids), rows):
                 part = slice(start, start + rows)
                 found += self._answered(model, prompt_ids[part], keys[part])
-                self._session.rank.guard.note()
+                self._session.note()
         return found, None
 
     def _answered(self, model: Any, prompts: Sequence[list[int]], keys: Any) -> list[list[int]]:
@@ -162,10 +162,10 @@ class PreparedGRPOTrainer(GRPOTrainer):
     def _record(self) -> None:
         """Write down the first answers of this step, on rank 0, and tell of one."""
         rank, recipe = self._session.rank, self._session.recipe
-        if rank.rank:
+        if rank is None or rank.rank:
             return
         kept = [
-            self._rollout(number)
+            self._rollout(number, rank.attempt.number)
             for number in range(min(recipe.rollout.keep, len(self._logs["prompt"])))
         ]
         append_rollouts(rank.run, kept)
@@ -182,7 +182,7 @@ class PreparedGRPOTrainer(GRPOTrainer):
                 )
             )
 
-    def _rollout(self, number: int) -> Rollout:
+    def _rollout(self, number: int, attempt: int) -> Rollout:
         rewards = {name: _number(values[number]) for name, values in self._logs["rewards"].items()}
         weighted = zip(rewards.values(), self._session.recipe.rewards, strict=True)
         given = [value * reward.weight for value, reward in weighted if value is not None]
@@ -190,7 +190,7 @@ class PreparedGRPOTrainer(GRPOTrainer):
         answer = text_of(self._logs["completion"][number])
         reference = sample.get("answer")
         return Rollout(
-            attempt=self._session.rank.attempt.number,
+            attempt=attempt,
             step=self.state.global_step + 1,
             prompt=text_of(self._logs["prompt"][number]),
             answer=answer,
@@ -203,51 +203,42 @@ class PreparedGRPOTrainer(GRPOTrainer):
 
     # --- evaluation
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    def mean_rewards(
+        self,
+        samples: Any,
+        collate: Collate,
+        layout: Layout,
+        *,
+        micro_batch: int,
+        on_batch: Callable[[], None],
     ) -> dict[str, float]:
-        """The mean of each reward, over one answer to each held-out prompt, on all ranks."""
-        samples = eval_dataset if eval_dataset is not None else self.eval_dataset
-        was_training = self.model.training
-        self.model_wrapped.eval()
-        self.model.eval()
-        total = self._sums(samples)
-        count = total[-1].clamp(min=1)
-        rewards = (total[:-1] / count).tolist()
-        metrics = {f"rewards/{n}": v for n, v in zip(self.reward_func_names, rewards, strict=True)}
-        metrics["reward"] = sum(
-            value * reward.weight
-            for value, reward in zip(rewards, self._session.recipe.rewards, strict=True)
-        )
-        metrics["prompts"] = float(total[-1])
-        found = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self._metrics["eval"].clear()
-        self.log(found)
-        if was_training:
-            self.model_wrapped.train()
-            self.model.train()
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
-        return found
+        """The mean of each reward, over one answer to each prompt, on all ranks.
 
-    def _sums(self, samples: Any) -> torch.Tensor:
-        """The sum of each reward over all samples, and how many they are; the same on all ranks."""
-        layout, count = self._session.layout, len(samples)
-        rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        total = torch.zeros(len(self.reward_funcs) + 1, dtype=torch.float64)
+        What a reward can't judge doesn't count in its mean.
+        """
+        count, rows = len(samples), micro_batch * self.args.gradient_accumulation_steps
+        sums, judged = torch.zeros(2, len(self.reward_funcs), dtype=torch.float64)
         for start in range(0, count, rows * layout.data_size):
             first = start + layout.data_rank * rows
             places = range(first, first + rows)
-            batch = self._collated([samples[i if i < count else 0] for i in places])
+            batch: Any = collate([samples[i if i < count else 0] for i in places])
             self._asked = batch[SAMPLES]
             prompts = [sample["prompt"] for sample in self._asked]
             with torch.no_grad():
                 _, ids, _, answers, *_ = self._generate(prompts)
                 rewards = self._calculate_rewards(self._asked, prompts, answers, ids)
-            inside = rewards[: max(0, count - start)].double().cpu()
-            total[:-1] += inside.nan_to_num(0.0).sum(0)
-            total[-1] += len(inside)
-            self._session.rank.guard.note()
-        return total
+            inside = rewards[: count - start].double().cpu()  # of all ranks, in order
+            sums += inside.nansum(0)
+            judged += (~inside.isnan()).sum(0)
+            on_batch()
+        self._metrics["eval"].clear()
+        weights = torch.tensor([reward.weight for reward in self._session.recipe.rewards])
+        means = (sums / judged.clamp(min=1)).tolist()
+        return {
+            **{f"rewards/{n}": v for n, v in zip(self.reward_func_names, means, strict=True)},
+            "reward": float((sums * weights).sum() / count),
+            "prompts": float(count),
+        }
 
     # --- checkpoints within a round
 
@@ -264,8 +255,8 @@ class PreparedGRPOTrainer(GRPOTrainer):
             self._buffered_inputs = send_to_device(kept, self.accelerator.device)
 
     def _answers_file(self, folder: str) -> Path:
-        rank = self._session.rank
-        return Path(folder) / _KEPT.format(rank.rank, rank.world_size)
+        layout = self._session.layout
+        return Path(folder) / _KEPT.format(layout.rank, layout.world_size)
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -15,10 +15,29 @@ from dslm.worker.data.encode_parts import Encoder
 from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.data.packing import IGNORED
 from dslm.worker.data.store import Samples
+from dslm.worker.layout.ranks import Layout
 from dslm.worker.metrics import Metric, TokenLoss
+from dslm.worker.ranks import Rank
 
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
 Tokenizer: TypeAlias = PreTrainedTokenizerBase | None
+
+
+class Measure(Protocol):
+    """An evaluation on all ranks, which all get the same numbers; the model is in eval mode."""
+
+    def __call__(
+        self,
+        trainer: Any,
+        samples: Any,
+        collate: Collate,
+        layout: Layout,
+        *,
+        micro_batch: int,
+        on_batch: Callable[[], None],
+    ) -> dict[str, float]:
+        """Return the numbers of these samples; `on_batch` is called after each forward pass."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,14 +46,17 @@ class Task:
 
     `trainer` gives the Trainer class and its arguments' class, where they are not transformers'
     own, `arguments` what it is given beside the recipe's; `loss` None is the model's own, or the
-    trainer's; `view` is what a Trainer reads of the samples, `config` what the model's config has,
-    `sampler` makes micro batches, and `made_with` is what a Trainer is made with beside the usual.
+    trainer's. An evaluation is `metric`, of logits and labels, or `measure`, which asks the
+    trainer. `view` is what a Trainer reads of the samples, `config` what the model's config has,
+    `sampler` makes micro batches, and `made_with` is what a Trainer is made with beside the usual:
+    of the recipe, the rank (None: it trains nothing), the layout and the first optimizer step.
     """
 
     auto_class: str
     encoder: Callable[[Recipe, Any], Encoder]
     collator: Callable[[Recipe, Any, Any], Collate]
-    metric: Callable[[Recipe, int], Metric] | None = lambda recipe, labels: TokenLoss()
+    metric: Callable[[Recipe, int], Metric] = lambda recipe, labels: TokenLoss()
+    measure: Measure | None = None
     loss: Callable[..., Any] | None = None
     tokenizer: bool = True
     trainer: Callable[[], tuple[type, type]] | None = None
@@ -42,7 +64,9 @@ class Task:
     config: Mapping[str, Any] = field(default_factory=dict)
     view: Callable[[Samples], Any] = lambda samples: samples
     sampler: Callable[[Recipe], Callable[..., GlobalBatchSampler]] = lambda r: GlobalBatchSampler
-    made_with: Callable[[Any], Mapping[str, Any]] = lambda given: {}
+    made_with: Callable[[Recipe, Rank | None, Layout, int], Mapping[str, Any]] = (
+        lambda recipe, rank, layout, step: {}
+    )
 
 
 class TextsEncoder:

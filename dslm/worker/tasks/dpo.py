@@ -15,10 +15,16 @@ from dslm.recipe.schema import Recipe
 from dslm.worker.data.chat_tokens import Chat, chats_to_tokens
 from dslm.worker.data.reference_columns import packed, precomputed, unpacked
 from dslm.worker.tasks.base import Collate, Task, TextsEncoder, Tokenizer, pad_token
+from dslm.worker.tasks.measured import MeasuredAlone, means_of, pairs_in
 from dslm.worker.tasks.sft import encoded, end_token, first_token
 
 _COLUMNS_OF_ANSWERS = ("chosen", "rejected")
 _COLUMNS = ("prompt_ids", *(f"{name}_ids" for name in _COLUMNS_OF_ANSWERS))
+# what TRL calls its means over pairs
+OF_PAIRS = (
+    "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
+    "logps/chosen", "logps/rejected",
+)  # fmt: skip
 
 
 class PreferenceEncoder(TextsEncoder):
@@ -105,7 +111,7 @@ def both_answers(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:
 def _trainer() -> tuple[type, type]:
     from trl import DPOConfig, DPOTrainer
 
-    class PreparedDPOTrainer(DPOTrainer):
+    class PreparedDPOTrainer(MeasuredAlone, DPOTrainer):
         """TRL's trainer on data that is tokenised already."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
@@ -127,5 +133,5 @@ DPO = Task(
     collator=both_answers,
     trainer=_trainer,
     arguments=lambda recipe: {"max_length": None, **precomputed(recipe)},
-    metric=None,
+    measure=means_of(dict.fromkeys(OF_PAIRS, pairs_in)),
 )

@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any
 
 from dslm.recipe.schema import Recipe
+from dslm.worker.layout.ranks import Layout
+from dslm.worker.ranks import Rank
 from dslm.worker.rl.prompts import SAMPLES, GroupSampler, PromptEncoder, Prompts
 from dslm.worker.rl.session import Session
 from dslm.worker.tasks.base import Task, Tokenizer
@@ -46,12 +48,14 @@ def _collator(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Any:
     return together
 
 
-def _session(given: Any) -> dict[str, Any]:
-    """What the trainer is told of the assignment, a value of a layer above."""
-    session = Session(
-        recipe=given.recipe, rank=given.rank, layout=given.layout, start_step=given.attempt.step
-    )
-    return {"session": session}
+def _session(recipe: Recipe, rank: Rank | None, layout: Layout, step: int) -> dict[str, Any]:
+    """What the trainer is told of the run."""
+    return {"session": Session(recipe=recipe, rank=rank, layout=layout, start_step=step)}
+
+
+def _measure(trainer: Any, samples: Any, *given: Any, **settings: Any) -> dict[str, float]:
+    found: dict[str, float] = trainer.mean_rewards(samples, *given, **settings)
+    return found
 
 
 def _trainer() -> tuple[type, type]:
@@ -71,5 +75,5 @@ GRPO = Task(
     made_with=_session,
     view=Prompts,
     sampler=_sampler,
-    metric=None,
+    measure=_measure,
 )

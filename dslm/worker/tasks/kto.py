@@ -19,6 +19,7 @@ from dslm.worker.data.reference_columns import packed, precomputed
 from dslm.worker.data.store import Samples
 from dslm.worker.tasks.base import Collate, Task, TextsEncoder, Tokenizer, pad_token
 from dslm.worker.tasks.dpo import answered
+from dslm.worker.tasks.measured import Batch, means_of
 from dslm.worker.tasks.sft import encoded, end_token, first_token
 
 _FOREIGN = "KL_completion_ids"
@@ -108,6 +109,32 @@ def _trainer() -> tuple[type, type]:
     return PreparedKTOTrainer, KTOConfig
 
 
+def _all(batch: Batch) -> int:
+    return len(batch["label"])
+
+
+def _good(batch: Batch) -> int:
+    return int(batch["label"].sum())
+
+
+def _bad(batch: Batch) -> int:
+    return _all(batch) - _good(batch)
+
+
+_COUNTS = {
+    "loss": _all, "kl": _all, "rewards/chosen": _good, "rewards/rejected": _bad,
+    "logps/chosen": _good, "logps/rejected": _bad,
+}  # fmt: skip
+
+
+def _measure(*given: Any, **settings: Any) -> dict[str, float]:
+    """Means over all samples, good ones and bad ones apart, and the margin between these."""
+    found = means_of(_COUNTS)(*given, **settings)
+    if {"rewards/chosen", "rewards/rejected"} <= set(found):
+        found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
+    return found
+
+
 KTO = Task(
     auto_class="AutoModelForCausalLM",
     encoder=LabelledAnswerEncoder,
@@ -115,5 +142,5 @@ KTO = Task(
     trainer=_trainer,
     arguments=lambda recipe: {"max_length": None, **precomputed(recipe)},
     view=WithForeignAnswers,
-    metric=None,
+    measure=_measure,
 )

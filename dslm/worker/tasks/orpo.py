@@ -10,7 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from dslm.worker.tasks.base import Task
-from dslm.worker.tasks.dpo import PreferenceEncoder, both_answers
+from dslm.worker.tasks.dpo import OF_PAIRS, PreferenceEncoder, both_answers
+from dslm.worker.tasks.measured import Batch, MeasuredAlone, means_of, pairs_in
+
+_MEANS = (*OF_PAIRS, "nll_loss", "log_odds_ratio", "log_odds_chosen")
 
 
 class AsItIs:
@@ -31,13 +34,18 @@ def _trainer() -> tuple[type, type]:
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
     from trl.trainer.utils import selective_log_softmax
 
-    class PreparedORPOTrainer(ORPOTrainer):
+    class PreparedORPOTrainer(MeasuredAlone, ORPOTrainer):
         """TRL's trainer on data that is tokenised already, each sample of equal weight."""
 
         def __init__(self, *, train_dataset: Any, eval_dataset: Any = None, **given: Any) -> None:
             evaluation = None if eval_dataset is None else AsItIs(eval_dataset)
             super().__init__(train_dataset=AsItIs(train_dataset), eval_dataset=evaluation, **given)
-            self.use_dpo_data_collator = True  # what its evaluation asks for
+
+        def measured(self, batch: Batch) -> dict[str, float]:
+            """Return the loss and TRL's metrics of a batch, which go into no sums of TRL's."""
+            loss, found = self.get_batch_loss_metrics(self.model_wrapped, batch, "eval")
+            named = {name.removeprefix("eval_"): value for name, value in found.items()}
+            return {**named, "loss": float(loss)}
 
         def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> tuple[Any, ...]:
             """Log-probabilities of both answers (B,), their logits, the loss of the chosen text."""
@@ -66,5 +74,5 @@ ORPO = Task(
     encoder=PreferenceEncoder,
     collator=both_answers,
     trainer=_trainer,
-    metric=None,
+    measure=means_of(dict.fromkeys(_MEANS, pairs_in)),
 )

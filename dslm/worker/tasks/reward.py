@@ -9,6 +9,9 @@ import torch
 from dslm.recipe.schema import Recipe
 from dslm.worker.tasks.base import Collate, Task, Tokenizer, pad_token
 from dslm.worker.tasks.dpo import PreferenceEncoder
+from dslm.worker.tasks.measured import MeasuredAlone, means_of, pairs_in
+
+_MEANS = ("loss", "accuracy", "margin", "mean_reward")
 
 
 def _collator(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:
@@ -31,7 +34,7 @@ def _collator(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:
 def _trainer() -> tuple[type, type]:
     from trl import RewardConfig, RewardTrainer
 
-    class PreparedRewardTrainer(RewardTrainer):
+    class PreparedRewardTrainer(MeasuredAlone, RewardTrainer):
         """TRL's trainer on data that is tokenised already."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
@@ -47,5 +50,5 @@ REWARD = Task(
     trainer=_trainer,
     arguments=lambda recipe: {"max_length": None},
     config={"num_labels": 1},
-    metric=None,
+    measure=means_of(dict.fromkeys(_MEANS, pairs_in)),
 )
