@@ -42,11 +42,11 @@ Train = Callable[..., Path]
 
 def _argv(run: Path, recipe: str, given: dict[str, Any]) -> list[str]:
     settings = [word for key, value in given.items() for word in ("-s", f"{key}={value}")]
-    return [*warm_dslm(), "train", recipe, "-o", str(run), *settings]
+    return [*warm_dslm(), "train", *recipe.split(), "-o", str(run), *settings]
 
 
 def run_dslm(folder: Path, recipe: str, given: dict[str, Any]) -> Path:
-    """Run `dslm train` of any recipe with these settings, on warm ranks; the run directory."""
+    """Run `dslm train` of a recipe (or `--model …`) with settings, on warm ranks; its directory."""
     run = folder / "run"
     done = subprocess.run(
         _argv(run, recipe, given),
@@ -59,8 +59,13 @@ def run_dslm(folder: Path, recipe: str, given: dict[str, Any]) -> Path:
     return run
 
 
-def run_killed(folder: Path, recipe: str, given: dict[str, Any], *, at: int) -> Path:
-    """The same, killed with -9 on rank 0 at a step, and brought to its end by a second command."""
+def run_killed(
+    folder: Path, recipe: str, given: dict[str, Any], *, at: int, then: dict[str, Any] | None = None
+) -> Path:
+    """The same, killed with -9 on rank 0 at a step, and brought to its end by a second command.
+
+    `then` are settings that the second command changes.
+    """
     run = folder / "run"
     output = subprocess.DEVNULL
     process = subprocess.Popen(_argv(run, recipe, given), stderr=output, stdout=output)
@@ -72,7 +77,7 @@ def run_killed(folder: Path, recipe: str, given: dict[str, Any], *, at: int) -> 
     status = json.loads((run / "logs" / "attempt-1" / "rank-0.json").read_text())
     os.kill(status["pid"], signal.SIGKILL)
     assert process.wait(HANGS) == 1
-    run_dslm(folder, recipe, given)
+    run_dslm(folder, recipe, {**given, **(then or {})})
     again = [step.step for step in read_history(RunDirectory(run)).all(Step) if step.attempt == 2]
     assert min(again) > 1, "it began again instead of going on"
     return run
