@@ -224,7 +224,9 @@ def save_adapters(model: Any, state: Tensors, folder: Path) -> None:
 
     initial = getattr(model, "initial_adapters", None)
     if initial is None:
-        model.save_pretrained(folder, state_dict=state)
+        # not `ref`, which TRL's trainers put beside them: the adapters as they began
+        chosen = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
+        model.save_pretrained(folder, state_dict=state, **chosen)
         return
     config = copy.deepcopy(model.peft_config["default"])
     tensors = for_the_whole_model(adapters_of(state), initial, config)
