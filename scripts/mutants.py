@@ -32,13 +32,15 @@ EXPLAINED = Path(__file__).parent.parent / "tests" / "mutants.yaml"
 NOTICED = {"killed", "timeout", "segfault", "suspicious", "mistyped"}
 # module, or the package of it -> the tests that are about it
 OWN = {
-    "dslm.worker.data": ("tests/worker/test_data.py",),
-    "dslm.decide.checks": ("tests/decide/test_checks.py",),
+    "dslm.worker.data": ("tests/worker/test_order.py",),
+    "dslm.decide.checks": (
+        "tests/decide/test_judges.py", "tests/decide/test_asking.py", "tests/decide/test_facts.py",
+    ),
     "dslm.reach.checks": ("tests/reach/test_checks.py",),
     "dslm.cluster.select": ("tests/cluster/test_select.py",),
     "dslm.zero.lint": ("tests/zero/test_lint.py",),
     "dslm.plan.ledger": ("tests/plan/test_ledger.py",),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, order=True)
