@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ from deepspeed.runtime import config as deepspeed_config
 from deepspeed.runtime.engine import DeepSpeedEngine, EngineTimers
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-from deepspeed.utils import groups
+from deepspeed.utils import groups, mixed_precision_linkage
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _python_dispatch, _pytree
 from torch.utils.flop_counter import flop_registry
 from transformers import (
     AutoConfig,
@@ -31,6 +36,8 @@ from trl import DPOTrainer, GRPOTrainer, KTOTrainer
 ROOT = Path(__file__).parents[2]
 # documented, though they begin with an underscore
 PUBLIC = {"_exit", "_current_frames"}
+# what Python and torch themselves write into a class
+_OF_EVERY_CLASS = {"_abc_impl", "_is_protocol", "_backward_cls"}
 
 
 def _parameters(function: Any) -> list[str]:
@@ -44,6 +51,14 @@ def _attention_of_a_model() -> bool:
     )  # fmt: skip
     model = AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
     return model.config._attn_implementation == "eager"
+
+
+def _llama() -> Any:
+    config = AutoConfig.for_model(
+        "llama", hidden_size=8, num_attention_heads=1, num_hidden_layers=1, intermediate_size=8,
+        vocab_size=8, num_key_value_heads=1,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).base_model
 
 
 def _names_a_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -162,6 +177,17 @@ GUARDS = {
     "_get_num_items_in_batch": lambda: (
         _parameters(Trainer._get_num_items_in_batch) == ["self", "batch_samples", "device"]
     ),
+    # the tracer's modules of torch, and what it reads of a model
+    "_python_dispatch": lambda: hasattr(_python_dispatch.TorchDispatchMode, "__torch_dispatch__"),
+    "_subclasses": lambda: callable(FakeTensorMode.from_tensor),
+    "_pytree": lambda: _pytree.tree_leaves([1, {"a": (2,)}]) == [1, 2],
+    "_tp_plan": lambda: _llama()._tp_plan["layers.*.mlp.up_proj"] == "colwise",
+    # dslm.worker.scores
+    "_C": lambda: torch._C._distributed_c10d.__name__ == "torch._C._distributed_c10d",
+    "_distributed_c10d": lambda: callable(torch._C._distributed_c10d.HashStore.get),
+    "_completion_shared": lambda: typer._completion_shared.__name__.startswith("typer."),
+    # dslm.worker.layout.whole: what stages 1 and 2 hang on a parameter
+    "_hp_mapping": lambda: "lp_param._hp_mapping = " in inspect.getsource(mixed_precision_linkage),
     # replaced on a live engine; see dslm.worker.callbacks
     "engine_timers": lambda: (
         {"enable_micro_timers", "enable_global_timers"} <= {*_parameters(EngineTimers)}
@@ -195,15 +221,54 @@ def _own_names(tree: ast.AST) -> set[str]:
     return found
 
 
+def _names_of_others(tree: ast.AST) -> Iterator[str]:
+    """Names that are read of something, imported from somebody, or asked for by a text."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr=name):
+                yield name
+            case ast.ImportFrom(module=str(module), names=names) if module != "__future__":
+                for name in module.split("."):
+                    yield name
+                for each in names:
+                    yield each.name
+            case ast.Import(names=names):
+                for each in names:
+                    yield from each.name.split(".")
+            case ast.Call(
+                func=ast.Name(id="getattr" | "hasattr" | "setattr" | "delattr"),
+                args=[_, ast.Constant(value=str(name)), *_],
+            ):
+                yield name
+
+
 def test_no_private_name_of_a_library_is_used_unguarded() -> None:
     trees = {file: ast.parse(file.read_text()) for file in (ROOT / "dslm").rglob("*.py")}
     own = set().union(*map(_own_names, trees.values()))
     used = {
-        node.attr
+        name
         for tree in trees.values()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_")
-        if not node.attr.startswith("__") and node.attr not in own | PUBLIC
+        for name in _names_of_others(tree)
+        if re.match(r"_[^_]", name) and name not in own | PUBLIC
     }
     assert len(trees) > 100
     assert used == GUARDS.keys() - OVERRIDDEN
+
+
+def _overridden() -> Iterator[tuple[str, str]]:
+    """Private methods and attributes of libraries' classes that classes of dslm replace."""
+    for file in (ROOT / "dslm" / "worker").rglob("*.py"):
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if re.search(r"^class \w+\(", file.read_text(), re.MULTILINE):
+            for kind in vars(importlib.import_module(name)).values():
+                if isinstance(kind, type) and kind.__module__ == name:
+                    bases = [base for base in kind.__mro__ if base.__module__[:5] != "dslm."]
+                    for own in vars(kind):
+                        if re.match(r"_[^_]", own) and any(own in vars(base) for base in bases):
+                            yield f"{name}.{kind.__name__}", own
+
+
+def test_no_private_method_of_a_library_is_overridden_unguarded() -> None:
+    found = [(kind, name) for kind, name in _overridden() if name not in _OF_EVERY_CLASS]
+    assert len(found) > 5
+    assert [(kind, name) for kind, name in found if name not in GUARDS] == []
