@@ -15,11 +15,6 @@ from types import CodeType, ModuleType
 from typing import Any
 
 _FOREIGN = {"_LINKS", "_ALLOCATOR", "_SIZE"}
-_PACKAGES = (
-    "dslm.errors", "dslm.launch", "dslm.diagnose", "dslm.lifecycle", "dslm.host", "dslm.reach",
-    "dslm.run", "dslm.decide", "dslm.worker.guard", "dslm.worker.ranks", "dslm.worker.script",
-    "dslm.worker.train", "dslm.worker.finish",
-)  # fmt: skip
 count = 0
 
 
@@ -72,7 +67,7 @@ class _Finder(importlib.machinery.PathFinder):
     def find_spec(
         cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not fullname.startswith(_PACKAGES):
+        if not fullname.startswith("dslm."):
             return None
         spec = super().find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
