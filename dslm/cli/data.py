@@ -168,4 +168,5 @@ def _said_formats(found: Prepared) -> str:
              for name, n in counts.items()]  # fmt: skip
     parts += [f"{found['with_tools']:,} with tools"] if found["with_tools"] else []
     parts += [f"{found['cut']:,} cut to fit"] if found["cut"] else []
-    return f"{sum(counts.values()):,} records: {', '.join(parts)}"
+    total = sum(counts.values())
+    return f"{total:,} record{'' if total == 1 else 's'}: {', '.join(parts)}"

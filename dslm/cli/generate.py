@@ -23,6 +23,7 @@ from dslm.cli.answering import (
     settings_of,
     shown,
 )
+from dslm.units import number_of
 
 if TYPE_CHECKING:
     from dslm.ask.session import Session
@@ -99,7 +100,7 @@ def generate(
         from dslm.files import json_text, write_atomic
 
         write_atomic(output, "".join(f"{json_text(row, indent=None)}\n" for row in rows))
-        terminal.say(f"wrote {len(rows)} answers to {terminal.shown_path(output)}")
+        terminal.say(f"wrote {number_of(len(rows), 'answer')} to {terminal.shown_path(output)}")
     elif json:
         terminal.write_json(rows)
     else:
@@ -138,7 +139,7 @@ def as_chats(asked: list[Prompt], system: str | None, *, chats: bool) -> list[Pr
 
 def _answered(session: Session, request: Mapping[str, object], count: int) -> list[Pair]:
     with terminal.busy() as tell:
-        tell(f"answering {count} prompts")
+        tell(f"answering {number_of(count, 'prompt')}")
         found: list[Pair] = session.ask(request, tell)["answers"]
     return found
 

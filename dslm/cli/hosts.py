@@ -55,7 +55,9 @@ def show(
         which = f" ({', '.join(map(str, host.devices))})" if host.devices else ""
         table.add_row(host.name, f"{host.slots}{which}")
     terminal.show(table)
-    terminal.say(f"{len(hosts)} hosts, {document['total_slots']} slots")
+    terminal.say(
+        f"{number_of(len(hosts), 'host')}, {number_of(sum(h.slots for h in hosts), 'slot')}"
+    )
 
 
 @app.command("check")
@@ -82,7 +84,7 @@ def check(
     requirements = Requirements(
         run=(output or Path("runs")).absolute(), port=master_port or DEFAULT_PORT
     )
-    with terminal.people().status(f"asking {len(hosts)} hosts"):
+    with terminal.people().status(f"asking {number_of(len(hosts), 'host')}"):
         found = preflight(hosts, requirements)
     if json:
         terminal.write_json(

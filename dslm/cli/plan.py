@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dslm.cli import complete, options, terminal
+from dslm.units import number_of
 
 if TYPE_CHECKING:
     from dslm.cli.screens.plan import Document
@@ -238,7 +239,8 @@ def _plan_states(params: str, zero: int, gpus: int, device: str | None, *, json:
         return
     items = found["memory"]["device"]
     terminal.show(
-        f"{render_count(count)} parameters, ZeRO stage {zero}, {gpus} devices: model states "
+        f"{render_count(count)} parameters, ZeRO stage {zero}, {number_of(gpus, 'device')}: "
+        f"model states "
         f"{render_bytes(items['total'])} a device"
     )
     terminal.say(found["note"])

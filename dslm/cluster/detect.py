@@ -12,6 +12,7 @@ from dslm.cluster.hosts import Cluster, Host
 from dslm.cluster.measured import with_measured
 from dslm.cluster.select import slot_indices
 from dslm.errors import OptionError, Where
+from dslm.units import number_of
 
 LOCALHOST = "localhost"
 _RANKS_PER_CORE = 4  # more ranks than cores is slow but right: that much is let through
@@ -78,9 +79,14 @@ def local_cluster(
         chosen = list(machine.visible)
     asked = num_gpus if num_gpus is not None else (ranks if isinstance(ranks, int) else None)
     if asked is not None and asked > len(chosen):
-        what = "accelerators" if machine.accelerators else f"for {machine.cores} CPU cores"
+        what = (
+            "accelerators"
+            if machine.accelerators
+            else f"for {number_of(machine.cores, 'CPU core')}"
+        )
+        left = number_of(len(chosen), "slot")
         raise OptionError(
-            f"{asked} ranks were requested, but there are only {len(chosen)} slots here ({what})",
+            f"{asked} ranks were requested, but here are only {left} ({what})",
             where=Where(key="--num-gpus" if num_gpus is not None else "parallel.ranks"),
             hint=f"`--num-gpus {len(chosen)}` or fewer",
         )

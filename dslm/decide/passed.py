@@ -19,6 +19,7 @@ from typing import Any
 from dslm.decide.job import Job
 from dslm.errors import OptionError, Where
 from dslm.recipe.duration import total_steps, warmup_steps
+from dslm.units import number_of
 
 _PARSERS = re.compile(r"\b(HfArgumentParser|TrlParser)\b")
 _TRAINER = re.compile(r"\bTrainingArguments\b")
@@ -145,7 +146,7 @@ def _batch(given: Mapping[str, str], config: Mapping[str, Any]) -> dict[str, int
         if total % (size * ranks):
             raise OptionError(
                 f"the recipe's global batch of {total} can't be split by `--{name} {size}` over "
-                f"{ranks} ranks",
+                f"{number_of(ranks, 'rank')}",
                 where=Where(key=f"--{name}"),
                 hint="give both sizes, or `--set batch.global_size=N`",
             )

@@ -19,6 +19,7 @@ from dslm.lifecycle.request import ScriptRequest
 from dslm.lifecycle.script import run_script
 from dslm.run.directory import RunDirectory
 from dslm.run.events import Event
+from dslm.units import number_of
 
 _SCRIPT = "dslm.worker.collectives"
 MARK = "dslm-links: "  # before the line that the first rank prints
@@ -59,7 +60,7 @@ def measure_links(fleet: Fleet, tell: Callable[[str], None]) -> LinkMeasurement:
             script=Path(found.origin), arguments=(str(slots),), fleet=fleet,
             output=Path(folder) / "run",
         )  # fmt: skip
-        tell(f"collectives on {len(fleet.cluster.hosts)} hosts, {slots} ranks each")
+        tell(f"collectives on {len(fleet.cluster.hosts)} hosts, {number_of(slots, 'rank')} each")
         ended = run_script(request, _Quiet(tell))
         links = _printed(ended.run)
     if links is None:

@@ -33,6 +33,7 @@ from dslm.lifecycle.trial import (
 from dslm.recipe.load import load_recipe
 from dslm.recipe.yaml import parse_value
 from dslm.run.events import Step
+from dslm.units import number_of
 
 if TYPE_CHECKING:
     import optuna
@@ -131,7 +132,9 @@ def search(
     if winner is None:
         why = next((trial.why for trial in trials if trial.why), "no trial was made")
         raise OptionError(f"no trial could be compared: {why}", where=Where(file=asked.folder))
-    said = f"loss {winner.loss:.4g} after {asked.steps} steps, the lowest in this folder"
+    said = (
+        f"loss {winner.loss:.4g} after {number_of(asked.steps, 'step')}, the lowest in this folder"
+    )
     text = tuned_recipe(asked.recipe, asked.settings, winner.values, said)
     write_atomic(asked.folder / TUNED, text)
     return trials
@@ -204,8 +207,9 @@ class _Chooser:
             return
         if find_spec("optuna") is None:
             raise OptionError(
-                f"{len(self.every)} combinations are more than {self.asked.trials} "
-                "trials, and Optuna, which would choose among them, is not installed",
+                f"{len(self.every)} combinations are more than "
+                f"{number_of(self.asked.trials, 'trial')}, and Optuna, which would choose among "
+                "them, is not installed",
                 where=Where(key="--over"),
                 hint=f"pip install 'dslm[tune]', or `--trials {len(self.every)}`",
             )

@@ -14,6 +14,7 @@ from dslm.plan.strategy import Strategy
 from dslm.profile.levels import ById
 from dslm.profile.value import Profile
 from dslm.recipe.schema import Recipe
+from dslm.units import number_of
 
 _SCORE = 4 + 8 + 8  # bytes of a token's score, of the noise that is added, and of both
 _KEYS = ("k_proj.weight", "key.weight")
@@ -31,7 +32,7 @@ def generation_terms(recipe: Recipe, profile: Profile, strategy: Strategy) -> li
             kind="activations",
         )  # fmt: skip
 
-    said = f"{rows} answers at once"
+    said = f"{number_of(rows, 'answer')} at once"
     return [
         term("cache of keys and values", tokens * _cached(profile), said),
         term("scores of the next token", rows * profile.vocab_size * _SCORE, said),

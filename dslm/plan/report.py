@@ -19,6 +19,7 @@ from dslm.plan.time import StepTime, flops_per_token
 from dslm.profile.value import Profile
 from dslm.recipe.duration import total_steps
 from dslm.recipe.schema import Recipe
+from dslm.units import number_of
 
 SLOTS_PER_HOST = 8  # what a host has unless one says otherwise
 _RUNNERS_UP = 5
@@ -38,7 +39,7 @@ def cluster_of(device: Device, gpus: int, hosts: int | None = None) -> Cluster:
     count = hosts if hosts is not None else max(1, -(-gpus // SLOTS_PER_HOST))
     if gpus % count:
         raise RecipeError(
-            f"{gpus} GPUs can't be spread evenly over {count} hosts",
+            f"{number_of(gpus, 'GPU')} can't be spread evenly over {number_of(count, 'host')}",
             hint="`--gpus` is the total; say how many hosts with `--hosts`",
         )
     return Cluster(

@@ -192,7 +192,8 @@ def data_parallel_size(
     inner = tensor * sequence
     if cluster.world_size % inner:
         raise RecipeError(
-            f"{cluster.world_size} ranks can't be grouped by tensor × sequence = {inner}",
+            f"{number_of(cluster.world_size, 'rank')} can't be grouped by tensor × sequence = "
+            f"{inner}",
             where=Where(key="parallel"),
             hint=f"use a multiple of {inner} ranks",
         )

@@ -163,10 +163,10 @@ def _slots(report: HostReport) -> Verdict:
     if host.slots > most:
         return (
             State.WRONG,
-            f"{report.facts['cores']} CPU cores for {host.slots} slots",
+            f"{number_of(report.facts['cores'], 'CPU core')} for {host.slots} slots",
             f"`slots={report.facts['cores']}` in the hostfile",
         )
-    return State.OK, f"{report.facts['cores']} CPU cores", ""
+    return State.OK, number_of(report.facts["cores"], "CPU core"), ""
 
 
 def _memory(report: HostReport) -> Verdict:
@@ -194,7 +194,11 @@ def _memory(report: HostReport) -> Verdict:
     text = f"{render_bytes(free)} free"
     total = (report.memory_bytes or 0) * host.slots
     if free < total:
-        return State.WRONG, text, f"the plan needs {render_bytes(total)} for {host.slots} ranks"
+        return (
+            State.WRONG,
+            text,
+            f"the plan needs {render_bytes(total)} for {number_of(host.slots, 'rank')}",
+        )
     return State.OK, text, ""
 
 
@@ -233,7 +237,8 @@ def _shm(report: HostReport) -> Verdict:
     if free is None:
         return State.WRONG, "can't be used", f"mount -t tmpfs none {_SHM}"
     if free < needed:
-        fix = f"{report.host.slots} ranks need {render_bytes(needed)}; docker: --shm-size=8g"
+        ranks = number_of(report.host.slots, "rank")
+        fix = f"{render_bytes(needed)} for {ranks}; docker: --shm-size=8g"
         return State.WRONG, f"{render_bytes(free)} free", fix
     return State.OK, f"{render_bytes(free)} free", ""
 

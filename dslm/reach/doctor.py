@@ -17,7 +17,7 @@ from pathlib import Path
 from dslm.cluster.detect import local_cluster, this_machine
 from dslm.cluster.measured import measured_file
 from dslm.cluster.wrong_versions import installed_wrong, settings_of, wrong_versions
-from dslm.units import render_bytes
+from dslm.units import number_of, render_bytes
 
 _NEEDED = ("torch", "deepspeed", "transformers", "accelerate", "datasets", "tokenizers")
 _OPTIONAL = {
@@ -110,7 +110,12 @@ def _program(name: str, use: str) -> Check:
 def _devices() -> Check:
     machine = this_machine()
     if not machine.accelerators:
-        return Check("accelerators", f"none; {machine.cores} CPU cores", "missing", "CPU is used")
+        return Check(
+            "accelerators",
+            f"none; {number_of(machine.cores, 'CPU core')}",
+            "missing",
+            "CPU is used",
+        )
     names = ", ".join(device.name for device in machine.accelerators)
     visible = len(machine.visible)
     if not visible:

@@ -373,7 +373,7 @@ def formed(
         return "", here
     shape = recognise(here, kind) if name == "auto" else BY_NAME[name]
     if shape is None:
-        return "", f"has no {_NEEDED[kind]}: its fields are {_names(here)} (data.fields maps names)"
+        return "", f"lacks {_NEEDED[kind]}: its fields are {_names(here)} (data.fields maps names)"
     if shape.kind != kind and not (kind == "prompts" and shape.kind == "answers"):
         return shape.name, f"is {_SAID[shape.kind]}; this task learns from {_NEEDED[kind]}"
     return shape.name, shape.read(here)

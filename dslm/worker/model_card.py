@@ -101,8 +101,9 @@ def _verified(run: RunDirectory) -> str:
         return ""
     said = (
         f"The layout learns what one process does: {found.parameters} parameters and "
-        f"{found.samples} samples were compared over {number_of(found.steps, 'step')} on "
-        f"{number_of(found.ranks, 'rank')} at ZeRO stage {found.stage}."
+        f"{number_of(found.samples, 'sample')} were compared over "
+        f"{number_of(found.steps, 'step')} on {number_of(found.ranks, 'rank')} at ZeRO stage "
+        f"{found.stage}."
         if found.same
         else f"The layout was compared with one process: {difference(found)}."
     )

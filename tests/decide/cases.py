@@ -165,10 +165,10 @@ ROWS: tuple[Row, ...] = (
     _row(_REWARDS, "rewards=[{\"function\":\"gone.py:worth\"}]", "rewards=[{\"function\":\"rewards.py:worth\"}]", "no file `gone.py`", recipe="quickstart-grpo"),  # noqa: E501
     _row(_REWARDS, "rewards=[{\"function\":\"rewards.py:wort\"}]", "rewards=[{\"function\":\"rewards.py:also\"}]", "no function `wort`", "mean `worth`", recipe="quickstart-grpo"),  # noqa: E501
     _row(_REWARDS, "rewards=[{\"function\":\"rewards.py:later\"}]", "", "coroutine", recipe="quickstart-grpo"),  # noqa: E501
-    _row(_REWARDS, "rewards=[{\"function\":\"broken.py:worth\"}]", "", "broken.py:1 is no Python", recipe="quickstart-grpo"),  # noqa: E501
+    _row(_REWARDS, "rewards=[{\"function\":\"broken.py:worth\"}]", "", "broken.py:1 can't be read", recipe="quickstart-grpo"),  # noqa: E501
     _row(_REWARDS, "checkpoint.keep_best=1 evaluation.every=5 data.eval=0.1", "evaluation.every=5 data.eval=0.1", "lowest loss", recipe="quickstart-grpo"),  # noqa: E501
     _row("references where rewards compare", "data.train=asked.jsonl", "data.train=asked.jsonl data.fields.answer=truth", "first record of", "has none", recipe="quickstart-grpo"),  # noqa: E501
-    _row(_GROUPS, "batch.global_size=100", "batch.global_size=96", "no whole groups of 16", "=96`: 6 prompts", recipe="quickstart-grpo"),  # noqa: E501
+    _row(_GROUPS, "batch.global_size=100", "batch.global_size=96", "whole groups of 16", "=96`: 6 prompts", recipe="quickstart-grpo"),  # noqa: E501
     _row(_GROUPS, "rollout.max_tokens=16", "rollout.max_tokens=8", "no room for a prompt", recipe="quickstart-grpo"),  # noqa: E501
     _row("a way to generate that the device has", "rollout.engine=vllm", "rollout.engine=transformers", "this is a CPU", of_cpu=True, recipe="quickstart-grpo"),  # noqa: E501
     _row(_KIND, "data.train=stdlib", "data.train=arithmetic", "no prompts to answer", recipe="quickstart-grpo"),  # noqa: E501

@@ -182,10 +182,11 @@ class RunScreen:
 
     def _on_restart(self, event: events.Restart) -> None:
         self._start = None
-        lost = f", {event.lost_steps} steps are lost" if event.lost_steps else ""
+        lost = f", {number_of(event.lost_steps, 'step')} lost" if event.lost_steps else ""
         self.label(
             "again",
-            f"from step {event.step} with {event.world_size} ranks on {', '.join(event.hosts)}"
+            f"from step {event.step} with {number_of(event.world_size, 'rank')} on "
+            f"{', '.join(event.hosts)}"
             f"{lost}",
             "bold yellow",
         )
@@ -307,7 +308,9 @@ class RunScreen:
 
 def _corrected(event: events.Estimate) -> str:
     """The time of the run at its pace so far, beside what was planned."""
-    parts = [f"{render_seconds(event.seconds)} in all, by the first {event.step} steps"]
+    parts = [
+        f"{render_seconds(event.seconds)} in all, by the first {number_of(event.step, 'step')}"
+    ]
     if event.predicted_seconds:
         off = event.seconds / event.predicted_seconds - 1
         parts.append(f"planned {render_seconds(event.predicted_seconds)} ({off:+.0%})")

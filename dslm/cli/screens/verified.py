@@ -43,7 +43,7 @@ def compared(found: Verified) -> str:
     """Say what was compared, in a line."""
     packages = ", ".join(f"{name} {found.versions.get(name)}" for name in _PACKAGES)
     return (
-        f"{found.parameters} parameters and {found.samples} samples over "
+        f"{found.parameters} parameters and {number_of(found.samples, 'sample')} over "
         f"{number_of(found.steps, 'step')} on {number_of(found.ranks, 'rank')}, "
         f"ZeRO stage {found.stage}, {_sharing(found)}{found.precision} "
         f"(its own noise: {found.noise:.1e}), "

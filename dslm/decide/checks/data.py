@@ -97,9 +97,11 @@ def _not_only_text(case: Case, name: str) -> Iterator[Problem]:
         return  # said by another check
     for origin in found:
         if origin.path != STDLIB and origin.files and not _holds(origin, known):
+            images = all(suffix_of(file) in IMAGE_SUFFIXES for file in origin.files)
+            kind = "holds images" if images else "is plain text"
             yield data_problem(
                 f"data.{name}",
-                f"`{origin.path}` is plain text, and the task `{task}` needs {_NEEDS[task]}",
+                f"`{origin.path}` {kind}, and the task `{task}` needs {_NEEDS[task]}",
                 "give records (.jsonl, .csv, .parquet)"
                 + (" or images" if task == "vision" else ", or use `task: pretrain`"),
             )

@@ -110,8 +110,7 @@ _APART = (
     ),
     Apart(
         "autocast", lambda r: r.autocast and quantizes_weights(r),
-        "DeepSpeed has either autocast or quantized parameters",
-        "`--set parallel.quantized_weights=false`",
+        "DeepSpeed has either autocast or quantized parameters", "`--set autocast=false`",
     ),
     Apart(
         "autocast", lambda r: r.autocast and r.lora is not None,

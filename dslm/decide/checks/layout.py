@@ -12,6 +12,7 @@ from dslm.decide.model import ModelSource
 from dslm.plan.runnable import Permits, Sizes, can_share
 from dslm.recipe.packs import leaks, refusal
 from dslm.recipe.schema import Recipe
+from dslm.units import number_of
 from dslm.zero.experts import EXPERT_TYPES
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -41,11 +42,11 @@ def _heads(case: Case) -> Iterator[Problem]:
     shared = _entry(case, "num_key_value_heads")
     for key, size in (("tensor", sizes.tensor), ("sequence", sizes.sequence)):
         if type(heads) is int and heads % size:
-            near = [str(n) for n in range(2, heads + 1) if heads % n == 0]
+            near = [str(n) for n in range(2, heads + 1) if heads % n == 0] or ["1"]
             yield Problem(
                 key=f"parallel.{key}",
-                message=f"{size} ranks can't share {heads} heads evenly",
-                hint=f"{' or '.join(near[:4])} would work" if near else "",
+                message=f"{size} ranks can't share {number_of(heads, 'head')} evenly",
+                hint=f"{' or '.join(near[:4])} would work",
             )
         elif type(shared) is int and shared > 0 and shared % size and size % shared:
             yield Problem(
@@ -72,9 +73,11 @@ def _experts(case: Case) -> Iterator[Problem]:
     size = _sizes(case).expert
     if size == 1:
         return
-    kind = str(case.architecture.get("model_type"))
+    kind = case.architecture.get("model_type")
     count = next((n for name in _EXPERTS if type(n := _entry(case, name)) is int and n > 0), None)
-    if kind not in EXPERT_TYPES:
+    if kind is None:
+        pass  # a model of the Hub that nobody has loaded here: the ranks see what it is
+    elif kind not in EXPERT_TYPES:
         yield Problem(
             key="parallel.expert",
             message=f"DeepSpeed can't share the experts of a model of type `{kind}`"
@@ -85,16 +88,16 @@ def _experts(case: Case) -> Iterator[Problem]:
             else "`--set parallel.expert=1`",
         )
     elif count is not None and count % size:
-        fits = [str(n) for n in range(2, count + 1) if count % n == 0]
+        fits = [str(n) for n in range(2, count + 1) if count % n == 0] or ["1"]
         yield Problem(
             key="parallel.expert",
-            message=f"{size} ranks can't share {count} experts evenly",
+            message=f"{size} ranks can't share {number_of(count, 'expert')} evenly",
             hint=f"{' or '.join(fits[-4:])} would work",
         )
     if case.cluster.world_size % size:
         yield Problem(
             key="parallel.expert",
-            message=f"{case.cluster.world_size} ranks can't be grouped by {size}",
+            message=f"{number_of(case.cluster.world_size, 'rank')} can't be grouped by {size}",
             hint=f"use a multiple of {size} ranks",
         )
 
@@ -230,6 +233,8 @@ def permits_of(source: ModelSource) -> Permits:
     kind = facts.model_type(str(source.architecture.get("model_type")))
 
     def permits(recipe: Recipe, cluster: Cluster, sizes: Sizes) -> bool:
+        if not source.architecture:  # of which nobody knows what it can
+            return sizes.alone
         shared = {"tensor": sizes.tensor, "sequence": sizes.sequence, "expert": sizes.expert}
         parallel = recipe.parallel.model_copy(update=shared)
         case = Case(

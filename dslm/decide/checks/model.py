@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dslm.decide.checks import facts
 from dslm.decide.checks.base import ALL, RECIPES, TRAINING, Case, Check, Problem
 from dslm.errors import did_you_mean
+from dslm.units import number_of
 
 CAUSAL = "AutoModelForCausalLM"
 # The auto class of each task; held equal to the worker's tasks by a test.
@@ -149,13 +150,13 @@ def _heads(case: Case) -> Iterator[Problem]:
     given = any(case.architecture.get(name) is not None for name in _HEAD_SIZES)
     if width % heads and (not given or "heads divide" in kind.code):
         near = [n for n in range(1, width + 1) if width % n == 0]
-        less = max((n for n in near if n < heads), default=1)
+        less = max(n for n in near if n < heads)
         more = min((n for n in near if n > heads), default=width)
         yield Problem(
             key=case.at(_own(case, "num_attention_heads")),
             message=f"{heads} heads can't share a width of {width} "
             f"(`{_own(case, 'hidden_size')}`): it is not a multiple",
-            hint=f"{less} or {more} heads would work",
+            hint=f"{' or '.join(dict.fromkeys((str(less), str(more))))} would work",
         )
         return
     size = _number(case, "head_dim") or width // heads
@@ -179,7 +180,8 @@ def _key_value_heads(case: Case) -> Iterator[Problem]:
         fits = [str(n) for n in range(1, heads + 1) if heads % n == 0]
         yield Problem(
             key=case.at("num_key_value_heads"),
-            message=f"{shared} key-value heads can't be shared by {heads} heads evenly",
+            message=f"{shared} key-value heads can't be shared by {number_of(heads, 'head')} "
+            "evenly",
             hint=f"{' or '.join(fits[-6:])} would work",
         )
 

@@ -14,6 +14,7 @@ from dslm.files import expanded, is_file
 from dslm.recipe.data_paths import origins
 from dslm.recipe.formats import KINDS, formed
 from dslm.recipe.rewarding import BUILT_IN_REWARDS, COMPARING_REWARDS, Reward
+from dslm.units import number_of
 
 _LONGEST_LINE = 1 << 20
 _WAY = f"`FILE.py:NAME`, or a built-in one: {', '.join(BUILT_IN_REWARDS)}"
@@ -60,7 +61,8 @@ def _reward(key: str, reward: Reward, *, here: bool) -> Iterator[Problem]:
             try:
                 re.compile(reward.pattern)
             except re.error as failure:
-                yield Problem(key=f"{key}.pattern", message=f"is no regular expression: {failure}")
+                text = f"`{reward.pattern}` is not a regular expression: {failure}"
+                yield Problem(key=f"{key}.pattern", message=text)
         return
     if not here:
         return
@@ -79,22 +81,12 @@ def _in_file(key: str, path: Path, said: str, name: str) -> Iterator[Problem]:
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError) as failure:
-        line = f":{failure.lineno}" if isinstance(failure, SyntaxError) else ""
-        yield Problem(key=f"{key}.function", message=f"{said}{line} is no Python: {failure}")
+        place, why = "", str(failure)
+        if isinstance(failure, SyntaxError) and failure.lineno is not None:
+            place, why = f":{failure.lineno}", failure.msg
+        yield Problem(key=f"{key}.function", message=f"{said}{place} can't be read: {why}")
         return
-    names = {
-        target
-        for node in tree.body
-        for target in (
-            [node.name]
-            if isinstance(node, ast.FunctionDef | ast.ClassDef)
-            else [t.id for t in node.targets if isinstance(t, ast.Name)]
-            if isinstance(node, ast.Assign)
-            else [(each.asname or each.name) for each in node.names]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
+    names = set(_bound(tree))
     coroutines = {node.name for node in tree.body if isinstance(node, ast.AsyncFunctionDef)}
     if name in coroutines:
         yield Problem(
@@ -108,6 +100,22 @@ def _in_file(key: str, path: Path, said: str, name: str) -> Iterator[Problem]:
             message=f"{said} has no function `{name}`",
             hint=did_you_mean(name, names) or f"it has {', '.join(sorted(names)) or 'none'}",
         )
+
+
+def _bound(node: ast.AST) -> Iterator[str]:
+    """Names that a module binds to what may be called, also below an `if` or a `try`."""
+    for below in ast.iter_child_nodes(node):
+        match below:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.ImportFrom(names=names):
+                yield from (each.asname or each.name for each in names)
+            case ast.Name(id=name, ctx=ast.Store()):
+                yield name
+            case ast.AnnAssign(value=None) | ast.AsyncFunctionDef() | ast.comprehension():
+                pass
+            case _:
+                yield from _bound(below)
 
 
 def _references(case: Case) -> Iterator[Problem]:
@@ -155,14 +163,16 @@ def _groups(case: Case) -> Iterator[Problem]:
         near = max(1, round(size / group)) * group
         yield Problem(
             key="batch.global_size",
-            message=f"{size} answers a step are no whole groups of {group} (`rollout.group`)",
-            hint=f"`--set batch.global_size={near}`: {near // group} prompts of {group} answers",
+            message=f"{number_of(size, 'answer')} a step can't make whole groups of {group} "
+            "(`rollout.group`)",
+            hint=f"`--set batch.global_size={near}`: {number_of(near // group, 'prompt')} of "
+            f"{group} answers",
         )
     if recipe.rollout.max_tokens >= recipe.data.sequence_length:
         yield Problem(
             key="rollout.max_tokens",
-            message=f"an answer of {recipe.rollout.max_tokens} tokens leaves no room for a prompt "
-            f"in {recipe.data.sequence_length} (`data.sequence_length`)",
+            message=f"an answer of {number_of(recipe.rollout.max_tokens, 'token')} leaves no room "
+            f"for a prompt in {recipe.data.sequence_length} (`data.sequence_length`)",
             hint="`data.sequence_length` is for prompt and answer together",
         )
 

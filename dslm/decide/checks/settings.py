@@ -45,7 +45,7 @@ _DECIDED = {
     "fp16": "precision",
     "seed": "seed",
     "data_seed": "seed",
-    "use_cpu": "DS_ACCELERATOR=cpu in your environment",
+    "use_cpu": "`DS_ACCELERATOR=cpu` in your environment",
     "torch_compile": "model.compile",
     "use_liger_kernel": "model.liger",
     "gradient_checkpointing": "model.activation_checkpointing",
@@ -167,13 +167,18 @@ def _training_args(case: Case) -> Iterator[Problem]:
             yield Problem(
                 key=key,
                 message=f"`{name}` is not the Trainer's to decide: "
-                + (f"`{decided}` does" if decided else "dslm does that itself"),
+                + (f"{_quoted(decided)} does" if decided else "dslm does that itself"),
                 hint=f"use `{decided}`" if decided and " " not in decided else "leave it out",
             )
         elif not facts.is_of(value, arguments[name], exact=False):
             said = facts.said(arguments[name])
             text = f"`{name}` of the Trainer must be {said}, not {value!r}"
             yield Problem(key=key, message=text)
+
+
+def _quoted(decided: str) -> str:
+    """A key in quotes; a phrase has its own."""
+    return decided if "`" in decided else f"`{decided}`"
 
 
 def _deepspeed(case: Case) -> Iterator[Problem]:

@@ -24,6 +24,7 @@ from dslm.errors import DslmError
 from dslm.recipe.data_paths import origins, sources
 from dslm.recipe.formats import KINDS, formed
 from dslm.recipe.schema import Recipe
+from dslm.units import number_of
 from dslm.worker.data.records import BadRecords, Record, first_line, read_records
 from dslm.worker.data.store import Ragged, dtype_of, offsets_of
 
@@ -126,7 +127,7 @@ def encode(
             count += len(batch)
             if time.monotonic() - told > TELL:
                 told = time.monotonic()
-                on_phase(f"encoded {count} documents ({name})")
+                on_phase(f"encoded {number_of(count, 'document')} ({name})")
     return _read_parts(found, parts / name), notes
 
 

@@ -32,6 +32,7 @@ from dslm.recipe.formats import BY_NAME
 from dslm.recipe.schema import Recipe
 from dslm.run.events import DataSummary
 from dslm.run.lock import own
+from dslm.units import number_of
 from dslm.worker.data.encode_parts import NO_KEY, Documents, Encoder, OnPhase, encode, key_of
 from dslm.worker.data.packing import best_fit, pieces_of
 from dslm.worker.data.records import BadRecords, Record, read_records
@@ -231,7 +232,7 @@ def _prepare(recipe: Recipe, encoder: Encoder, folder: Path, on_phase: OnPhase) 
             where=Where(key="data.train"),
         )
     for name, documents in splits.items():
-        on_phase(f"writing {len(documents.keys)} documents ({name})")
+        on_phase(f"writing {number_of(len(documents.keys), 'document')} ({name})")
         statistics[name] = _write_split(recipe, encoder, folder, name, documents)
     return {
         **statistics,

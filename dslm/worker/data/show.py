@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from dslm.recipe.schema import Recipe
+from dslm.units import number_of
 from dslm.worker.answer import Tell, answer
 from dslm.worker.data.packing import IGNORED, packed_sample
 from dslm.worker.data.prepare import Prepared, damaged_shards, prepare
@@ -77,7 +78,7 @@ def _columns(tokenizer: Tokenizer, prepared: Prepared, stored: dict[str, Any]) -
         elif name == "record":
             text = bytes(values.tolist()).decode()
         elif name == "image":
-            text = f"{len(values)} bytes"
+            text = number_of(len(values), "byte")
         else:
             text = _decoded(tokenizer, values.tolist())
         learnt = name in ("label", "label_ids", "chosen_ids", "completion_ids", "good")

@@ -23,6 +23,7 @@ from typing import Any
 from dslm.errors import InputError, RunFailed, Where
 from dslm.files import expanded
 from dslm.recipe.rewarding import Reward
+from dslm.units import number_of
 
 Answers = list[Any]  # texts, or lists of messages
 Function = Callable[..., Sequence[float | None]]
@@ -147,7 +148,8 @@ def _guarded(function: Function, name: str, place: str, seconds: float) -> Funct
                 found = list(function(**given))
         except _TooLong:
             raise RunFailed(
-                f"{said} took longer than {seconds:g} s for {count} answers", where=where,
+                f"{said} took longer than {seconds:g} s for {number_of(count, 'answer')}",
+                where=where,
                 hint="`rewards.timeout` allows more",
             ) from None  # fmt: skip
         except Exception as failure:  # it is a program: it raises anything
@@ -162,7 +164,7 @@ def _guarded(function: Function, name: str, place: str, seconds: float) -> Funct
             what = f"{wrong!r} for an answer" if not _is_reward(wrong) else f"{len(found)} numbers"
             raise RunFailed(
                 f"{said} returned {what}: it must return a finite number, or None, for each of "
-                f"{count} answers",
+                f"{number_of(count, 'answer')}",
                 where=where,
             )
         return found

@@ -1,0 +1,279 @@
+"""The list of checks is asked as a verb needs it, and what judges ask of this machine is so."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dslm.cluster.wrong_versions import When, WrongVersion
+from dslm.decide.checks import every, features, layout, machine, versions
+from dslm.decide.checks.base import Check, Problem, Verb, data_problem
+from dslm.decide.checks.every import Asking
+from dslm.decide.model import ModelSource
+from dslm.errors import DataError, DslmError, RecipeError
+from dslm.plan.runnable import Sizes
+from dslm.recipe.features import FEATURES
+from dslm.recipe.load import load_recipe
+from tests.decide.judged import Given
+from tests.decide.test_judges import case_of
+
+TRAIN = Asking(verb=Verb.TRAIN)
+
+
+def _check(name: str, *problems: Problem, **settings: object) -> Check:
+    return Check(name=name, looks_at="", judge=lambda case: problems, **settings)  # type: ignore[arg-type]
+
+
+PROBLEM = Problem(key="seed", message="odd", hint="even")
+ROWS = (
+    _check("of the recipe", Problem(key="recipe", message="")),
+    _check("of the plan", Problem(key="plan", message=""), planned=True),
+    _check("of the machine", Problem(key="machine", message=""), of_machine=True),
+    _check("of verify", Problem(key="verify", message=""), verbs=frozenset({Verb.VERIFY})),
+)
+
+
+@pytest.mark.parametrize(
+    ("asking", "planned", "asked"),
+    [
+        (TRAIN, False, ["recipe", "machine"]),
+        (TRAIN, True, ["plan"]),
+        (replace(TRAIN, here=False), False, ["recipe"]),
+        (replace(TRAIN, here=False), True, ["plan"]),
+        (Asking(verb=Verb.VERIFY), False, ["recipe", "machine", "verify"]),
+        (replace(TRAIN, force=True, device_known=False), False, ["recipe", "machine"]),
+    ],
+)
+def test_a_verb_asks_its_checks_and_a_plan_those_of_plans(
+    asking: Asking, planned: bool, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(every, "CHECKS", ROWS)
+    case = case_of(Given(plan={} if planned else None))
+    assert [problem.key for problem in every.problems(case, asking)] == asked
+
+
+def test_all_problems_of_a_recipe_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_recipe("quickstart", ["seed=3", "task=sft"])
+    case = case_of(Given())
+
+    def refused(*problems: Problem) -> DslmError:
+        monkeypatch.setattr(every, "CHECKS", (_check("some", *problems),))
+        with pytest.raises(DslmError) as caught:
+            every.refuse(case, TRAIN, loaded)
+        return caught.value
+
+    monkeypatch.setattr(every, "CHECKS", ())
+    every.refuse(case, TRAIN, loaded)
+    one = refused(PROBLEM)
+    assert type(one) is RecipeError
+    assert (one.message, str(one.where), one.hint) == ("odd", "--set seed", "even")
+    assert one.findings == ()
+    of_data = refused(data_problem("task", "no records", "some"))
+    assert type(of_data) is DataError
+    assert (of_data.message, of_data.hint) == ("no records", "some")
+    both = refused(PROBLEM, data_problem("task", "no records"))
+    assert type(both) is RecipeError
+    assert both.message == "2 problems were found in this recipe"
+    assert [(f.message, str(f.where), f.hint) for f in both.findings] == [
+        ("odd", "--set seed", "even"), ("no records", "--set task", ""),
+    ]  # fmt: skip
+
+
+def test_a_key_is_the_files_where_a_file_says_the_model(tmp_path: Path) -> None:
+    case = case_of(Given())
+    assert case.at("hidden_size") == "model.architecture.hidden_size"
+    from_file = replace(case, source=ModelSource(file=tmp_path / "config.json"))
+    assert from_file.at("hidden_size") == "model.name"
+
+
+def test_permits_are_what_no_check_refuses() -> None:
+    case = case_of(Given(hosts=(4,)))
+    permits = layout.permits_of(case.source)
+
+    def permitted(given: Given, **sizes: int) -> bool:
+        of = case_of(given)
+        return layout.permits_of(of.source)(of.recipe, of.cluster, Sizes(**sizes))
+
+    dense, experts = Given(hosts=(4,)), Given(
+        "model.architecture.model_type=mixtral model.architecture.num_local_experts=4", hosts=(4,)
+    )  # fmt: skip
+    assert permits(case.recipe, case.cluster, Sizes())
+    assert permitted(dense, tensor=2)
+    assert not permitted(dense, tensor=3)  # of 4 heads
+    assert permitted(dense, sequence=2)
+    assert not permitted(dense, sequence=3)
+    assert not permitted(dense, expert=2)  # it has none
+    assert permitted(experts, expert=2)
+    assert not permitted(experts, tensor=2)  # whose layers DeepSpeed can't share
+    # whatever the recipe asks for
+    assert permitted(Given("parallel.tensor=3", hosts=(4,)), tensor=2)
+    assert not permitted(Given("parallel.tensor=2", hosts=(4,)), tensor=3)
+    unknown = Given("model.init=pretrained model.name=no-one/has-this", hosts=(4,))
+    assert permitted(unknown)
+
+
+def test_a_feature_needs_its_file_of_deepspeed_and_its_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case, elsewhere = case_of(Given()), case_of(Given(here=False))
+    plain = replace(FEATURES[0], what="a thing", home="", torch="")
+
+    def told(**more: Any) -> list[tuple[str, str]]:
+        return list(features._version(case, replace(plain, **more)))
+
+    deepspeed = importlib.metadata.version("deepspeed")
+    assert told() == []
+    assert told(home="runtime/engine.py", torch="2.6") == []
+    assert told(home="nowhere.py") == [
+        (f"DeepSpeed {deepspeed} has no a thing (nowhere.py)", "pip install --upgrade deepspeed")
+    ]
+    assert told(torch="99.1") == [("a thing needs torch 99.1", "pip install --upgrade torch")]
+    assert [*features._version(elsewhere, replace(plain, home="nowhere.py", torch="99.1"))] == []
+    for release, enough in (("2.6.1+cu128", True), ("2.5.9", False), ("2.10", True), ("3.0", True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.metadata, "version", {"torch": release}.__getitem__)
+            assert (told(torch="2.6") == []) is enough
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda _: None)
+        assert told(home="nowhere.py") == []  # other hosts have it, perhaps
+        patch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+        assert told(home="nowhere.py") == []
+    with monkeypatch.context() as patch:
+
+        def none(package: str) -> str:
+            raise importlib.metadata.PackageNotFoundError(package)
+
+        patch.setattr(importlib.metadata, "version", none)
+        assert told(torch="99.1") == []
+
+
+def test_a_header_is_looked_for_where_compilers_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in machine._COMPILER_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    assert not machine._header("dslm-has-it.h")
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "dslm-has-it.h").touch()
+    for name, value in (
+        ("CPATH", f"/nowhere:{tmp_path}/include"), ("CPLUS_INCLUDE_PATH", f"{tmp_path}/include"),
+        ("CFLAGS", f"-O2 -I{tmp_path}/include"), ("CONDA_PREFIX", str(tmp_path)),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert machine._header("dslm-has-it.h"), name
+    assert machine._header("stdio.h")
+
+
+@pytest.mark.parametrize(
+    ("library", "header", "writable", "told"),
+    [
+        (True, True, True, []),
+        (False, True, True, ["parallel.offload: libaio is not installed"]),
+        (True, False, True, ["parallel.offload: the headers of libaio"]),
+        (False, False, True, ["parallel.offload: libaio is not installed"]),
+        (True, True, False, ["parallel.nvme_path: the folder"]),
+        (False, True, False, ["parallel.nvme_path: the folder", "parallel.offload: libaio is not"]),
+    ],
+)
+def test_a_disk_needs_libaio_its_header_and_the_right_to_write(
+    library: bool, header: bool, writable: bool, told: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(
+        "ctypes.util.find_library",
+        lambda name: "libaio.so.1" if library and name == "aio" else None,
+    )
+    monkeypatch.setattr(machine, "_header", lambda name: header and name == "libaio.h")
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: writable or path != tmp_path or mode != os.W_OK
+    )
+    sets = f"parallel.zero_stage=3 parallel.offload=nvme parallel.nvme_path={tmp_path}"
+    found = [f"{p.key}: {p.message}" for p in machine._nvme(case_of(Given(sets)))]
+    assert len(found) == len(told)
+    for said, begins in zip(found, told, strict=True):
+        assert said.startswith(begins)
+
+
+def test_wrong_versions_see_what_is_trained() -> None:
+    assert versions.setting_of(case_of(Given())) is None
+    plan = {"zero_stage": 3, "offload": "all", "gradient_accumulation_steps": 2}
+    sets = (
+        "precision=bf16 model.compile=true model.liger=true optimizer.name=lion deepspeed.a.b=1 "
+        "parallel.zeropp=true parallel.zero_stage=3"
+    )
+    seen = versions.setting_of(case_of(Given(sets, device="h100", hosts=(2, 1), plan=plan)))
+    assert seen is not None
+    assert seen == type(seen)(
+        stage=3, precision="bf16", ranks=3, offload="all", accumulates=True, on_cpu=False,
+        compile=True, liger=True, zeropp=True, pretrained=False, task="pretrain",
+        optimizer="lion", model_type="llama", deepspeed={"a.b": 1},
+    )  # fmt: skip
+    plain = versions.setting_of(case_of(Given(plan={})))
+    assert plain == type(seen)(
+        stage=2, precision="fp32", ranks=2, on_cpu=True, task="pretrain", optimizer="adamw",
+        model_type="llama",
+    )  # fmt: skip
+    for sets, device, liger in (
+        ("model.liger=auto", "h100", True), ("model.liger=auto", "cpu", False),
+        ("model.liger=false", "h100", False), ("model.liger=true", "cpu", True),
+    ):  # fmt: skip
+        setting = versions.setting_of(case_of(Given(sets, device=device, plan={})))
+        assert setting is not None
+        assert setting.liger is liger
+    unknown = Given("model.init=pretrained model.name=no-one/has-this", plan={})
+    setting = versions.setting_of(case_of(unknown))
+    assert setting is not None
+    assert (setting.pretrained, setting.model_type) == (True, "")
+
+
+SURE = WrongVersion(
+    id="sure", package="dslm-a", when=When(stages=(2,)), wrong="is wrong", avoid="seed=1",
+    source="here", below="2.0",
+)  # fmt: skip
+PERHAPS = replace(SURE, id="perhaps", package="dslm-b", also="at times", avoid="seed", below="")
+OTHER = replace(SURE, id="other", when=When(stages=(3,)))
+
+
+@pytest.mark.parametrize(
+    ("sets", "plan", "refused", "doubted"),
+    [
+        ("", {}, ["sure"], ["perhaps"]),
+        ("", {"zero_stage": 3}, ["other"], []),
+        ("", {"zero_stage": 1}, [], []),
+        ("guards.on_trouble=warn", {}, [], ["sure", "perhaps"]),
+        ("", None, [], []),
+    ],
+)
+def test_what_is_sure_is_refused_and_what_may_be_is_said(
+    sets: str, plan: dict[str, object] | None, refused: list[str], doubted: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(
+        "dslm.cluster.wrong_versions.wrong_versions", lambda: (SURE, PERHAPS, OTHER)
+    )
+    monkeypatch.setattr(
+        "dslm.cluster.wrong_versions._installed", {"dslm-a": "1.0", "dslm-b": "3.0"}.get
+    )
+    case = case_of(Given(sets, plan=plan))
+    said = {
+        "sure": "dslm-a 1.0: is wrong; here",
+        "perhaps": "dslm-b 3.0: is wrong (at times); here",
+        "other": "dslm-a 1.0: is wrong; here",
+    }
+    problems = list(versions._known_wrong(case))
+    assert [problem.message for problem in problems] == [said[name] for name in refused]
+    assert versions.doubts(case) == [said[name] for name in doubted]
+    for problem in problems:
+        assert problem.key == "seed"
+        assert problem.hint == (
+            "pip install 'dslm-a>=2.0', or `--set seed=1`; "
+            "`--set guards.on_trouble=warn` trains all the same"
+        )
