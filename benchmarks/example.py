@@ -34,7 +34,7 @@ from dslm.run.history import read_history
 from dslm.worker.extension_builds import build_folder
 
 REPEATS = 3
-STEPS = 20
+STEPS = 40
 WARM = 10  # steps that aren't counted, and steps between two logs
 FILE = "RUN_CLM"
 _URL = (

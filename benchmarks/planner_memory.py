@@ -38,6 +38,12 @@ KEYS = (
     "architecture", "zero_stage", "offload", "activation_checkpointing", "micro", "precision",
     "accumulation", "lora",
 )  # fmt: skip
+_ZERO = "deepspeed.zero_optimization"
+_OF_PARTITIONED = (f"{_ZERO}.reduce_bucket_size=1000000", f"{_ZERO}.allgather_bucket_size=1000000")
+_BUCKETS = (  # by stage
+    (), _OF_PARTITIONED, _OF_PARTITIONED,
+    (f"{_ZERO}.reduce_bucket_size=1000000", f"{_ZERO}.stage3_prefetch_bucket_size=900000"),
+)  # fmt: skip
 # several micro batches a step, and adapters
 _MORE = (
     ("llama", 0, "none", False, 2, "fp32", 2, 0), ("gpt2", 1, "none", True, 2, "bf16", 2, 0),
@@ -87,6 +93,8 @@ def overrides(configuration: dict[str, Any]) -> list[str]:
         f"parallel.offload={configuration['offload']}",
         f"precision={configuration['precision']}",
         *([f"lora.rank={configuration['lora']}"] if configuration.get("lora") else []),
+        # smaller than dslm's own, which would be most of what such small models keep
+        *(_BUCKETS[configuration["zero_stage"]]),
         *configuration.get("settings", ()),
     ]
 

@@ -109,7 +109,7 @@ def _resolve(
     profile, untraced = _profile(recipe, source, cluster, on_phase)
     permits = permits_of(source)
     plan = choose(recipe, cluster, profile, permits)
-    config = generate(recipe, cluster, plan.strategy, profile)
+    config = generate(_with_second(recipe, plan), cluster, plan.strategy, profile)
     _check_config(config, loaded)
     return Job(
         asked=loaded,
@@ -121,6 +121,14 @@ def _resolve(
         config=config,
         permits=permits,
     )
+
+
+def _with_second(recipe: Recipe, plan: Plan) -> Recipe:
+    """The recipe with what the plan chose of a second partition."""
+    if recipe.parallel.hpz != "auto":
+        return recipe
+    chosen = recipe.parallel.model_copy(update={"hpz": plan.strategy.second_partition})
+    return recipe.model_copy(update={"parallel": chosen})
 
 
 def _profile(
@@ -267,6 +275,7 @@ def resolve_recipe(recipe: Recipe, plan: Plan, cluster: Cluster, source: ModelSo
                     "tensor": strategy.tensor_parallel,
                     "sequence": strategy.sequence_parallel,
                     "expert": strategy.expert_parallel,
+                    "hpz": strategy.second_partition and not recipe.parallel.zeropp,
                     "ranks": cluster.slots_per_host,
                 }
             ),

@@ -42,6 +42,7 @@ RECIPE_KEYS = {
     "tensor_parallel": "parallel.tensor",
     "sequence_parallel": "parallel.sequence",
     "expert_parallel": "parallel.expert",
+    "second_partition": "parallel.hpz",
 }
 OPEN = ("parallel.zero_stage=auto", "batch.micro_size=auto", "model.activation_checkpointing=auto")
 _WARM_UP = 2  # steps that don't count

@@ -22,7 +22,7 @@ from dslm.plan.states import FP32, REUSE, STATE_BYTES, SUB_GROUP, MemoryInputs, 
 from dslm.plan.strategy import Strategy
 from dslm.profile.levels import LAYER, ById, Level, Levels, levels
 from dslm.profile.value import Profile
-from dslm.recipe.features import is_second, sub_group_of
+from dslm.recipe.features import sub_group_of
 from dslm.recipe.preferences import reference_of, sequences
 from dslm.recipe.schema import Recipe
 
@@ -312,7 +312,7 @@ def _inputs(
             "sub_group_size",
             sub_group_of(-(-trained // ranks)) if recipe.parallel.offload_ratio < 1 else SUB_GROUP,
         ),
-        secondary=min(ranks_per_host, ranks) if is_second(recipe) else 0,
+        secondary=min(ranks_per_host, ranks) if strategy.second_partition else 0,
         ratio=recipe.parallel.offload_ratio,
         pinned=not on_cpu,
     )

@@ -26,7 +26,7 @@ _RUNNERS_UP = 5
 _CHOICE = (
     "zero_stage", "offload", "micro_batch_size", "gradient_accumulation_steps",
     "activation_checkpointing", "tensor_parallel", "sequence_parallel", "expert_parallel",
-    "data_parallel_size",
+    "second_partition", "data_parallel_size",
 )  # fmt: skip
 
 

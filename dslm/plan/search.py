@@ -16,9 +16,9 @@ from dslm.errors import RecipeError, Where
 from dslm.plan.memory import HOST_MARGIN, MARGIN, Memory, estimate
 from dslm.plan.runnable import Permits, Sizes, goes, nothing_shared
 from dslm.plan.strategy import Strategy
-from dslm.plan.time import StepTime, predict
+from dslm.plan.time import SMALLEST_BUCKET, StepTime, predict
 from dslm.profile.value import Profile
-from dslm.recipe.features import ANY_STAGE, offloads_of, stages_of
+from dslm.recipe.features import ANY_STAGE, is_second, offloads_of, stages_of
 from dslm.recipe.schema import Recipe
 from dslm.units import number_of
 
@@ -229,9 +229,11 @@ def bucket_elements(profile: Profile | None) -> int:
     """Elements in DeepSpeed's communication buckets.
 
     Source: transformers' integrations/deepspeed.py, trainer_config_finalize: hidden size squared;
-    at least a million, since smaller messages only cost latency.
+    at least what torch's DistributedDataParallel has, since smaller messages only cost latency.
     """
-    return max(10**6, profile.hidden_size**2) if profile else 5 * 10**8  # DeepSpeed's own default
+    if profile is None:
+        return 5 * 10**8  # DeepSpeed's own default
+    return max(SMALLEST_BUCKET, profile.hidden_size**2)
 
 
 def smallest_world(
@@ -297,10 +299,12 @@ def _strategies(
     )
     if not known and micro == "auto":
         micros = [1]
-    for stage, offload, recompute, size in itertools.product(
-        stages, offloads, checkpointing, micros
+    for stage, offload, recompute, size, second in itertools.product(
+        stages, offloads, checkpointing, micros, _seconds(recipe, cluster)
     ):
         if (offload in ("all", "nvme") and stage != 3) or (offload == "optimizer" and stage == 0):
+            continue
+        if recipe.parallel.hpz == "auto" and second and (stage != 3 or offload in ("all", "nvme")):
             continue
         yield Strategy(
             zero_stage=stage,
@@ -312,7 +316,16 @@ def _strategies(
             sequence_parallel=sizes.sequence,
             data_parallel_size=data_parallel,
             expert_parallel=sizes.expert,
+            second_partition=second,
         )
+
+
+def _seconds(recipe: Recipe, cluster: Cluster) -> tuple[bool, ...]:
+    """Whether parameters have a second partition; `auto` tries both where hosts have links."""
+    if recipe.parallel.hpz != "auto" or is_second(recipe):
+        return (is_second(recipe),)
+    several = len(cluster.hosts) > 1 and cluster.slots_per_host > 1
+    return (False, True) if several and cluster.device.kind != "cpu" else (False,)
 
 
 def _candidate(
@@ -349,6 +362,7 @@ def _candidate(
 _HANDICAP = {"none": 1.0, "optimizer": 1.15, "all": 1.2, "nvme": 1.3}
 _SHARING_HANDICAP = 1.1
 _RECOMPUTING_HANDICAP = 1.02
+_SECOND_HANDICAP = 1.05
 
 
 def _worth(candidate: Candidate) -> tuple[float, ...]:
@@ -360,6 +374,7 @@ def _worth(candidate: Candidate) -> tuple[float, ...]:
     weighed = seconds * _HANDICAP[strategy.offload]
     weighed *= _SHARING_HANDICAP if shared > 1 else 1.0
     weighed *= _RECOMPUTING_HANDICAP if strategy.activation_checkpointing else 1.0
+    weighed *= _SECOND_HANDICAP if strategy.second_partition else 1.0
     return (
         not fits,
         # what doesn't fit is ordered by how far off it is; of nearly equal speed the simplest wins
@@ -368,6 +383,7 @@ def _worth(candidate: Candidate) -> tuple[float, ...]:
         _HANDICAP[strategy.offload],
         shared,
         strategy.activation_checkpointing,
+        strategy.second_partition,
         strategy.zero_stage,
         -strategy.micro_batch_size,
         seconds,

@@ -18,6 +18,7 @@ class Strategy:
     sequence_parallel: int
     data_parallel_size: int
     expert_parallel: int = 1  # across data-parallel ranks: they read different samples
+    second_partition: bool = False  # of the parameters inside each host (hpZ)
 
     @property
     def global_batch_size(self) -> int:

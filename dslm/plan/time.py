@@ -20,7 +20,7 @@ from dslm.plan.roofline import passes
 from dslm.plan.strategy import Strategy
 from dslm.profile.levels import ById, flops
 from dslm.profile.value import Profile
-from dslm.recipe.features import is_second, quantizes_gradients, quantizes_weights
+from dslm.recipe.features import quantizes_gradients, quantizes_weights
 from dslm.recipe.preferences import passes_beside, sequences
 from dslm.recipe.schema import Recipe
 
@@ -28,7 +28,8 @@ from dslm.recipe.schema import Recipe
 # multiprocessors and memory bandwidth. Fitted by benchmarks/planner_published.py.
 EXPOSED = 0.367
 PCIE_BANDWIDTH = 25e9  # PCIe 4.0 x16, pinned copies, bytes/s
-_SMALLEST_BUCKET = 10**6  # elements; see dslm.plan.search.bucket_elements
+# elements: 25 MiB in fp32 (torch, nn/parallel/distributed.py, _DEFAULT_BUCKET_CAP_MB)
+SMALLEST_BUCKET = 6_553_600
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,7 +207,7 @@ def _sending(
     links = cluster.device.links(slots, hosts=hosts)
     near = cluster.device.links(slots, hosts=1)
     beside = dict(zip(("forward", "backward"), seconds, strict=True))
-    bucket = max(_SMALLEST_BUCKET, profile.hidden_size**2)
+    bucket = max(SMALLEST_BUCKET, profile.hidden_size**2)
     wire = exposed = 0.0
     hidden: dict[str, float] = {}  # by pass, seconds of the wire beside it
     for one in collectives(
@@ -215,7 +216,7 @@ def _sending(
         stage=strategy.zero_stage,
         accumulation=strategy.gradient_accumulation_steps,
         hosts=hosts,
-        second=is_second(recipe),
+        second=strategy.second_partition,
         quantized=(quantizes_weights(recipe), quantizes_gradients(recipe)),
         overlaps=cluster.device.kind != "cpu" and recipe.parallel.overlap is not False,
     ):

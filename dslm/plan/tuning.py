@@ -17,7 +17,7 @@ from dslm.plan.strategy import Strategy
 # How much less a trial tells of a strategy that differs from it in one of these.
 _WEIGHTS = {
     "zero_stage": 2.0, "offload": 4.0, "activation_checkpointing": 2.0, "tensor_parallel": 4.0,
-    "sequence_parallel": 4.0, "expert_parallel": 4.0,
+    "sequence_parallel": 4.0, "expert_parallel": 4.0, "second_partition": 2.0,
 }  # fmt: skip
 _PER_DOUBLING = 1.5  # of the micro batch
 # Nothing left that is foreseen within this of the best: more trials would only compare noise.
@@ -38,6 +38,7 @@ class Trial(Strict):
     tensor_parallel: Count = 1
     sequence_parallel: Count = 1
     expert_parallel: Count = 1
+    second_partition: bool = False
     predicted_seconds: Seconds | None = None
     predicted_bytes: Count | None = None
     seconds: Seconds | None = None
@@ -53,7 +54,7 @@ class Trial(Strict):
 
 KEYS = (
     "zero_stage", "offload", "micro_batch_size", "activation_checkpointing", "tensor_parallel",
-    "sequence_parallel", "expert_parallel",
+    "sequence_parallel", "expert_parallel", "second_partition",
 )  # fmt: skip
 
 

@@ -33,8 +33,8 @@ class Feature:
 
 
 def is_second(recipe: Recipe) -> bool:
-    """Return whether parameters have a second partition inside each host (hpZ)."""
-    return recipe.parallel.zeropp or recipe.parallel.hpz
+    """Return whether parameters have a second partition inside each host (hpZ), as asked for."""
+    return recipe.parallel.zeropp or recipe.parallel.hpz is True
 
 
 def quantizes_weights(recipe: Recipe) -> bool:

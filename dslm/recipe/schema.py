@@ -203,8 +203,9 @@ class Parallel(Section):
     """Update the most important columns on the device at once, the others offloaded (ZenFlow)."""
     zeropp: Flag = False
     """All of ZeRO++ (stage 3): the three keys that follow."""
-    hpz: Flag = False
-    """A second partition of the parameters inside each host, for the backward pass (hpZ)."""
+    hpz: Flag | Auto = False
+    """A second partition of the parameters inside each host, for the backward pass (hpZ); auto:
+    where it is faster."""
     quantized_weights: Flag = False
     """Send gathered parameters in 8 bits (qwZ)."""
     quantized_gradients: Flag = False

@@ -23,7 +23,7 @@ from dslm.worker.layout.attention import DOCUMENTS, attends_plainly, watch
 from dslm.worker.number_formats import DTYPES
 
 _COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes
-_UPDATED = {"cpu": 2**21, "cuda": 2**24}  # elements that Adam updates
+_UPDATED = {"cpu": 2**24, "cuda": 2**24}  # elements that Adam updates: more than caches hold
 _WRITTEN = 2**28  # bytes
 _BLOCK = 2**24
 # sides of products, the quickest first: squares, and the flat ones of layers

@@ -304,7 +304,9 @@ def _buckets(draft: _Draft, strategy: Strategy, profile: Profile | None) -> None
     """
     bucket = bucket_elements(profile)
     square = (
-        "hidden size², at least a million" if profile else "DeepSpeed's default: no sizes known"
+        "hidden size², at least 25 MiB in fp32"
+        if profile
+        else "DeepSpeed's default: no sizes known"
     )
     if strategy.zero_stage in (1, 2):
         for key in ("reduce_bucket_size", "allgather_bucket_size"):
@@ -313,7 +315,7 @@ def _buckets(draft: _Draft, strategy: Strategy, profile: Profile | None) -> None
     if strategy.zero_stage == 3 and hidden is not None:
         sizes = {
             "reduce_bucket_size": (bucket, square),
-            "stage3_prefetch_bucket_size": (int(0.9 * bucket), "0.9 × hidden size²"),
+            "stage3_prefetch_bucket_size": (int(0.9 * bucket), "0.9 × the bucket"),
             "stage3_param_persistence_threshold": (10 * hidden, "10 × hidden size"),
         }
         for key, (value, why) in sizes.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dslm.cluster.devices import device_named
@@ -42,10 +44,10 @@ ON: dict[str, tuple[tuple[str, ...], str, dict[str, object]]] = {
 }  # fmt: skip
 
 
-def _job(*overrides: str, hosts: int = 2) -> Job:
-    cluster = Cluster(
-        hosts=tuple(Host(f"w{n}", 8) for n in range(hosts)), device=device_named("h100-80gb")
-    )
+def _job(*overrides: str, hosts: int = 2, network: float | None = None) -> Job:
+    device = device_named("h100-80gb")
+    device = replace(device, network_bandwidth=network or device.network_bandwidth)
+    cluster = Cluster(hosts=tuple(Host(f"w{n}", 8) for n in range(hosts)), device=device)
     given = [*overrides, "data.train=stdlib"]
     return ready_job(
         load_recipe("llama-3.2-1b", given), cluster, Asking(verb=Verb.PLAN, here=False)
@@ -70,6 +72,22 @@ def test_a_feature_is_set_with_its_reason_and_accepted(
             assert job.config.reasons[path].text
     assert not [found for found in lint(job.config.values) if found.severity == "error"]
     _deepspeed_config(job.config.values, 16, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "network", "chosen"), [(2, 1e8, True), (2, None, False), (1, None, False)]
+)
+def test_a_second_partition_is_chosen_where_links_between_hosts_are_slow(
+    hosts: int, network: float | None, chosen: bool
+) -> None:
+    job = _job(STAGE_3, "parallel.hpz=auto", hosts=hosts, network=network)
+    assert job.plan.strategy.second_partition is job.recipe.parallel.hpz is chosen
+    size = value_at(job.config.values, f"{Z}.zero_hpz_partition_size")
+    assert (size == 8) is chosen
+    # what was chosen costs what it costs where it is said
+    said = _job(STAGE_3, f"parallel.hpz={str(chosen).lower()}", hosts=hosts, network=network)
+    assert job.plan.choice.memory == said.plan.choice.memory
+    assert job.plan.choice.time == said.plan.choice.time
 
 
 def test_all_of_zeropp_is_its_three_keys() -> None:

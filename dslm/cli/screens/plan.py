@@ -110,7 +110,10 @@ def _choice(choice: Document) -> str:
 def _savings(choice: Document) -> list[str]:
     """Name the savings of memory beside the stage."""
     offload = [f"{choice['offload']} offload"] if choice["offload"] != "none" else []
-    return offload + ["activation checkpointing"] * bool(choice["activation_checkpointing"])
+    second = ["second partition in each host"] * bool(choice["second_partition"])
+    return (
+        offload + second + ["activation checkpointing"] * bool(choice["activation_checkpointing"])
+    )
 
 
 def _other(other: Document) -> str:
