@@ -110,7 +110,7 @@ def _choice(choice: Document) -> str:
 def _savings(choice: Document) -> list[str]:
     """Name the savings of memory beside the stage."""
     offload = [f"{choice['offload']} offload"] if choice["offload"] != "none" else []
-    second = ["second partition in each host"] * bool(choice["second_partition"])
+    second = ["second partition in each host"] * bool(choice.get("second_partition"))
     return (
         offload + second + ["activation checkpointing"] * bool(choice["activation_checkpointing"])
     )
