@@ -7,7 +7,7 @@ the simplest of equals. The global batch is never touched: only how it is split.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
@@ -290,15 +290,7 @@ def _strategies(
     if profile is not None and known and "recompute" not in profile.passes:
         checkpointing = (False,)  # the model's code has no recomputation
     per_rank = recipe.batch.global_size // data_parallel
-    micro = recipe.batch.micro_size
-    largest = _CPU_MICRO_BATCH if cluster.device.kind == "cpu" else per_rank
-    micros = (
-        [size for size in range(1, per_rank + 1) if per_rank % size == 0 and size <= largest]
-        if micro == "auto"
-        else [micro]
-    )
-    if not known and micro == "auto":
-        micros = [1]
+    micros = _micro_batches(recipe, cluster, per_rank, known=known)
     for stage, offload, recompute, size, second in itertools.product(
         stages, offloads, checkpointing, micros, _seconds(recipe, cluster)
     ):
@@ -318,6 +310,18 @@ def _strategies(
             expert_parallel=sizes.expert,
             second_partition=second,
         )
+
+
+def _micro_batches(
+    recipe: Recipe, cluster: Cluster, per_rank: int, *, known: bool
+) -> Sequence[int]:
+    micro = recipe.batch.micro_size
+    if micro != "auto":
+        return [micro]
+    if not known:
+        return [1]
+    largest = _CPU_MICRO_BATCH if cluster.device.kind == "cpu" else per_rank
+    return [size for size in range(1, per_rank + 1) if per_rank % size == 0 and size <= largest]
 
 
 def _seconds(recipe: Recipe, cluster: Cluster) -> tuple[bool, ...]:
