@@ -9,7 +9,7 @@ EXTRAS := lora,trl,quantize,metrics,tensorboard,test,lint
 # every parser with hostile inputs, for SECONDS in all
 SECONDS ?= 300
 
-.PHONY: setup demo test coverage mutants check format docs fuzz verify-faults verify-versions bench bench-planner bench-gpu soak clean
+.PHONY: setup demo test coverage mutants check format docs fuzz verify-faults verify-versions bench bench-planner bench-gpu matrix soak clean
 
 setup: $(VENV)/.installed
 
@@ -76,8 +76,16 @@ bench-planner: setup
 bench-gpu: setup
 	$(BIN)/python -m benchmarks.planner_gpu
 
+# what works with what, and every layout into every other: what nothing is known of yet; ONLY='llama zenflow'
+# chooses, MINUTES=9 ends it, AGAIN=1 tries known ones anew
+matrix: setup
+	$(BIN)/python -m benchmarks.matrix $(ONLY) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(AGAIN),--again)
+	$(BIN)/python -m benchmarks.resumes $(ONLY) $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python scripts/docs.py
+
 soak: setup
 	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m benchmarks.soak_layouts
 
 clean:
 	rm -rf $(VENV) runs dist build

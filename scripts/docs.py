@@ -3,7 +3,8 @@
 docs/recipe.md from the recipe's schema, docs/failures.md from the catalogue of failures,
 docs/environment.md from dslm/environment.py, docs/errors.md from dslm/errors.py with examples that
 were really run (`--examples` runs them again), the table of presets in README.md from theirs,
-what docs/qlora.md says of 8 billion parameters on 24 GB from the planner,
+what docs/qlora.md says of 8 billion parameters on 24 GB from the planner, docs/matrix.md from what
+`make matrix` found, ds_configs/ from scripts/ds_configs.py,
 docs/cli.md from the tree of commands, dslm/zero/keys.json from the installed DeepSpeed,
 transformers.json of the checks from the installed transformers and, given a run directory
 (`python scripts/docs.py RUN`), the picture of the screen from its events.
@@ -38,10 +39,14 @@ from dslm.recipe.features import FEATURES
 from dslm.recipe.load import load_recipe
 from dslm.run.events import Step, tail_events
 from dslm.units import render_bytes, render_count
+from scripts import ds_configs, matrix_page
 from scripts.error_examples import EXAMPLES, shown
 
 ROOT = Path(__file__).parent.parent
 QLORA = ROOT / "docs" / "qlora.md"
+CONFIGS = ROOT / "ds_configs"
+STRATEGIES_START = "<!-- strategies: made by make docs -->"
+STRATEGIES_END = "<!-- end of strategies -->"
 _STYLE = re.compile(r"<span [^>]*>(.*?)</span>")
 START, END = "<!-- presets: made by make docs -->", "<!-- end of presets -->"
 
@@ -372,6 +377,11 @@ def main() -> None:
         ROOT / "docs" / "verify.md": wrong_versions_in((ROOT / "docs" / "verify.md").read_text()),
         ROOT / "docs" / "layouts.md": layouts((ROOT / "docs" / "layouts.md").read_text()),
         ROOT / "README.md": put_in(ROOT / "README.md", START, preset_table(), END),
+        ROOT / "docs" / "matrix.md": matrix_page.page(),
+        CONFIGS / "README.md": put_in(
+            CONFIGS / "README.md", STRATEGIES_START, ds_configs.table(), STRATEGIES_END
+        ),
+        **{CONFIGS / name: text for name, text in ds_configs.files().items()},
         QLORA: put_in(QLORA, PLAN_START, plan_table(), PLAN_END),
     }
     if "--check" in sys.argv:

@@ -104,13 +104,18 @@ def show(
 ) -> None:
     """Show a recipe as dslm reads it: with what it extends, every default and every override.
 
+    With --json also what is known to work with its model (docs/matrix.md).
+
     [dim]Example:[/dim] dslm recipes show llama-3.2-1b --set batch.global_size=128
     """
     from dslm.recipe.load import dump_recipe, load_recipe
 
     loaded = load_recipe(*options.recipe_of(recipe, model, set_, with_))
     if json:
-        terminal.write_json(loaded.recipe.model_dump(mode="json"))
+        from dslm.decide.matrix import known_of
+
+        document = loaded.recipe.model_dump(mode="json")
+        terminal.write_json({**document, "matrix": known_of(loaded)})
     else:
         terminal.write(dump_recipe(loaded.recipe))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dslm.ask.profile import OnPhase
 from dslm.cluster.hosts import Cluster
 from dslm.decide.advice import check_fit
 from dslm.decide.checks import facts, versions
 from dslm.decide.checks.base import Case, Verb
-from dslm.decide.checks.every import Asking, refuse
+from dslm.decide.checks.every import Asking, against, refuse
 from dslm.decide.job import Job, resolve_job
 from dslm.decide.model import model_of
 from dslm.recipe.load import LoadedRecipe
@@ -39,25 +41,10 @@ def ready_job(
         InputError: with everything that is wrong, each at its place.
         DoesNotFit: the plan says so.
     """
-    source = model_of(loaded)
-    case = Case(
-        recipe=loaded.recipe,
-        source=source,
-        kind=facts.model_type(str(source.architecture.get("model_type"))),
-        cluster=cluster,
-        here=asking.here,
-    )
+    case = _case(loaded, cluster, asking)
     refuse(case, asking, loaded)
     job = resolve_job(loaded, cluster, resumed=resumed, on_phase=on_phase)
-    planned = Case(
-        recipe=loaded.recipe,
-        source=source,
-        kind=case.kind,
-        cluster=cluster,
-        here=asking.here,
-        profile=job.profile,
-        strategy=job.plan.strategy,
-    )
+    planned = replace(case, profile=job.profile, strategy=job.plan.strategy)
     refuse(planned, asking, loaded)
     if asking.here and asking.verb in _STARTING:
         for doubt in versions.doubts(planned):
@@ -65,3 +52,29 @@ def ready_job(
     if asking.verb in _MUST_FIT and asking.device_known and not asking.force:
         check_fit(job)
     return job
+
+
+def refusal(loaded: LoadedRecipe, cluster: Cluster, asking: Asking) -> tuple[str, str] | None:
+    """The first check that stands against a recipe, and its words; None: nothing does.
+
+    Raises:
+        InputError: no job can be made of it.
+    """
+    case = _case(loaded, cluster, asking)
+    found = next(against(case, asking), None)
+    if found is None:
+        job = resolve_job(loaded, cluster)
+        planned = replace(case, profile=job.profile, strategy=job.plan.strategy)
+        found = next(against(planned, asking), None)
+    return None if found is None else (found[0].name, found[1].message)
+
+
+def _case(loaded: LoadedRecipe, cluster: Cluster, asking: Asking) -> Case:
+    source = model_of(loaded)
+    return Case(
+        recipe=loaded.recipe,
+        source=source,
+        kind=facts.model_type(str(source.architecture.get("model_type"))),
+        cluster=cluster,
+        here=asking.here,
+    )

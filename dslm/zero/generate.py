@@ -111,7 +111,7 @@ def preset_name(recipe: Recipe, strategy: Strategy) -> str:
     if offload == "none":
         return f"zero{stage}"
     if offload == "optimizer":
-        return "zero3-offload-optimizer" if stage == 3 else "zero2-offload-optimizer"
+        return f"zero{stage}-offload-optimizer"
     if stage == 3:
         return f"zero3-offload-{offload}"
     raise RecipeError(

@@ -31,6 +31,21 @@ def test_a_new_recipe_extends_its_preset_and_loads(dslm: Dslm, tmp_path: Path) -
     assert "already exists" in again.stderr
 
 
+def test_a_recipe_shows_what_is_known_to_work_with_its_model(dslm: Dslm) -> None:
+    known = json.loads(dslm("recipes", "show", "llama-3.2-1b", "--json").stdout)["matrix"]
+    assert known["family"] == "llama"
+    assert {"made", "versions", "installed", "cpu", "cuda"} < set(known)
+    places = [
+        (precision, stage)
+        for found in known["cpu"]["parallel.offload=optimizer"]
+        for precision, stages in found["stages"].items()
+        for stage in stages
+    ]
+    assert len(places) == len(set(places)) == 8
+    shown = json.loads(dslm("recipes", "show", "vit-base", "--json").stdout)
+    assert shown["matrix"] is None
+
+
 def test_the_schema_is_json_schema(dslm: Dslm) -> None:
     schema = json.loads(dslm("recipes", "schema").stdout)
     assert schema["$schema"].startswith("https://json-schema.org/")

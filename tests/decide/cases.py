@@ -7,6 +7,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from dslm.decide import matrix
+from dslm.decide.axes import Cell
+
 QUICK = "quickstart"
 BERT = "quickstart-mlm"
 ARCHITECTURE = "model.architecture"
@@ -80,6 +85,7 @@ _FEATURES = "features of DeepSpeed where they go"
 _GOES = "features of DeepSpeed that go together"
 _PLAN = "features of DeepSpeed that go with the plan"
 _PACKS = "documents that don't see each other"
+KNOWN = "what is known to fail"
 _VERSIONS = "versions that learn what one process would"
 OLD = (("deepspeed", "0.18.2"),)
 
@@ -87,6 +93,7 @@ ROWS: tuple[Row, ...] = (
     _row(_VERSIONS, "parallel.zero_stage=2", "parallel.zero_stage=3", "deepspeed 0.18.2", "0.18.3", "issues/7718", installed=OLD),  # noqa: E501
     _row(_VERSIONS, "parallel.zero_stage=0 precision=bf16", "parallel.zero_stage=0", "pull/7839", installed=(("deepspeed", "0.18.5"),)),  # noqa: E501
     _row(_VERSIONS, "parallel.zero_stage=2", "parallel.zero_stage=2 guards.on_trouble=warn", "on_trouble=warn", installed=OLD),  # noqa: E501
+    _row(KNOWN, "parallel.offload=optimizer", "parallel.offload=optimizer parallel.zero_stage=3", "the operator stops", "deepspeed 0.19.8", "on_trouble=warn", of_cpu=True),  # noqa: E501
     _row("a task that dslm trains", "task=script", "task=pretrain", "dslm launch"),
     _row(
         "a task that a verification has a reference for", "", "seed=1", "no reference", "task=sft",
@@ -227,6 +234,19 @@ ROWS: tuple[Row, ...] = (
     _row(_OPTIMIZER, "optimizer.name=adafactor parallel.offload=optimizer", "optimizer.name=sgd parallel.offload=optimizer", "adafactor"),  # noqa: E501
     _row(_DISK, NVME + "/nowhere/at/all", "", "/nowhere/at/all"),
 )  # fmt: skip
+
+
+# a cell that nobody has seen to fail, so that there is one whatever is mended
+FAILING = Cell("cpu", "llama", "parallel.offload=optimizer", "fp32", 2)
+
+
+def let_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the matrix say that one cell failed with the versions that are here."""
+    outcome = matrix.Outcome(matrix.Result.FAILED.value, "", "the operator stops")
+    with_ = matrix.Matrix(made="2026-01-02", versions={"deepspeed": "0.19.8"})
+    found = matrix.filled(with_, {FAILING: outcome})
+    monkeypatch.setattr(matrix, "recorded", lambda: found)
+    monkeypatch.setattr(matrix, "installed", lambda: dict(with_.versions))
 
 
 def make_files(folder: Path) -> None:

@@ -733,6 +733,19 @@ GIVEN: dict[str, tuple[Given, ...]] = {
         G("log.report_to=[tensorboard]", missing=("tensorboard",)),
         G("log.report_to=[azure_ml]"), G("log.report_to=[tensorbord]", **_OTHER),
     ),
+    "what is known to fail": (
+        G(plan={"offload": "optimizer"}),
+        G(plan={}),
+        G(),
+        G(plan={"offload": "optimizer", "zero_stage": 3}),
+        G(plan={"offload": "optimizer"}, hosts=(1,)),
+        G(plan={"offload": "optimizer"}, hosts=(1, 1)),
+        G(plan={"offload": "optimizer"}, device="h100"),
+        *_all(
+            "task=sft", "task=classify", "precision=bf16", "guards.on_trouble=warn",
+            f"{A}.model_type=mistral", f"{A}.model_type=qwen3", plan={"offload": "optimizer"},
+        ),
+    ),
     "versions that learn what one process would": (
         G(releases={"deepspeed": "0.18.2"}),
         *(

@@ -56,7 +56,7 @@ def test_a_verb_asks_its_checks_and_a_plan_those_of_plans(
 ) -> None:
     monkeypatch.setattr(every, "CHECKS", ROWS)
     case = case_of(Given(plan={} if planned else None))
-    assert [problem.key for problem in every.problems(case, asking)] == asked
+    assert [problem.key for _, problem in every.against(case, asking)] == asked
 
 
 def test_all_problems_of_a_recipe_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

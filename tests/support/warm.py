@@ -100,6 +100,15 @@ def warm_popen() -> type[subprocess.Popen[Any]]:
     return _popen(_session_server().command()[-1])
 
 
+def work_beside(module: str, arguments: Sequence[str]) -> int:
+    """Call `work` of a module in a process whose launches and asks the server forks; its code.
+
+    A process of its own, beside the server: dslm ends whatever an attempt leaves below it.
+    """
+    path = _session_server().command()[-1]
+    return subprocess.run([*_PROGRAM, "work", path, module, *arguments], check=False).returncode
+
+
 # --- the `dslm` side
 
 
@@ -112,13 +121,17 @@ def warm_request(spec: LaunchSpec, path: str) -> LaunchRequest:
     return LaunchRequest(argv=argv, environment={"DS_ACCELERATOR": "cpu"})
 
 
-def _dslm(path: str, arguments: Sequence[str]) -> None:
+def _fork_from(path: str) -> None:
     from dataclasses import replace
 
     from dslm.launch.sites import SITES
 
     SITES["local"] = replace(SITES["local"], request=lambda spec: warm_request(spec, path))
     vars(subprocess)["Popen"] = _popen(path)
+
+
+def _dslm(path: str, arguments: Sequence[str]) -> None:
+    _fork_from(path)
     sys.argv = ["dslm", *arguments]
     from dslm.cli.app import main
 
@@ -306,6 +319,9 @@ def main() -> None:
             sys.exit(_launch(path, ranks, module, arguments))
         case ["module", path, module, *arguments]:
             sys.exit(_module(path, module, arguments))
+        case ["work", path, module, *arguments]:
+            _fork_from(path)
+            importlib.import_module(module).work(arguments)
         case ["dslm", path, *arguments]:
             _dslm(path, arguments)
         case _:

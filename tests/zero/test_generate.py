@@ -106,7 +106,8 @@ def test_the_strategies_start_from_their_presets() -> None:
     table = {
         "zero3-offload-all": ["parallel={zero_stage: 3, offload: all}"],
         "zero3-offload-nvme": ["parallel={zero_stage: 3, offload: nvme, nvme_path: /scratch}"],
-        "zero2-offload-optimizer": ["parallel={zero_stage: 1, offload: optimizer}"],
+        "zero1-offload-optimizer": ["parallel={zero_stage: 1, offload: optimizer}"],
+        "zero2-offload-optimizer": ["parallel={zero_stage: 2, offload: optimizer}"],
         "zeropp": ["parallel={zero_stage: 3, zeropp: true}"],
         "autotp": ["parallel={zero_stage: 1, tensor: 4}"],
         "sequence-parallel": ["parallel={zero_stage: 3, sequence: 2}"],

@@ -13,6 +13,7 @@ from dslm.decide.checks import (
     adapters,
     data,
     features,
+    known,
     layout,
     machine,
     model,
@@ -38,6 +39,7 @@ CHECKS: tuple[Check, ...] = (
     *rewards.CHECKS,
     *settings.CHECKS,
     *versions.CHECKS,
+    *known.CHECKS,
 )
 
 
@@ -51,15 +53,15 @@ class Asking:
     device_known: bool = True  # False: the hosts have devices that nobody has seen yet
 
 
-def problems(case: Case, asking: Asking) -> Iterator[Problem]:
-    """Find the problems of a recipe, or once it is planned of its plan, in the list's order."""
+def against(case: Case, asking: Asking) -> Iterator[tuple[Check, Problem]]:
+    """Find what stands against a recipe, or once it is planned its plan, in the list's order."""
     planned = case.strategy is not None
     for check in CHECKS:
         if asking.verb not in check.verbs or check.planned != planned:
             continue
         if check.of_machine and not asking.here:
             continue
-        yield from check.judge(case)
+        yield from ((check, problem) for problem in check.judge(case))
 
 
 def refuse(case: Case, asking: Asking, loaded: LoadedRecipe) -> None:
@@ -68,7 +70,7 @@ def refuse(case: Case, asking: Asking, loaded: LoadedRecipe) -> None:
     Raises:
         InputError: with everything that stands against it, each with its file and line or option.
     """
-    found = list(problems(case, asking))
+    found = [problem for _, problem in against(case, asking)]
     if not found:
         return
     if len(found) == 1:
