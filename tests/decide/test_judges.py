@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +27,7 @@ from dslm.decide.checks.every import CHECKS
 from dslm.decide.model import model_of
 from dslm.plan.strategy import Strategy
 from dslm.profile.value import Profile
-from dslm.recipe.load import load_recipe
+from dslm.recipe.load import LoadedRecipe, load_recipe
 from tests.decide.cases import let_fail, make_files
 from tests.decide.judged import GIVEN, Given
 from tests.support.golden import GOLDEN, SameAs
@@ -155,9 +156,14 @@ def strategy(given: Given) -> Strategy | None:
     return replace(plain, **given.plan)
 
 
+@cache
+def _loaded(recipe: str, sets: str) -> LoadedRecipe:
+    return load_recipe(recipe, tuple(sets.split()))
+
+
 def case_of(given: Given) -> Case:
     """The subject of a judge."""
-    loaded = load_recipe(given.recipe, tuple(given.sets.split()))
+    loaded = _loaded(given.recipe, given.sets)
     source = model_of(loaded)
     device = cpu_device(2**34) if given.device == "cpu" else device_named(given.device)
     hosts = tuple(Host(f"w{number}", slots) for number, slots in enumerate(given.hosts))
