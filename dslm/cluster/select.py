@@ -60,7 +60,7 @@ def slot_indices(host: Host, include: str | None, exclude: str | None) -> list[i
     """
     slots = _slots_left(host, [host], include, exclude)
     if not slots:
-        raise HostfileError("the filters leave no slot", where=_where(include, exclude))
+        raise HostfileError("the filters leave no slot", where=Where(key="--exclude"))
     return slots
 
 

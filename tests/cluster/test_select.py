@@ -80,10 +80,13 @@ def test_the_slots_of_the_only_host() -> None:
     assert slot_indices(host, None, None) == [0, 1, 2, 3]
     assert slot_indices(host, "w1:3,1", None) == [1, 3]
     assert slot_indices(host, None, "w1:0") == [1, 2, 3]
-    for include, exclude, place in ((None, "w1", "--exclude"), ("w1", "w1", "--include")):
+    for include, exclude, place, said in (
+        (None, "w1", "--exclude", "the filters leave no slot"),
+        ("w1", "w1", "--include", "`--include` and `--exclude` can't be used together"),
+    ):
         with pytest.raises(HostfileError) as caught:
             slot_indices(host, include, exclude)
-        assert caught.value.where.key == place
+        assert (caught.value.where.key, caught.value.message) == (place, said)
 
 
 @pytest.mark.parametrize(

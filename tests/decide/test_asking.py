@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 
-from dslm.cluster.wrong_versions import When, WrongVersion
+from dslm.cluster.detect import local_cluster
+from dslm.cluster.wrong_versions import Setting, When, WrongVersion
 from dslm.decide.checks import every, features, layout, machine, versions
-from dslm.decide.checks.base import Check, Problem, Verb, data_problem
+from dslm.decide.checks.base import Apart, Check, Problem, Verb, apart, data_problem
 from dslm.decide.checks.every import Asking
+from dslm.decide.job import resolve_job
 from dslm.decide.model import ModelSource
 from dslm.errors import DataError, DslmError, RecipeError
 from dslm.plan.runnable import Sizes
 from dslm.recipe.features import FEATURES
 from dslm.recipe.load import load_recipe
+from dslm.recipe.schema import Recipe
 from tests.decide.judged import Given
 from tests.decide.test_judges import case_of
 
@@ -202,22 +205,26 @@ def test_a_disk_needs_libaio_its_header_and_the_right_to_write(
         assert said.startswith(begins)
 
 
+def _seen(given: Given) -> Setting:
+    case = case_of(given)
+    assert case.strategy is not None
+    return versions.setting_of(case.recipe, case.strategy, case.cluster, case.source)
+
+
 def test_wrong_versions_see_what_is_trained() -> None:
-    assert versions.setting_of(case_of(Given())) is None
     plan = {"zero_stage": 3, "offload": "all", "gradient_accumulation_steps": 2}
     sets = (
         "precision=bf16 model.compile=true model.liger=true optimizer.name=lion deepspeed.a.b=1 "
         "parallel.zeropp=true parallel.zero_stage=3"
     )
-    seen = versions.setting_of(case_of(Given(sets, device="h100", hosts=(2, 1), plan=plan)))
-    assert seen is not None
-    assert seen == type(seen)(
+    seen = _seen(Given(sets, device="h100", hosts=(2, 1), plan=plan))
+    assert seen == Setting(
         stage=3, precision="bf16", ranks=3, offload="all", accumulates=True, on_cpu=False,
         compile=True, liger=True, zeropp=True, pretrained=False, task="pretrain",
         optimizer="lion", model_type="llama", deepspeed={"a.b": 1},
     )  # fmt: skip
-    plain = versions.setting_of(case_of(Given(plan={})))
-    assert plain == type(seen)(
+    plain = _seen(Given(plan={}))
+    assert plain == Setting(
         stage=2, precision="fp32", ranks=2, on_cpu=True, task="pretrain", optimizer="adamw",
         model_type="llama",
     )  # fmt: skip
@@ -225,12 +232,10 @@ def test_wrong_versions_see_what_is_trained() -> None:
         ("model.liger=auto", "h100", True), ("model.liger=auto", "cpu", False),
         ("model.liger=false", "h100", False), ("model.liger=true", "cpu", True),
     ):  # fmt: skip
-        setting = versions.setting_of(case_of(Given(sets, device=device, plan={})))
-        assert setting is not None
+        setting = _seen(Given(sets, device=device, plan={}))
         assert setting.liger is liger
     unknown = Given("model.init=pretrained model.name=no-one/has-this", plan={})
-    setting = versions.setting_of(case_of(unknown))
-    assert setting is not None
+    setting = _seen(unknown)
     assert (setting.pretrained, setting.model_type) == (True, "")
 
 
@@ -277,3 +282,40 @@ def test_what_is_sure_is_refused_and_what_may_be_is_said(
             "pip install 'dslm-a>=2.0', or `--set seed=1`; "
             "`--set guards.on_trouble=warn` trains all the same"
         )
+
+
+@pytest.mark.parametrize(("stage", "known"), [(1, []), (2, ["sure", "perhaps"])])
+def test_a_resolved_job_knows_what_it_meets(
+    stage: int, known: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dslm.decide.job.profile_of", lambda *args, **more: (None, "not traced"))
+    monkeypatch.setattr(
+        "dslm.cluster.wrong_versions.wrong_versions",
+        lambda: (replace(SURE, when=When(stages=(2,), ranks=2, model_types=("llama",))), PERHAPS),
+    )
+    monkeypatch.setattr(
+        "dslm.cluster.wrong_versions._installed", {"dslm-a": "1.0", "dslm-b": "3.0"}.get
+    )
+    loaded = load_recipe("quickstart", [f"parallel.zero_stage={stage}"])
+    job = resolve_job(loaded, local_cluster(ranks=2))
+    assert versions.known_of(job) == tuple(
+        {"sure": "dslm-a 1.0: is wrong; here", "perhaps": "dslm-b 3.0: is wrong (at times); here"}[
+            name
+        ]
+        for name in known
+    )
+
+
+def test_a_table_of_what_clashes_is_judged_row_by_row() -> None:
+    def by_seed(recipe: Recipe) -> object:
+        return recipe.seed == 42
+
+    rows = (
+        Apart("seed", by_seed, "never 42", "41"),
+        Apart("task", lambda recipe: recipe.task == "sft", "never sft", ""),
+        Apart("model", by_seed, "nor its model", ""),
+    )
+    found = list(apart(rows)(case_of(Given())))
+    assert [(each.key, each.message, each.hint) for each in found] == [
+        ("seed", "never 42", "41"), ("model", "nor its model", ""),
+    ]  # fmt: skip

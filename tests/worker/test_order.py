@@ -68,6 +68,19 @@ def test_a_sample_that_is_twice_in_a_step_keeps_its_order_by_hash() -> None:
     assert (first == second + count).all()
 
 
+def test_ranks_share_the_steps_of_an_epoch_by_hash_as_they_always_did() -> None:
+    ranks = [
+        GlobalBatchSampler(
+            count=16, seed=3, steps=4, micro_batch=4, accumulation=1,
+            share=Share(rank=rank, world_size=2, sharding="hash"),
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [[rank.samples_of_rank(step).tolist() for step in (1, 2)] for rank in ranks] == [
+        [[0, 13, 5, 7], [16, 26, 18, 31]], [[4, 6, 3, 8], [23, 20, 25, 30]],
+    ]  # fmt: skip
+
+
 STEPS = [
     [4, 2, 1, 3], [0, 6, 9, 5], [7, 8, 14, 10], [11, 12, 13, 16], [18, 19, 17, 15],
     [23, 22, 24, 20], [21, 25, 27, 29], [26, 28, 31, 34],
@@ -133,6 +146,13 @@ def test_documents_are_cut_where_they_always_were() -> None:
 )
 def test_pieces_go_together_as_they_always_did(sizes: list[int], samples: list[list[int]]) -> None:
     assert best_fit(np.array(sizes, dtype=np.int64), 8) == samples
+
+
+def test_pieces_of_one_size_keep_their_order() -> None:
+    """So many that no unstable sort would keep them all."""
+    count = 2000
+    samples = best_fit(np.tile([3, 5], count), 8)
+    assert samples == [[2 * k + 1, 2 * (count - 1 - k)] for k in range(count)]
 
 
 def test_a_packed_sample_is_of_whole_numbers_without_a_mask_as_with_one() -> None:

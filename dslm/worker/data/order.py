@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,6 +17,9 @@ import numpy as np
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order of all samples in one epoch: a permutation of 0 … count - 1."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
+
+
+_known_order = lru_cache(maxsize=1)(epoch_order)  # steps of one epoch ask for it again and again
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +73,6 @@ class GlobalBatchSampler:
         self.share = share
         self.start_step = start_step
         self._skipped = sorted(skipped)
-        self._epoch = -1
-        self._order = np.empty(0, dtype=np.int64)
 
     @property
     def global_batch(self) -> int:
@@ -110,9 +112,8 @@ class GlobalBatchSampler:
         wanted = self.samples_per_batch
         while wanted:
             epoch, offset = divmod(first, self.count)
-            if epoch != self._epoch:
-                self._epoch, self._order = epoch, epoch_order(self.count, self.seed, epoch)
-            part = self._order[offset : offset + wanted]
+            order = _known_order(self.count, self.seed, epoch)
+            part = order[offset : offset + wanted]
             parts.append(part + epoch * self.count)
             wanted -= len(part)
             first += len(part)
