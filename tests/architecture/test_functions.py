@@ -69,5 +69,19 @@ def test_the_walk_of_a_recipe_has_at_most_ten_true_stops() -> None:
     page = (ROOT / "docs" / "design" / "0005-the-house.md").read_text()
     stops = re.findall(r"^\d+\. `(dslm/[^`]+)` — `(\w+)`", page, re.MULTILINE)
     assert 5 < len(stops) <= 10
+    before = ""
     for file, function in stops:
-        assert f"def {function}(" in (ROOT / file).read_text(), (file, function)
+        text = (ROOT / file).read_text()
+        assert f"def {function}(" in text, (file, function)
+        started = file.removesuffix(".py").replace("/", ".")  # a program is started by its name
+        called = re.search(rf"\b{function}\(", before) or f'"{started}"' in before
+        assert called or not before, f"no stop before it leads to {file}"
+        before += text
+
+
+def test_a_page_of_the_design_has_a_number_of_its_own() -> None:
+    pages = sorted((ROOT / "docs" / "design").glob("*.md"))
+    assert len(pages) > 5
+    for number, page in enumerate(pages, 1):
+        assert page.name.startswith(f"{number:04}-")
+        assert page.read_text().startswith(f"# {number}. ")
