@@ -44,9 +44,9 @@ def list_(
     if not summaries:
         terminal.say(f"no runs below {folder}; `dslm train quickstart` makes one")
         return
-    from dslm.cli.screens.runs import runs_table
+    from dslm.cli.screens.runs import RunsTable
 
-    terminal.show(runs_table(summaries, folder))
+    terminal.show(RunsTable(summaries, folder))
     for summary in summaries:
         for problem in summary.problems:
             terminal.say(f"{Path(summary.path).name}: could not be read: {problem}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ VARIABLES = {"NO_COLOR": "1", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 COMMANDS = {
     "help": ("--help",),
     "recipes-list": ("recipes", "list"),
+    "runs-list": ("runs", "list"),
     "runs-show": ("runs", "show", "stopped"),
 }
 
@@ -48,6 +50,7 @@ def compare(request: pytest.FixtureRequest, width: int) -> Compare:
         for stream, text in (("stdout", stdout), ("stderr", stderr)):
             lines += [f"--- {stream}", *(line.rstrip() for line in text.splitlines())]
         screen = "\n".join(lines) + "\n"
+        assert not re.search(r"\w…", screen), "a word is cut, and can't be copied"
         file = GOLDEN / f"{name}-{width}.txt"
         if request.config.getoption("--update-golden"):
             file.parent.mkdir(exist_ok=True)
@@ -62,6 +65,8 @@ def runs(tmp_path: Path) -> Path:
     """A folder with the frozen runs below `runs/`."""
     for name in ("done", "stopped"):
         shutil.copytree(TESTS / "data" / "run-0.1" / name, tmp_path / "runs" / name)
+    long = "llama-3.1-8b-instruct-20261125-184110"
+    shutil.copytree(TESTS / "data" / "run-0.1" / "stopped", tmp_path / "runs" / long)
     return tmp_path
 
 

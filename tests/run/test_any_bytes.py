@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dslm.ask.export import export_request
 from dslm.cli.screens.failure import panel
-from dslm.cli.screens.runs import run_page, runs_table
+from dslm.cli.screens.runs import RunsTable, run_page
 from dslm.errors import DslmError
 from dslm.lifecycle.resumable import run_in
 from dslm.run.checkpoints import complete_checkpoints, newest_sound
@@ -69,7 +69,7 @@ def read_everything(path: Path) -> str:
     history = read_history(run)
     summary = summary_of(history)
     summary.document()
-    screen.print(runs_table([summary], path.parent))
+    screen.print(RunsTable([summary], path.parent))
     for part in run_page(history, summary, plain=False):
         screen.print(part)
     if summary.failure is not None:

@@ -7,10 +7,11 @@ markup.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -24,30 +25,39 @@ from dslm.run.summary import RUNS, RunSummary
 from dslm.run.verification import difference, verified_of
 from dslm.units import render_count, render_seconds
 
+_WIDE = 100  # columns of a terminal
+_BESIDE, _BESIDE_WIDE, _LEAST_NAME = 50, 70, 12  # columns beside a run's name, and of it at least
 _ANSWERS, _SHOWN = 4, 200  # answers, and letters of each, on the page of a run
 
 
-def runs_table(summaries: Sequence[RunSummary], folder: Path) -> Table:
-    """Lay out runs, a line each; every verb takes the names as they are shown."""
-    table = Table(
-        "run", "status", "step", "loss", "eval loss", "started", "time",
-        box=None, header_style="bold",
-    )  # fmt: skip
-    paths = [Path(summary.path).name for summary in summaries]
-    names = paths if folder == RUNS else [str(folder / path) for path in paths]
-    table.columns[0].min_width = max(map(len, names), default=0)  # whole: it is typed again
-    table.columns[0].overflow = "fold"
-    for name, summary in zip(names, summaries, strict=True):
-        table.add_row(*map(Text, (
-            name,
-            _status(summary),
-            f"{summary.step}/{summary.steps or '?'}",
-            _number(summary.loss),
-            _number(summary.eval_loss),
-            _date(summary.started),
-            "-" if summary.seconds is None else render_seconds(summary.seconds),
-        )))  # fmt: skip
-    return table
+@dataclass(frozen=True, slots=True)
+class RunsTable:
+    """Runs, a line each; every verb takes the names as they are shown."""
+
+    summaries: Sequence[RunSummary]
+    folder: Path
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        """Leave the loss of evaluations out where a line has no room for it."""
+        wide = options.max_width >= _WIDE
+        left_out = set() if wide else {"eval loss"}
+        room = options.max_width - (_BESIDE_WIDE if wide else _BESIDE)
+        longest = max((len(self._name(each)) for each in self.summaries), default=0)
+        shown = [name for name in _COLUMNS if name not in left_out]
+        table = Table(*shown, box=None, header_style="bold")
+        # whole, if it can be: it is typed again, and not at the cost of another column
+        table.columns[0].width = min(max(longest, 3), max(room, _LEAST_NAME))
+        table.columns[0].overflow = "fold"
+        for summary in self.summaries:
+            cells = {"run": self._name(summary)} | {
+                name: cell(summary) for name, cell in _COLUMNS.items() if cell is not None
+            }
+            table.add_row(*(Text(cells[name]) for name in shown))
+        yield table
+
+    def _name(self, summary: RunSummary) -> str:
+        name = Path(summary.path).name
+        return name if self.folder == RUNS else str(self.folder / name)
 
 
 def run_page(history: History, summary: RunSummary, *, plain: bool) -> Iterator[RenderableType]:
@@ -165,3 +175,14 @@ def _date(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+_COLUMNS: Mapping[str, Callable[[RunSummary], str] | None] = {
+    "run": None,  # as the folder names it
+    "status": _status,
+    "step": lambda summary: f"{summary.step}/{summary.steps or '?'}",
+    "loss": lambda summary: _number(summary.loss),
+    "eval loss": lambda summary: _number(summary.eval_loss),
+    "started": lambda summary: _date(summary.started),
+    "time": lambda s: "-" if s.seconds is None else render_seconds(s.seconds),
+}
