@@ -75,7 +75,6 @@ def list_(
     from rich.table import Table
 
     table = Table("model", "task", "parameters", "description", box=None, header_style="bold")
-    table.columns[0].no_wrap = True
     table.columns[0].min_width = max((len(preset.name) for preset in found), default=0)  # whole
     table.columns[2].justify = "right"
     found.sort(key=lambda preset: (preset.family, sizes.get(preset.name, 0), preset.name))
