@@ -72,10 +72,11 @@ def list_(
             ]
         )
         return
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("model", "task", "parameters", "description", box=None, header_style="bold")
-    table.columns[0].min_width = max((len(preset.name) for preset in found), default=0)  # whole
+    longest = max((len(preset.name) for preset in found), default=0)
+    model = Column("model", no_wrap=True, min_width=longest)  # whole: it is typed again
+    table = Table(model, "task", "parameters", "description", box=None, header_style="bold")
     table.columns[2].justify = "right"
     found.sort(key=lambda preset: (preset.family, sizes.get(preset.name, 0), preset.name))
     for number, preset in enumerate(found):

@@ -83,7 +83,8 @@ def interface_of(report: HostReport) -> str | None:
         address = report.master_address
     else:
         address = (report.facts["reach"] or {}).get("address")
-    return report.facts["interfaces"].get(address) if address else None
+    found: str | None = report.facts["interfaces"].get(address)
+    return found
 
 
 def judge(report: HostReport) -> list[CheckResult]:

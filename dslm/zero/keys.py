@@ -185,11 +185,10 @@ def _key(node: Mapping[str, Any]) -> Key:
     )
 
 
-def home_of(name: str, section: str) -> str:
+def home_of(name: str) -> str:
     """Find the section that a misplaced key belongs to: a dotted path, or ""."""
-    synonym = SYNONYMS.get(name)
-    if synonym and synonym != (f"{section}.{name}" if section else name):
-        return synonym
+    if name in SYNONYMS:
+        return SYNONYMS[name]
     paths = _paths().get(name, ())
     return paths[0] if 0 < len(paths) <= 3 else ""
 

@@ -140,7 +140,7 @@ def _unknown(
         text = f"a comment `{shown_key}` is refused here: DeepSpeed takes it for a key"
         return error("unknown key", path, text, "move it to the top level")
     with_hints = next(unknown) <= _MOST_HINTS
-    home = home_of(key, above.rstrip(".")) if with_hints else ""
+    home = home_of(key) if with_hints else ""
     near = nearest(key, names) if with_hints else ""
     hint = f"it belongs to `{home}`" if home else near
     text = f"there is no key `{shown_key}`"

@@ -240,9 +240,10 @@ GIVEN: dict[str, tuple[Given, ...]] = {
         "", *(
             f"{A}.hidden_size={width} {A}.num_attention_heads={heads}"
             for width, heads in ((128, 5), (128, 3), (128, 127), (128, 256), (7, 3), (12, 4),
-                                 (12, 12), (0, 3), (128, 0), (-128, 3), (128, -3), (128, 1))
+                                 (12, 12), (0, 3), (7, 1), (128, 0), (-128, 3), (128, -3), (128, 1))
         ),
-        f"{A}.num_attention_heads=two", f"{_NO_KIND} {A}.num_attention_heads=5",
+        f"{A}.num_attention_heads=two", f"{A}.hidden_size=null",
+        f"{_NO_KIND} {A}.num_attention_heads=5",
         f"{A}.num_attention_heads=3 {A}.head_dim=32",
         *(
             f"{_MIXTRAL} {A}.num_attention_heads=3 {A}.{name}={size}"

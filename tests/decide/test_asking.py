@@ -15,7 +15,7 @@ import pytest
 from dslm.cluster.detect import local_cluster
 from dslm.cluster.wrong_versions import Setting, When, WrongVersion
 from dslm.decide.checks import every, features, layout, machine, versions
-from dslm.decide.checks.base import Apart, Check, Problem, Verb, apart, data_problem
+from dslm.decide.checks.base import Apart, Case, Check, Problem, Verb, apart, data_problem
 from dslm.decide.checks.every import Asking
 from dslm.decide.job import resolve_job
 from dslm.decide.model import ModelSource
@@ -31,7 +31,11 @@ TRAIN = Asking(verb=Verb.TRAIN)
 
 
 def _check(name: str, *problems: Problem, **settings: object) -> Check:
-    return Check(name=name, looks_at="", judge=lambda case: problems, **settings)  # type: ignore[arg-type]
+    def judge(case: Case) -> tuple[Problem, ...]:
+        assert isinstance(case, Case)
+        return problems
+
+    return Check(name=name, looks_at="", judge=judge, **settings)  # type: ignore[arg-type]
 
 
 PROBLEM = Problem(key="seed", message="odd", hint="even")
@@ -51,6 +55,7 @@ ROWS = (
         (replace(TRAIN, here=False), False, ["recipe"]),
         (replace(TRAIN, here=False), True, ["plan"]),
         (Asking(verb=Verb.VERIFY), False, ["recipe", "machine", "verify"]),
+        (Asking(verb=Verb.VERIFY, here=False), False, ["recipe", "verify"]),
         (replace(TRAIN, force=True, device_known=False), False, ["recipe", "machine"]),
     ],
 )
@@ -199,10 +204,12 @@ def test_a_disk_needs_libaio_its_header_and_the_right_to_write(
         os, "access", lambda path, mode: writable or path != tmp_path or mode != os.W_OK
     )
     sets = f"parallel.zero_stage=3 parallel.offload=nvme parallel.nvme_path={tmp_path}"
-    found = [f"{p.key}: {p.message}" for p in machine._nvme(case_of(Given(sets)))]
+    found = list(machine._nvme(case_of(Given(sets))))
     assert len(found) == len(told)
     for said, begins in zip(found, told, strict=True):
-        assert said.startswith(begins)
+        assert f"{said.key}: {said.message}".startswith(begins)
+        of_disk = said.key == "parallel.nvme_path"
+        assert said.hint == ("its owner can change that" if of_disk else "apt install libaio-dev")
 
 
 def _seen(given: Given) -> Setting:

@@ -113,6 +113,11 @@ def apart(rows: Iterable[Apart]) -> Judge:
     return judge
 
 
+def divisors(number: int, *, least: int = 1) -> list[int]:
+    """Return what divides a number evenly, from `least` on."""
+    return [each for each in range(least, number + 1) if number % each == 0]
+
+
 def data_problem(key: str, message: str, hint: str = "") -> Problem:
     """Return a problem of the data, which is bad input of its own kind."""
     return Problem(key=key, message=message, hint=hint, error=DataError)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dslm.cluster.hosts import Cluster
 from dslm.decide.checks import facts
-from dslm.decide.checks.base import ONLY_TRAIN, TRAINING, Case, Check, Problem
+from dslm.decide.checks.base import ONLY_TRAIN, TRAINING, Case, Check, Problem, divisors
 from dslm.decide.model import ModelSource
 from dslm.plan.runnable import Permits, Sizes, can_share
 from dslm.recipe.packs import leaks, refusal
@@ -42,11 +42,11 @@ def _heads(case: Case) -> Iterator[Problem]:
     shared = _entry(case, "num_key_value_heads")
     for key, size in (("tensor", sizes.tensor), ("sequence", sizes.sequence)):
         if type(heads) is int and heads % size:
-            near = [str(n) for n in range(2, heads + 1) if heads % n == 0] or ["1"]
+            near = divisors(heads, least=2) or [1]
             yield Problem(
                 key=f"parallel.{key}",
                 message=f"{size} ranks can't share {number_of(heads, 'head')} evenly",
-                hint=f"{' or '.join(near[:4])} would work",
+                hint=f"{' or '.join(map(str, near[:4]))} would work",
             )
         elif type(shared) is int and shared > 0 and shared % size and size % shared:
             yield Problem(
@@ -58,7 +58,7 @@ def _heads(case: Case) -> Iterator[Problem]:
 
 def _length(case: Case) -> Iterator[Problem]:
     size, length = _sizes(case).sequence, case.recipe.data.sequence_length
-    if size > 1 and length % size:
+    if length % size:
         below = length // size * size
         sizes = f"{below} or {below + size}" if below else f"{size}"
         yield Problem(
@@ -88,11 +88,11 @@ def _experts(case: Case) -> Iterator[Problem]:
             else "`--set parallel.expert=1`",
         )
     elif count is not None and count % size:
-        fits = [str(n) for n in range(2, count + 1) if count % n == 0] or ["1"]
+        fits = divisors(count, least=2) or [1]
         yield Problem(
             key="parallel.expert",
             message=f"{size} ranks can't share {number_of(count, 'expert')} evenly",
-            hint=f"{' or '.join(fits[-4:])} would work",
+            hint=f"{' or '.join(map(str, fits[-4:]))} would work",
         )
     if case.cluster.world_size % size:
         yield Problem(

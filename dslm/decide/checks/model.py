@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
+from bisect import bisect
 from collections.abc import Iterator
 
 from dslm.decide.checks import facts
-from dslm.decide.checks.base import ALL, RECIPES, TRAINING, Case, Check, Problem
+from dslm.decide.checks.base import ALL, RECIPES, TRAINING, Case, Check, Problem, divisors
 from dslm.errors import did_you_mean
 from dslm.units import number_of
 
@@ -111,13 +111,10 @@ def _entries(case: Case) -> Iterator[Problem]:
                 message=f"`{name}` of a {kind.name} must be {facts.said(wanted)}, not {value!r}",
             )
         elif name not in known and name != "model_type":
-            near = difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELT)
+            near = did_you_mean(name, known, likeness=_MISSPELT)
             if near:  # others are notes of whoever made it: transformers keeps them
-                yield Problem(
-                    key=case.at(name),
-                    message=f"the config of a {kind.name} has no `{name}`",
-                    hint=f"did you mean `{near[0]}`?",
-                )
+                text = f"the config of a {kind.name} has no `{name}`"
+                yield Problem(key=case.at(name), message=text, hint=near)
 
 
 def _number(case: Case, name: str) -> int | None:
@@ -145,18 +142,17 @@ def _positive(case: Case) -> Iterator[Problem]:
 def _heads(case: Case) -> Iterator[Problem]:
     width, heads = _number(case, "hidden_size"), _number(case, "num_attention_heads")
     kind = case.kind
-    if kind is None or not width or not heads or width < 0 or heads < 0:
+    if kind is None or width is None or heads is None or min(width, heads) < 1:
         return
     given = any(case.architecture.get(name) is not None for name in _HEAD_SIZES)
     if width % heads and (not given or "heads divide" in kind.code):
-        near = [n for n in range(1, width + 1) if width % n == 0]
-        less = max(n for n in near if n < heads)
-        more = min((n for n in near if n > heads), default=width)
+        near = divisors(width)
+        place = bisect(near, heads)
         yield Problem(
             key=case.at(_own(case, "num_attention_heads")),
             message=f"{heads} heads can't share a width of {width} "
             f"(`{_own(case, 'hidden_size')}`): it is not a multiple",
-            hint=f"{' or '.join(dict.fromkeys((str(less), str(more))))} would work",
+            hint=f"{' or '.join(map(str, near[place - 1 : place + 1]))} would work",
         )
         return
     size = _number(case, "head_dim") or width // heads
@@ -176,13 +172,14 @@ def _key_value_heads(case: Case) -> Iterator[Problem]:
     kind = case.kind
     if kind is None or kind.own("num_key_value_heads") not in kind.fields:
         return
-    if heads and shared and heads > 0 and shared > 0 and heads % shared:
-        fits = [str(n) for n in range(1, heads + 1) if heads % n == 0]
+    if heads is None or shared is None or min(heads, shared) < 1:
+        return
+    if heads % shared:
         yield Problem(
             key=case.at("num_key_value_heads"),
             message=f"{shared} key-value heads can't be shared by {number_of(heads, 'head')} "
             "evenly",
-            hint=f"{' or '.join(fits[-6:])} would work",
+            hint=f"{' or '.join(map(str, divisors(heads)[-6:]))} would work",
         )
 
 
@@ -223,9 +220,11 @@ def _positions(case: Case) -> Iterator[Problem]:
                 hint=did_you_mean(used, kinds) or f"known: {', '.join(kinds)}",
             )
     entries = _number(case, "vocab_size")
-    for name in _TOKENS if entries else ():
-        token: object = case.architecture.get(name)
-        if type(token) is int and entries and token >= entries:
+    if not entries:
+        return
+    for name in _TOKENS:
+        token = case.architecture.get(name)
+        if type(token) is int and token >= entries:
             yield Problem(
                 key=case.at(name),
                 message=f"`{name}` {token} is beyond the vocabulary of {entries}",
