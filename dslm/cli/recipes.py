@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dslm.cli import complete, options, terminal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dslm.recipe.catalog import Preset
 
 app = typer.Typer(
     help="List, show and write recipes.", no_args_is_help=True, rich_markup_mode="rich"
@@ -39,7 +45,6 @@ def list_(
     from dslm.profile.store import preset_parameters
     from dslm.recipe.catalog import entries, purposes
     from dslm.recipe.schema import Task
-    from dslm.units import render_count
 
     if task is not None and task not in get_args(Task):
         raise OptionError(
@@ -72,20 +77,10 @@ def list_(
             ]
         )
         return
-    from rich.table import Column, Table
+    from rich.table import Table
 
-    longest = max((len(preset.name) for preset in found), default=0)
-    model = Column("model", no_wrap=True, min_width=longest)  # whole: it is typed again
-    table = Table(model, "task", "parameters", "description", box=None, header_style="bold")
-    table.columns[2].justify = "right"
     found.sort(key=lambda preset: (preset.family, sizes.get(preset.name, 0), preset.name))
-    for number, preset in enumerate(found):
-        if number and preset.family != found[number - 1].family:
-            table.add_row()
-        size = sizes.get(preset.name)
-        shown = "-" if size is None else render_count(size)
-        table.add_row(preset.name, preset.task, shown, preset.description)
-    terminal.show(table)
+    terminal.show(_presets(found, sizes))
     if aims:
         table = Table("purpose", "description", box=None, header_style="bold")
         for purpose in aims:
@@ -94,6 +89,25 @@ def list_(
             "\npurposes, one or several with any model: dslm train MODEL --with PURPOSE,…\n"
         )
         terminal.show(table)
+
+
+def _presets(found: Sequence[Preset], sizes: Mapping[str, int]) -> Table:
+    """Lay out presets, with an empty line between families."""
+    from rich.table import Column, Table
+
+    from dslm.units import render_count
+
+    longest = max((len(preset.name) for preset in found), default=0)
+    model = Column("model", no_wrap=True, min_width=longest)  # whole: it is typed again
+    table = Table(model, "task", "parameters", "description", box=None, header_style="bold")
+    table.columns[2].justify = "right"
+    for number, preset in enumerate(found):
+        if number and preset.family != found[number - 1].family:
+            table.add_row()
+        size = sizes.get(preset.name)
+        shown = "-" if size is None else render_count(size)
+        table.add_row(preset.name, preset.task, shown, preset.description)
+    return table
 
 
 @app.command("show", no_args_is_help=True)
