@@ -30,10 +30,11 @@ def profile_request(
         "lora": _shape(recipe.lora) if recipe.lora else None,
         "device": "cpu" if on_cpu else "accelerator",
         # of those that most recipes don't have, none where it is off: profiles are found by this
-        **({"chunked_loss": True} if recipe.model.chunked_loss else {}),
+        **{name: True for name in _OPTIONAL if getattr(recipe.model, name) is True},
     }  # fmt: skip
 
 
+_OPTIONAL = ("chunked_loss", "tiled_mlp", "tiled_loss", "offload_activations")
 # the task whose head and loss a model is traced with, where it is another's
 _TRACED_AS = {
     **dict.fromkeys(("sft", "dpo", "orpo", "kto", "grpo", "sequence", "script"), "pretrain"),

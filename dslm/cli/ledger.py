@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from dslm.cli import terminal
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dslm.cluster.hosts import Cluster
     from dslm.decide.job import Job
 
+Document = dict[str, Any]
 _HOW = ("zero_stage", "offload", "micro_batch_size", "activation_checkpointing")
 _SHARED = ("tensor_parallel", "sequence_parallel", "expert_parallel")
 _ALL_THROUGH = 10  # moments of a run, all but the first
@@ -17,6 +22,7 @@ _ALL_THROUGH = 10  # moments of a run, all but the first
 
 def show_limits(made: Job, cluster: Cluster, *, longest: bool, largest: bool, json: bool) -> None:
     """The longest sequence, the largest micro batch that fit."""
+    from dslm.decide.longest import reach_document
     from dslm.plan import limits
 
     found: dict[str, Any] = {}
@@ -30,15 +36,43 @@ def show_limits(made: Job, cluster: Cluster, *, longest: bool, largest: bool, js
                 **{key: getattr(limit[1].strategy, key) for key in _HOW},
                 **{key: n for key in _SHARED if (n := getattr(limit[1].strategy, key)) > 1},
             }  # fmt: skip
+    reach: Document = {}
+    if longest and made.profile is not None:
+        with terminal.busy_when_told() as told:
+            reach = reach_document(made, told)
+        found["long_samples"] = reach
     if json:
         terminal.write_json(found)
         return
-    for name, limit in found.items():
+    for name in (each for each in asked if each in found):
+        limit = found[name]
         if limit is None:
             terminal.show(f"[bold]{name.replace('_', ' ')}[/]  none: not even the smallest fits")
             continue
         how = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in limit.items() if k != "value")
         terminal.show(f"[bold]{name.replace('_', ' ')}[/]  {limit['value']}  ({how})")
+
+    if reach:
+        terminal.show(_reach_table(reach))
+
+
+def _reach_table(found: Document) -> Table:
+    """How long sequences may be with what saves memory with them, without it, and without each."""
+    from rich.table import Table
+
+    def tokens(count: int | None) -> str:
+        if count is None:
+            return "none fits"
+        return f"{count:,}" + (", all its positions" if count == found["positions"] else "")
+
+    table = Table("long samples", "longest sequence", box=None, header_style="bold")
+    table.add_row("with nothing that saves memory with them", tokens(found["with_nothing"]))
+    table.add_row("with all of it (`model.long_context`)", tokens(found["with_all"]))
+    for key, count in found["without"].items():
+        table.add_row(f"  without {key}", tokens(count))
+    for key, why in found["left_out"].items():
+        table.add_row(f"  [dim]{key}", f"[dim]left out: {escape(why)}")
+    return table
 
 
 def show_terms(memory: dict[str, Any]) -> None:

@@ -109,9 +109,9 @@ def plan(
     from dslm.cli.ledger import show_limits
     from dslm.decide.advice import check_fit
     from dslm.decide.checks.every import Asking
+    from dslm.decide.job import planned_document
     from dslm.decide.place import planned_cluster
     from dslm.decide.ready import ready_job
-    from dslm.plan.report import document
     from dslm.plan.report import sweep as sweep_rows
 
     here = all(given is None for given in (gpus, hosts, device, hostfile))
@@ -136,7 +136,7 @@ def plan(
         rows = sweep_rows(made.recipe, cluster.device, made.profile, _SWEEP, made.permits)
         _show_sweep(rows, json=json)
         return
-    found = document(made.plan, made.recipe, cluster, made.profile, made.untraced, made.permits)
+    found = planned_document(made)
     _refuse_unknown_cost(price, found)
     _show_plan(found, explain=explain, json=json)
     check_fit(made, can_force=False)

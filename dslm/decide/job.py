@@ -21,12 +21,13 @@ from dslm.decide.model import ModelSource, model_of, read_config
 from dslm.errors import DataError, OptionError, RecipeError, Where
 from dslm.plan.report import document
 from dslm.plan.runnable import Permits
-from dslm.plan.search import Plan, choose
+from dslm.plan.search import Plan, choose, traced
 from dslm.presets import ANY_MODEL
 from dslm.profile.value import Profile
 from dslm.recipe.data_paths import check_data
 from dslm.recipe.extras import check_extras
 from dslm.recipe.load import LoadedRecipe, load_recipe
+from dslm.recipe.long_context import leave_out, parts_on, switch_on, unproved
 from dslm.recipe.schema import Recipe
 from dslm.run.documents import FORMAT
 from dslm.secrets import HINT, find_in_arguments
@@ -55,6 +56,7 @@ class Job:
     plan: Plan
     config: ResolvedConfig
     permits: Permits  # which sizes of shared work the model can be trained with
+    left_out: Mapping[str, str]  # keys of savings that long samples would want, and why not here
 
     @property
     def name(self) -> str:
@@ -106,7 +108,11 @@ def _resolve(
     if resumed is not None and recipe.parallel.zero_stage == "auto":
         kept = recipe.parallel.model_copy(update={"zero_stage": resumed.parallel.zero_stage})
         recipe = recipe.model_copy(update={"parallel": kept})
+    asked = recipe
+    recipe, left_out = switch_on(recipe, on_cpu=cluster.device.kind == "cpu")
     profile, untraced = _profile(recipe, source, cluster, on_phase)
+    impossible = profile.left_out if traced(profile) else unproved(recipe, asked, untraced)
+    recipe = leave_out(recipe, asked, impossible)
     permits = permits_of(source)
     plan = choose(recipe, cluster, profile, permits)
     config = generate(_with_second(recipe, plan), cluster, plan.strategy, profile)
@@ -120,6 +126,7 @@ def _resolve(
         plan=plan,
         config=config,
         permits=permits,
+        left_out={**left_out, **impossible},
     )
 
 
@@ -179,10 +186,17 @@ def check_data_named(recipe: Recipe) -> None:
 
 def plan_document(job: Job) -> dict[str, Json]:
     """plan.json: what was chosen and what is predicted."""
-    found = document(
-        job.plan, job.recipe, job.cluster, job.profile, job.untraced, job.permits
-    )  # fmt: skip
-    return {"format": FORMAT, **found}
+    return {"format": FORMAT, **planned_document(job)}
+
+
+def planned_document(job: Job) -> dict[str, Json]:
+    """Return what was chosen and what is predicted."""
+    found = document(job.plan, job.recipe, job.cluster, job.profile, job.untraced, job.permits)
+    found["long_samples"] = {
+        "on": {part.key: part.what for part in parts_on(job.recipe)},
+        "left_out": dict(job.left_out),
+    }
+    return found
 
 
 def is_bare(name: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 
+from dslm.plan.away import away_terms
 from dslm.plan.experts import held
 from dslm.plan.few_bits import elements_less, few_bits_terms
 from dslm.plan.generation import generation_terms
@@ -96,6 +97,7 @@ def estimate(
     )
     states = _STAGES[inputs.stage](inputs)
     seen = pass_levels(recipe, profile, strategy)
+    away = away_terms(recipe, profile, strategy)
     context = Term(
         name="context", bytes=CONTEXT_BYTES[device_kind], lives=frozenset(Moment),
         source="what the process itself takes of the device", kind="context",
@@ -104,11 +106,13 @@ def estimate(
         context,
         *states.terms,
         *_activations(states, seen),
+        *away,
         *_evaluation(recipe, profile, strategy),
         *few_bits_terms(recipe, profile, strategy, states.terms),
         *_drawing(recipe, inputs, states, on_cpu=on_cpu),
     )
     found = phases(terms)
+    states = replace(states, terms=(*states.terms, *away))
     total, items = _host(recipe, inputs, states, found, ranks=ranks_per_host, on_cpu=on_cpu)
     return Memory(
         parameters=states.parameters,
@@ -143,8 +147,10 @@ def sample_length(recipe: Recipe, profile: Profile) -> int:
 
 @functools.lru_cache(maxsize=4096)  # the search asks for the same pass under every strategy
 def _levels(key: ById, mode: str, samples: int, length: int, tensor: int, sequence: int) -> Levels:
-    found = levels(key.profile.pass_of(mode, samples), samples, length, tensor=tensor)
-    return found.shared(sequence)
+    # of ranks that share a sequence each has its part of the tokens, and for attention all of them
+    # and a part of the heads: as much (DeepSpeed Ulysses, arXiv 2309.14509, section 3)
+    own = -(-length // sequence)
+    return levels(key.profile.pass_of(mode, samples), samples, own, tensor=tensor)
 
 
 def _activations(states: RankMemory, seen: Levels) -> list[Term]:

@@ -141,7 +141,7 @@ def parallel_sizes(
     parallel = recipe.parallel
     asked = (parallel.tensor, parallel.sequence, parallel.expert)
     for tensor, sequence, expert in itertools.product(
-        *(_sizes(size, cluster, profile) for size in asked)
+        *(_sizes(size, cluster, profile, recipe) for size in asked)
     ):
         sizes = Sizes(tensor, sequence, expert)
         # sizes that the recipe itself says are refused with the reason, by whoever asks the checks
@@ -172,11 +172,13 @@ def parallel_sizes(
     return found
 
 
-def _sizes(asked: int | str, cluster: Cluster, profile: Profile | None) -> list[int]:
-    """The sizes to try: `auto` stays inside a host."""
+def _sizes(
+    asked: int | str, cluster: Cluster, profile: Profile | None, recipe: Recipe
+) -> list[int]:
+    """The sizes to try: `auto` stays inside a host, and on a CPU it is for long samples."""
     if isinstance(asked, int):
         return [asked]
-    if not traced(profile) or cluster.device.kind == "cpu":
+    if not traced(profile) or (cluster.device.kind == "cpu" and not recipe.model.long_context):
         return [1]
     return [size for size in (1, 2, 4, 8) if size <= cluster.slots_per_host]
 
@@ -264,7 +266,7 @@ def _strategies(
     sizes: Sizes,
     profile: Profile | None,
 ) -> Iterator[Strategy]:
-    parallel, model = recipe.parallel, recipe.model
+    parallel = recipe.parallel
     known = traced(profile)
     stages: tuple[int, ...]
     stages = (0, 1, 2, 3) if parallel.zero_stage == "auto" else (parallel.zero_stage,)
@@ -280,13 +282,7 @@ def _strategies(
             stages = tuple(stage for stage in stages if stage < 3)  # shared layers are small
         if sizes.expert > 1:
             stages = tuple(stage for stage in stages if stage in _EXPERT_STAGES)
-    checkpointing = (
-        (False, True)
-        if model.activation_checkpointing == "auto"
-        else (model.activation_checkpointing,)
-    )
-    if model.activation_checkpointing == "auto" and (not known or cluster.device.kind == "cpu"):
-        checkpointing = (False,) if cluster.device.kind == "cpu" else (True,)
+    checkpointing = _checkpointing(recipe, cluster, known=known)
     if profile is not None and known and "recompute" not in profile.passes:
         checkpointing = (False,)  # the model's code has no recomputation
     per_rank = recipe.batch.global_size // data_parallel
@@ -330,6 +326,18 @@ def _seconds(recipe: Recipe, cluster: Cluster) -> tuple[bool, ...]:
         return (is_second(recipe),)
     several = len(cluster.hosts) > 1 and cluster.slots_per_host > 1
     return (False, True) if several and cluster.device.kind != "cpu" else (False,)
+
+
+def _checkpointing(recipe: Recipe, cluster: Cluster, *, known: bool) -> tuple[bool, ...]:
+    """Return whether activations may be recomputed, and may be kept."""
+    asked = recipe.model.activation_checkpointing
+    if asked != "auto":
+        return (asked,)
+    if recipe.model.long_context:
+        return (True,)
+    if cluster.device.kind == "cpu":
+        return (False,)
+    return (False, True) if known else (True,)
 
 
 def _candidate(

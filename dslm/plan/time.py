@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from dslm.cluster.hosts import Cluster
 from dslm.cluster.speed import Link, Speed, sent
+from dslm.plan.away import away_bytes
 from dslm.plan.experts import experts_of_a_token, held
 from dslm.plan.generation import generation_seconds
 from dslm.plan.optimizers import updating
@@ -137,6 +138,7 @@ def predict(
     between = accumulation * _between_layers(recipe, profile, strategy, cluster, length)
     element = 4 if recipe.precision == "fp32" else 2
     fetched = _exposed(_fetching(profile, strategy, cluster, element), compute)
+    fetched += accumulation * 2 * away_bytes(recipe, profile, strategy) / PCIE_BANDWIDTH
     optimizer = updating(recipe.optimizer.name, profile, strategy, cluster, speed)
     step = compute + exposed + between + fetched + optimizer
     parts = {

@@ -47,20 +47,6 @@ class Levels:
         """The start of the backward pass: the loss and what gives the logits."""
         return self.backward[0]
 
-    def shared(self, ranks: int) -> Levels:
-        """The same where ranks share each sequence (DeepSpeed Ulysses, arXiv 2309.14509, 3)."""
-        if ranks == 1:
-            return self
-        return Levels(
-            self.kept / ranks,
-            self.forward / ranks,
-            self.before_head / ranks,
-            tuple(
-                Level(x.name, x.let_go / ranks, x.let_go / ranks + x.kept - x.let_go, x.gradients)
-                for x in self.backward
-            ),
-        )
-
 
 def levels(one: PassProfile, samples: int, length: int, *, tensor: int = 1) -> Levels:
     """The levels of a pass over `samples` sequences of `length` tokens, shared by `tensor` ranks.

@@ -78,7 +78,8 @@ def _shipped_names() -> frozenset[str]:
 def _makers() -> str:
     """What made a profile: the libraries, and dslm's own tracing code."""
     code = hashlib.blake2b(digest_size=6)
-    for file in sorted((Path(__file__).parent.parent / "worker" / "trace").glob("*.py")):
+    worker = Path(__file__).parent.parent / "worker"
+    for file in sorted([*worker.glob("trace/*.py"), *worker.glob("layout/tiles*.py")]):
         code.update(file.read_bytes())
     return "-".join([*(importlib.metadata.version(n) for n in _LIBRARIES), code.hexdigest()])
 

@@ -115,6 +115,7 @@ class Profile:
     drops: bool = False  # has dropout, which a CPU computes in another way than an accelerator
     why: str = ""
     apart: Mapping[str, bool] = field(default_factory=dict)  # see dslm.recipe.packs; empty: unknown
+    left_out: Mapping[str, str] = field(default_factory=dict)  # keys of savings it can't have; why
 
     @property
     def total(self) -> int:
@@ -196,6 +197,7 @@ def to_document(profile: Profile) -> dict[str, object]:
         },
         "versions": dict(profile.versions),
         "apart": dict(profile.apart),
+        **({"left_out": dict(profile.left_out)} if profile.left_out else {}),
         "parameters": [
             [g.name, list(g.shape), g.count, _flags(g), g.element] for g in profile.parameters
         ],

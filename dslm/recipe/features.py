@@ -49,6 +49,7 @@ def quantizes_gradients(recipe: Recipe) -> bool:
 
 _GROUPS = 20
 _LOSS = ("pretrain", "sequence")
+_STACKED = ("pretrain", "sft", "sequence", "mlm")  # whose batches all have as many tokens
 FEATURES = (
     Feature(
         key="parallel.hpz", what="the second partition of ZeRO++", on=is_second,
@@ -89,6 +90,18 @@ FEATURES = (
     Feature(
         key="model.chunked_loss", what="the loss in chunks", on=lambda r: r.model.chunked_loss,
         home="runtime/chunked_cross_entropy.py", tasks=_LOSS,
+    ),
+    Feature(
+        key="model.tiled_mlp", what="the computation of MLPs in tiles of tokens",
+        on=lambda r: r.model.tiled_mlp is True, tasks=_STACKED,
+    ),
+    Feature(
+        key="model.tiled_loss", what="the computation of logits and loss in tiles of tokens",
+        on=lambda r: r.model.tiled_loss is True, tasks=_LOSS,
+    ),
+    Feature(
+        key="model.offload_activations", what="recomputation from the host's memory",
+        on=lambda r: r.model.offload_activations is True, accelerator=True,
     ),
     Feature(
         key="autocast", what="torch's autocast", on=lambda r: r.autocast,

@@ -27,6 +27,10 @@ _WORDS: dict[str, tuple[str, ...]] = {
         "disable_gradient_checkpointing", "enable_gradient_checkpointing",
     ),
     "model.compile": ("torch_compile",),
+    "model.tiled_mlp": ("use_tiled_mlp", "tiled_mlp_compute"),
+    "model.offload_activations": (
+        "activation_offloading", "enable_activation_offloading", "activation_cpu_offload",
+    ),
     "model.liger": ("use_liger_kernel", "use_liger", "liger_kernel", "enable_liger_kernel"),
     "task": ("finetuning", "training_type", "trainer_type", "rl", "rlhf_type", "trainer"),
     "data.train": (

@@ -80,6 +80,15 @@ class Model(Section):
     """Compute the loss of a few tokens at a time: less memory for a large vocabulary."""
     activation_checkpointing: Flag | Auto = "auto"
     """Recompute activations in the backward pass instead of keeping them."""
+    long_context: Flag = False
+    """Switch on what saves memory with long samples: recomputation and the three keys that follow,
+    where they are `auto` and as far as each goes."""
+    tiled_mlp: Flag | Auto = "auto"
+    """Compute each MLP a tile of tokens at a time, and again in the backward pass."""
+    tiled_loss: Flag | Auto = "auto"
+    """Compute logits and loss a tile of tokens at a time: all logits are never there."""
+    offload_activations: Flag | Auto = "auto"
+    """Keep what activations are recomputed from in the host's memory."""
     trust_remote_code: Flag = False
     """Run Python code that comes with the model: only for authors you trust."""
     new_parameters: list[Name] = []

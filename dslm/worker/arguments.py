@@ -61,7 +61,8 @@ def training_arguments(
         "use_cpu": on_cpu,
     }
     if recipe.model.activation_checkpointing:
-        values["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+        away = {"offload": True} if recipe.model.offload_activations is True else {}
+        values["gradient_checkpointing_kwargs"] = {"use_reentrant": False, **away}
     known = kind.__dataclass_fields__  # type: ignore[attr-defined]
     for name in recipe.training_args:
         if name not in known:

@@ -17,7 +17,8 @@ from dslm.worker.data.packing import IGNORED
 from dslm.worker.layout.ranks import Layout
 from dslm.worker.layout.sequence import part_of
 from dslm.worker.layout.tensor import whole_logits
-from dslm.worker.metrics import Metric
+from dslm.worker.layout.tiles import summed_in_tiles
+from dslm.worker.metrics import Metric, TokenLoss
 from dslm.worker.tasks.base import Collate, Measure
 
 
@@ -68,6 +69,12 @@ def evaluate(
             batch["labels"][[i >= count for i in indices]] = IGNORED
             batch = part_of(batch, layout)
             labels, shifted = batch.pop("labels"), batch.pop("shift_labels", None)
+            if type(metric) is TokenLoss:
+                sums = summed_in_tiles(model, batch, labels, shifted)
+                if sums is not None:
+                    total += sums if layout.reads_first or shifted is not None else 0
+                    on_batch()
+                    continue
             logits = whole_logits(model(**batch).logits, layout, model)
             if shifted is not None:  # a metric shifts labels itself
                 labels = torch.nn.functional.pad(shifted, (1, 0), value=IGNORED)

@@ -20,8 +20,8 @@ from dslm.worker.layout.attention import without_adapters
 LOSS_BLOCK = 2**22  # elements of the logits that are in fp32 at a time
 
 
-def check_loss(model: PreTrainedModel) -> None:
-    """Check that a model's loss is the one that there is in chunks.
+def check_loss(model: PreTrainedModel, key: str = "model.chunked_loss") -> None:
+    """Check that a model's loss is the one that there is in parts.
 
     Raises:
         RecipeError: it has a loss of its own.
@@ -29,9 +29,9 @@ def check_loss(model: PreTrainedModel) -> None:
     if getattr(model, "loss_function", None) is not ForCausalLMLoss:
         raise RecipeError(
             f"a model of type `{model.config.model_type}` has a loss of its own, which can't be "
-            "computed in chunks",
-            where=Where(key="model.chunked_loss"),
-            hint="`--set model.chunked_loss=false`",
+            "computed in parts",
+            where=Where(key=key),
+            hint=f"`--set {key}=false`",
         )
 
 

@@ -178,4 +178,6 @@ def liger(recipe: Recipe) -> bool:
     """Return whether to use Liger kernels: if installed and on CUDA, unless the recipe decides."""
     if recipe.model.liger != "auto":
         return recipe.model.liger
+    if recipe.model.tiled_mlp is True or recipe.model.tiled_loss is True:
+        return False  # whose place it would take
     return torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None

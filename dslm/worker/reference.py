@@ -24,7 +24,10 @@ from dslm.worker.data.reference_columns import WithReference
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 # recipe's settings of a model that don't change what it computes
-_WITHOUT_EFFECT = {"activation_checkpointing", "compile", "liger", "attention", "new_parameters"}
+_WITHOUT_EFFECT = {
+    "activation_checkpointing", "compile", "liger", "attention", "new_parameters", "long_context",
+    "tiled_mlp", "tiled_loss", "offload_activations",
+}  # fmt: skip
 
 
 def add_reference(

@@ -111,6 +111,7 @@ def job() -> Job:
     """Resolve the smallest preset by hand: the planner has no part in how a screen looks."""
     loaded = load_recipe("quickstart", ())
     return Job(
+        left_out={},
         permits=nothing_shared,
         asked=loaded,
         recipe=loaded.recipe,

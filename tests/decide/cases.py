@@ -84,6 +84,7 @@ NVME = "parallel.zero_stage=3 parallel.offload=nvme parallel.nvme_path="
 _FEATURES = "features of DeepSpeed where they go"
 _GOES = "features of DeepSpeed that go together"
 _PLAN = "features of DeepSpeed that go with the plan"
+_SAVINGS = "savings for long samples that go with the rest"
 _PACKS = "documents that don't see each other"
 KNOWN = "what is known to fail"
 _VERSIONS = "versions that learn what one process would"
@@ -101,7 +102,7 @@ ROWS: tuple[Row, ...] = (
     ),
     _row(_TOGETHER, "optimizer.name=adafactor checkpoint.format=portable", "optimizer.name=adafactor", "no portable form"),  # noqa: E501
     _row(_TOGETHER, f"{_RANKS} parallel.tensor=2 {_MIXTURE}", f"{_RANKS} parallel.tensor=2", "doesn't know"),  # noqa: E501
-    _row(_TOGETHER, f"{_RANKS} parallel.sequence=2", f"{_RANKS} parallel.sequence=1", "pretrain only", recipe=BERT),  # noqa: E501
+    _row(_TOGETHER, f"{_RANKS} parallel.sequence=2", f"{_RANKS} parallel.sequence=1", "pretrain", recipe=BERT),  # noqa: E501
     _row("heads that ranks can share", f"{_RANKS} parallel.tensor=4 {ARCHITECTURE}.num_attention_heads=6 {ARCHITECTURE}.hidden_size=96", f"{_RANKS} parallel.tensor=2 {ARCHITECTURE}.num_attention_heads=6 {ARCHITECTURE}.hidden_size=96", "6 heads", "2 or 3"),  # noqa: E501
     _row("sequences that ranks can share", f"{_RANKS} parallel.sequence=2 data.sequence_length=99", f"{_RANKS} parallel.sequence=2 data.sequence_length=98", "98 or 100"),  # noqa: E501
     _row("experts that ranks can share", f"{_RANKS} parallel.expert=2", f"{_RANKS} parallel.expert=2 {_MIXTURE}", "no experts"),  # noqa: E501
@@ -215,6 +216,13 @@ ROWS: tuple[Row, ...] = (
     _row(_FEATURES, "parallel.zero_stage=3 parallel.offload=optimizer parallel.super_offload=true", "parallel.zero_stage=3 parallel.offload=optimizer", "NVIDIA", device="mi300x"),  # noqa: E501
     _row(_FEATURES, "parallel.zero_stage=2 parallel.zenflow=true", "parallel.zero_stage=2 parallel.offload=optimizer parallel.zenflow=true parallel.ranks=2 batch.global_size=2", "offloaded optimizer"),  # noqa: E501
     _row(_FEATURES, "model.chunked_loss=true", "model.chunked_loss=false", "mlm", recipe=BERT),
+    _row(_FEATURES, "model.tiled_loss=true", "model.tiled_mlp=true", "tiles", "sft", recipe="quickstart-sft"),  # noqa: E501
+    _row(_FEATURES, "model.tiled_mlp=true", "model.tiled_mlp=auto model.long_context=true", "tiles", recipe="quickstart-dpo"),  # noqa: E501
+    _row(_FEATURES, "model.offload_activations=true", "model.long_context=true", "CPU", of_cpu=True),  # noqa: E501
+    _row(_SAVINGS, "model.tiled_mlp=true model.compile=true", "model.long_context=true model.compile=true", "compiled"),  # noqa: E501
+    _row(_SAVINGS, "model.tiled_loss=true model.chunked_loss=true", "model.long_context=true model.chunked_loss=true", "chunks"),  # noqa: E501
+    _row(_SAVINGS, "model.offload_activations=true model.activation_checkpointing=false", "model.offload_activations=true model.activation_checkpointing=true", "recomputed from", device="h100"),  # noqa: E501
+    _row(_TOGETHER, f"{_RANKS} parallel.tensor=2 model.tiled_loss=true", f"{_RANKS} parallel.tensor=2 model.long_context=true", "the head"),  # noqa: E501
     _row(_GOES, "autocast=true precision=fp32", "autocast=true precision=bf16", "precision=bf16"),
     _row(_GOES, "parallel.zero_stage=3 autocast=true precision=bf16 parallel.quantized_weights=true", "parallel.zero_stage=3 parallel.quantized_weights=true", "autocast", device="h100"),  # noqa: E501
     _row(_GOES, "parallel.zero_stage=2 parallel.offload=optimizer parallel.zenflow=true optimizer.name=lion", "", "Adam"),  # noqa: E501

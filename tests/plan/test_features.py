@@ -37,6 +37,9 @@ ON: dict[str, tuple[tuple[str, ...], str, dict[str, object]]] = {
     "parallel.overlap": (("parallel.zero_stage=1",), "true", {f"{Z}.overlap_comm": True}),
     "model.deepcompile": ((), "true", {"compile.deepcompile": True}),
     "model.chunked_loss": ((), "true", {}),
+    "model.tiled_mlp": ((), "true", {}),
+    "model.tiled_loss": ((), "true", {}),
+    "model.offload_activations": (("model.activation_checkpointing=true",), "true", {}),
     "autocast": (
         (), "true",
         {"torch_autocast.enabled": True, "torch_autocast.dtype": "bfloat16", "bf16": None},

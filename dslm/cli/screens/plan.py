@@ -40,6 +40,7 @@ def _rest(found: Document) -> Iterator[tuple[str, str]]:
         yield "host", _host(found["memory"]["host"])
     if found["time"] is not None:
         yield "time", _time(found["time"])
+    yield from _long_samples(found["long_samples"])
     label = "instead"
     for other in found["runners_up"][:_MOST_OTHERS]:
         yield label, f"[dim]{_other(other)}[/]"
@@ -47,6 +48,14 @@ def _rest(found: Document) -> Iterator[tuple[str, str]]:
     smallest = found["smallest_world_size"]
     if smallest:
         yield "needs", f"at least {number_of(smallest, 'such device')}"
+
+
+def _long_samples(found: Document) -> Iterator[tuple[str, str]]:
+    """Lay out what saves memory with long samples, and what of it doesn't go here."""
+    if found["on"]:
+        yield "long samples", escape("; ".join(found["on"].values()))
+    for key, why in found["left_out"].items():
+        yield "left out", f"[dim]{escape(key)}: {escape(why)}[/]"
 
 
 def sweep_table(rows: list[Document]) -> Table:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dslm.decide.checks.base import Apart, Case, Check, Problem, apart
 from dslm.recipe.features import Feature, features_of, given_by, is_second, quantizes_weights
+from dslm.recipe.long_context import clashes_of
 
 _ADAM = ("adamw", "adam")
 
@@ -150,6 +151,12 @@ _APART = (
 )  # fmt: skip
 
 
+def _tiles(case: Case) -> Iterator[Problem]:
+    """Find what doesn't go with parts for long samples that the recipe itself asks for."""
+    for clash in clashes_of(case.recipe):
+        yield Problem(key=clash.key, message=clash.message, hint=clash.hint)
+
+
 def _planned(case: Case) -> Iterator[Problem]:
     """Find what only the plan knows: stages and offloads that it chose, micro batches a step."""
     yield from _features(case)
@@ -178,6 +185,11 @@ CHECKS = (
         name="features of DeepSpeed that go together",
         looks_at="parallel, model.deepcompile, model.chunked_loss, autocast",
         judge=apart(_APART),
+    ),
+    Check(
+        name="savings for long samples that go with the rest",
+        looks_at="model.tiled_mlp, model.tiled_loss, model.offload_activations",
+        judge=_tiles,
     ),
     Check(
         name="features of DeepSpeed that go with the plan",

@@ -9,7 +9,7 @@ from dslm.cluster.hosts import Cluster
 from dslm.decide.checks import facts
 from dslm.decide.checks.base import ONLY_TRAIN, TRAINING, Case, Check, Problem, divisors
 from dslm.decide.model import ModelSource
-from dslm.plan.runnable import Permits, Sizes, can_share
+from dslm.plan.runnable import TASKS, Permits, Shared, Sizes, can_share
 from dslm.recipe.packs import leaks, refusal
 from dslm.recipe.schema import Recipe
 from dslm.units import number_of
@@ -132,6 +132,12 @@ def _portable(case: Case, sizes: Sizes) -> bool:
     return shared or case.recipe.checkpoint.format == "portable"
 
 
+def _of(what: Shared) -> str:
+    """Name the tasks in which ranks can share something."""
+    *others, last = sorted(TASKS[what])
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 _APART = (
     _Apart(
         "lora", lambda c, s: c.recipe.lora is not None and (s.tensor > 1 or s.expert > 1),
@@ -158,7 +164,7 @@ _APART = (
     _Apart(
         "parallel.sequence",
         lambda c, s: s.sequence > 1 and not can_share("sequence", c.recipe.task),
-        "sequences can be shared by ranks in the task pretrain only",
+        f"sequences can be shared by ranks in the tasks {_of('sequence')} only",
         "`--set parallel.sequence=1`",
     ),
     _Apart(
@@ -168,13 +174,18 @@ _APART = (
         "`--set parallel.sequence=1`",
     ),
     _Apart(
+        "model.tiled_loss", lambda c, s: s.tensor > 1 and c.recipe.model.tiled_loss is True,
+        "ranks that share layers share the head, and a loss in tiles is computed there",
+        "`--set model.tiled_loss=false`, or `model.chunked_loss: true`",
+    ),
+    _Apart(
         "parallel.tensor", lambda c, s: _crosses_hosts(c, s.tensor),
         "a group of ranks that share layers would cross hosts, and it talks in every layer",
         "choose a divisor of each host's slots",
     ),
     _Apart(
         "parallel.tensor", lambda c, s: s.tensor > 1 and not can_share("tensor", c.recipe.task),
-        "layers can be shared by ranks in the tasks pretrain and sequence only",
+        f"layers can be shared by ranks in the tasks {_of('tensor')} only",
         "`--set parallel.tensor=1`, and `parallel.zero_stage: 3` partitions the model",
     ),
 )  # fmt: skip

@@ -23,9 +23,9 @@ from dslm.worker.verify.reduced import cuts
 
 _MOST_PARAMETERS = 250_000_000  # two layers as wide as they are, where a narrow one can't be made
 _FEW = {"num_experts_per_tok": 2, "rotary_dim": 16, "mamba_n_heads": 16, "mamba_d_head": 8}
-_MOST_TRIES = 4
+MOST_TRIES = 4
 _FIRST, _LENGTH = 9, 24  # tokens of the first document, and of both
-_VOCABULARY = 128
+VOCABULARY = 128
 _NOISE = 0.05  # added to every parameter: what is zero at first hides what it multiplies
 _LEAK = 1e-4  # of how far the changed document's own logits move
 _MASKED = "AutoModelForMaskedLM"
@@ -43,7 +43,7 @@ def kept_apart(config: Any, auto_class: str) -> dict[str, bool]:
         can use it. Empty where no small model of the kind can be built or run here.
     """
     with torch.random.fork_rng(devices=[]):
-        for small in itertools.islice(_small(config, auto_class), _MOST_TRIES):
+        for small in itertools.islice(small_configs(config, auto_class), MOST_TRIES):
             try:
                 return _measured(small, auto_class)
             except Exception:  # noqa: BLE001, S112 - a model's code can fail in any way: the next
@@ -51,7 +51,7 @@ def kept_apart(config: Any, auto_class: str) -> dict[str, bool]:
     return {}
 
 
-def _small(full: Any, auto_class: str) -> Iterator[Any]:
+def small_configs(full: Any, auto_class: str) -> Iterator[Any]:
     """Configs of small models of the same kind, the smallest first."""
     factory = _factory(auto_class)
     few = _few_of(full)
@@ -74,10 +74,10 @@ def _small(full: Any, auto_class: str) -> Iterator[Any]:
 
 def _few_of(full: Any) -> dict[str, Any]:
     """A small vocabulary with its special tokens, and what goes with small widths."""
-    found: dict[str, Any] = {"vocab_size": _VOCABULARY}
+    found: dict[str, Any] = {"vocab_size": VOCABULARY}
     found |= {name: most for name, most in _FEW.items() if (getattr(full, name, 0) or 0) > most}
     for name, value in full.to_dict().items():
-        if name.endswith("_token_id") and isinstance(value, int) and value >= _VOCABULARY:
+        if name.endswith("_token_id") and isinstance(value, int) and value >= VOCABULARY:
             found[name] = 0
     return found
 
@@ -86,7 +86,8 @@ def _factory(auto_class: str) -> Any:
     return getattr(transformers, auto_class)
 
 
-def _measured(config: Any, auto_class: str) -> dict[str, bool]:
+def drawn(config: Any, auto_class: str) -> Any:
+    """A model of random weights, none of them zero, that drops nothing out."""
     torch.manual_seed(0)
     if hasattr(config, "use_cache"):
         config.use_cache = False
@@ -95,6 +96,11 @@ def _measured(config: Any, auto_class: str) -> dict[str, bool]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(_NOISE * torch.randn_like(parameter))
+    return model
+
+
+def _measured(config: Any, auto_class: str) -> dict[str, bool]:
+    model = drawn(config, auto_class)
     found = {BY_MASK: _is_apart(model, masked=auto_class == _MASKED)}
     if auto_class != _MASKED and attends_plainly(model):
         model.set_attn_implementation(DOCUMENTS)
@@ -109,7 +115,7 @@ def _is_apart(model: Any, *, masked: bool) -> bool:
     Raises:
         ValueError: the model says nothing that can be compared.
     """
-    highest = min(_VOCABULARY, int(model.config.get_text_config().vocab_size))
+    highest = min(VOCABULARY, int(model.config.get_text_config().vocab_size))
     ids = torch.randint(5, highest, (2, _LENGTH))
     others = ids.clone()
     others[0, :_FIRST] = torch.randint(5, highest, (_FIRST,))

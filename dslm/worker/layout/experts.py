@@ -48,13 +48,14 @@ def gather_together(model: torch.nn.Module) -> list[str]:
     each other for ever. A mixture is known by its structure: a list of modules of one class, and
     beside it a router with an output for each of them.
     """
-    found = [(name, module) for name, module in model.named_modules() if _routes(module)]
+    found = [(name, module) for name, module in model.named_modules() if is_mixture(module)]
     for _, module in found:
         set_z3_leaf_module(module, True)
     return [name for name, _ in found]
 
 
-def _routes(module: torch.nn.Module) -> bool:
+def is_mixture(module: torch.nn.Module) -> bool:
+    """Return whether a module has a list of experts, and beside it what chooses among them."""
     children = dict(module.named_children())
     counts = {
         len(child)

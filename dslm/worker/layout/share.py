@@ -10,10 +10,15 @@ from dslm.worker.layout.attention import attends_plainly, use_documents
 from dslm.worker.layout.experts import gather_together, let_registry_take_names
 from dslm.worker.layout.ranks import Layout
 from dslm.worker.layout.sequence import share_sequences
+from dslm.worker.layout.tiles import tile_loss, tile_mlps
 
 
 def share_model(model: PreTrainedModel, recipe: Recipe, layout: Layout, micro_batch: int) -> None:
     """Choose the attention of a model, and prepare what DeepSpeed needs to share it."""
+    if recipe.model.tiled_mlp is True:
+        tile_mlps(model)
+    if recipe.model.tiled_loss is True:
+        tile_loss(model)
     if layout.expert > 1:
         let_registry_take_names()
     if layout.stage == 3:

@@ -16,6 +16,7 @@ from dslm.errors import RecipeError, Where
 from dslm.worker.adapter_targets import check_targets
 from dslm.worker.features import check_loss
 from dslm.worker.layout.attention import DOCUMENTS, attends_plainly
+from dslm.worker.layout.tiles import tile_loss, tile_mlps
 from dslm.worker.number_formats import DTYPES
 from dslm.worker.trace.standins import chunk_loss, fuse_loss
 
@@ -39,6 +40,7 @@ class Traced:
     config: Any
     task: str
     attention: str
+    away: bool = False  # what activations are recomputed from is kept elsewhere
 
     @property
     def base(self) -> Any:
@@ -99,6 +101,10 @@ def built(config: Any, request: Mapping[str, Any]) -> Traced:
                 chunk_loss(model)
             if request.get("lora"):
                 model = _with_adapters(model, request["lora"], task)
+            if request.get("tiled_mlp"):
+                tile_mlps(model)
+            if request.get("tiled_loss"):
+                tile_loss(model)
     finally:
         torch.set_default_dtype(before)
     return Traced(
@@ -106,6 +112,7 @@ def built(config: Any, request: Mapping[str, Any]) -> Traced:
         config=model.config,
         task=task,
         attention=str(getattr(model.config, "_attn_implementation", "eager") or "eager"),
+        away=bool(request.get("offload_activations")),
     )
 
 

@@ -15,7 +15,7 @@ from transformers.utils import import_utils
 
 from dslm.worker.trace.layers import Layer, Skips, choose, layers_of
 from dslm.worker.trace.model import Traced, batch, loss_of
-from dslm.worker.trace.standins import standing_in
+from dslm.worker.trace.standins import checkpoint_away, standing_in
 from dslm.worker.trace.timeline import Stretch, Timeline
 
 START, HEAD = "start", "head"
@@ -118,6 +118,8 @@ class Tracer:
         base, adapted = self.traced.base, self.traced.base is not self.traced.model
         if recompute:
             base.activation_checkpointing_enable({"use_reentrant": False})
+            if self.traced.away:
+                base._set_gradient_checkpointing(gradient_checkpointing_func=checkpoint_away)
             if adapted:
                 base.enable_input_require_grads()
         elif base.is_activation_checkpointing:
@@ -145,7 +147,8 @@ class Tracer:
         try:
             with self._timed() as timeline, torch.no_grad():
                 inputs = batch(self.traced, samples, length)
-                inputs.pop("labels")
+                if not getattr(self.traced.base, "loss_in_tiles", False):
+                    inputs.pop("labels")
                 outputs = model(**inputs)
                 timeline.close()
                 del outputs, inputs

@@ -12,6 +12,7 @@ from dslm.profile.levels import levels
 from dslm.profile.value import PassProfile, Profile, Proof
 from dslm.recipe.packs import PACKED_TASKS
 from dslm.worker.layout.apart import kept_apart
+from dslm.worker.layout.tiles_proof import LOSS, MLP, not_in_tiles
 from dslm.worker.trace.fit import fitted
 from dslm.worker.trace.model import AUTO_CLASSES, Traced, build, config_of
 from dslm.worker.trace.parameters import groups_of
@@ -30,6 +31,9 @@ class _Run:
     """Traces of one model, anew without skipped layers where skipping doesn't work."""
 
     def __init__(self, request: Mapping[str, Any]) -> None:
+        self.left_out = left_out(request)
+        names = [key.removeprefix("model.") for key in self.left_out]
+        request = {name: value for name, value in request.items() if name not in names}
         self.request = request
         self.traced = build(request)
         self.parameters = groups_of(self.traced)
@@ -155,6 +159,7 @@ def profile(request: Mapping[str, Any]) -> Profile:
         drops=run.tracer.drops,
         why=why,
         apart=apart(request),
+        left_out=run.left_out,
     )
 
 
@@ -164,6 +169,14 @@ def apart(request: Mapping[str, Any]) -> dict[str, bool]:
     if task not in PACKED_TASKS:
         return {}
     return kept_apart(config_of(request["architecture"]), AUTO_CLASSES[task])
+
+
+def left_out(request: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is asked for in tiles of tokens and can't be, and why."""
+    asked = tuple(key for key in (MLP, LOSS) if request.get(key.removeprefix("model.")))
+    if not asked:
+        return {}
+    return not_in_tiles(config_of(request["architecture"]), AUTO_CLASSES[request["task"]], asked)
 
 
 def _number(config: Any, name: str) -> int:

@@ -16,9 +16,12 @@ from unittest import mock
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from dslm.worker.features import LOSS_BLOCK
+from dslm.worker.layout import tiles
 from dslm.worker.layout.attention import DOCUMENTS
+from dslm.worker.layout.tiles import added
 from dslm.worker.trace.timeline import Timeline
 
 _BACKWARD = 2.5  # products of flash attention's backward pass over those of its forward (FA-2, 3.1)
@@ -81,6 +84,7 @@ def standing_in(timeline: Timeline, *, on_cpu: bool) -> Iterator[None]:
         mock.patch.object(functional, "scaled_dot_product_attention", attention),
         mock.patch.object(functional, "dropout", dropout),
         mock.patch.dict(ALL_ATTENTION_FUNCTIONS._global_mapping, by_name),
+        mock.patch.object(tiles, "by_tiles", _tiles(timeline)),
     ):
         yield
 
@@ -271,3 +275,74 @@ class _ChunkedLoss(torch.autograd.Function):
 def chunk_loss(model: Any) -> None:
     """Compute the loss as DeepSpeed does in chunks."""
     model.loss_function = lambda logits, labels, **_: _ChunkedLoss.apply(logits)
+
+
+class _Tiles(torch.autograd.Function):
+    """Work on tiles of tokens (dslm.worker.layout.tiles): two are run, and stand for all of them.
+
+    The second meets what the first left: a gradient so far of each weight.
+    """
+
+    @staticmethod
+    def forward(ctx, timeline, run, rows, beside, states, *parameters):  # type: ignore[no-untyped-def]
+        ctx.given = timeline, run, rows, beside, parameters
+        ctx.save_for_backward(states)
+        output = None
+        for tile, other in _two_tiles(states, beside, rows):
+            with timeline.standing_for(len(states) / rows / 2):
+                found = run(tile, other)
+            if output is None:
+                shape = () if beside is not None else (len(states), *found.shape[1:])
+                output = found.new_empty(shape)
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        timeline, run, rows, beside, parameters = ctx.given
+        (states,) = ctx.saved_tensors
+        asked = ctx.needs_input_grad[4]
+        of_states = torch.empty_like(states) if asked else None
+        sums: list[Any] = [None] * len(parameters)
+        for tile, other in _two_tiles(states, beside, rows):
+            leaf = tile.detach().requires_grad_(asked)
+            with timeline.standing_for(len(states) / rows / 2):
+                with torch.enable_grad():
+                    found = run(leaf, other)
+                wanted = [leaf, *parameters] if asked else list(parameters)
+                of_tile = found.new_empty(()).expand(found.shape)
+                parts = list(torch.autograd.grad(found, wanted, of_tile, allow_unused=True))
+                parts = parts[1:] if asked else parts
+                sums = [added(before, more) for before, more in zip(sums, parts, strict=True)]
+        return None, None, None, None, of_states, *sums
+
+
+def _two_tiles(
+    states: torch.Tensor, beside: torch.Tensor | None, rows: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Tiles of as many tokens as they have, which take no memory."""
+    for _ in range(2):
+        tile = states[:1].expand(rows, -1)
+        yield tile, None if beside is None else beside[:1].expand(rows)
+
+
+def _tiles(timeline: Timeline) -> Callable[..., Any]:
+    def by_tiles(
+        run: Any, rows: int, states: Any, parameters: Any, *, beside: Any = None
+    ) -> torch.Tensor:
+        found: torch.Tensor = _Tiles.apply(timeline, run, rows, beside, states, *parameters)
+        return found
+
+    return by_tiles
+
+
+def checkpoint_away(function: Callable[..., Any], *args: Any) -> Any:
+    """Recompute from inputs that are kept elsewhere: here nowhere, and come as new tensors."""
+
+    def pack(kept: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
+        return kept.shape, kept.dtype
+
+    def unpack(kept: tuple[torch.Size, torch.dtype]) -> torch.Tensor:
+        return torch.empty(kept[0], dtype=kept[1])
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return checkpoint(function, *args, use_reentrant=False)

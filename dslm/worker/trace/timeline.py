@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +79,18 @@ class Timeline(TorchDispatchMode):
         """Count the work of an attention kernel, which no operation shows."""
         if self.stretches:
             self.stretches[-1].work.append(("attention", flops, moved))
+
+    @contextmanager
+    def standing_for(self, times: float) -> Iterator[None]:
+        """Count the work that is done meanwhile so many times: it stands for more of its kind."""
+        last = self.stretches[-1] if self.stretches else None
+        begin = len(last.work) if last else 0
+        yield
+        if last:
+            last.work[begin:] = [
+                (kind, int(flops * times), int(moved * times))
+                for kind, flops, moved in last.work[begin:]
+            ]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
