@@ -6,6 +6,8 @@ global batch can be split over. Values in, values out; the hosts are asked by `d
 
 from __future__ import annotations
 
+import itertools
+import math
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -124,16 +126,37 @@ def gather(
 def largest_job(training: Training, fit: Cluster, min_nodes: int) -> Job:
     """Return the training on the largest part of a cluster that it can be resolved for.
 
+    Where ranks share layers, sequences or experts and no part has as many, fewer of them do.
+
     Raises:
         RecipeError: no part will do; what was wrong with the largest.
     """
     refusal: RecipeError | None = None
-    for some in _smaller_and_smaller(fit.hosts, min_nodes):
+    for sharing, some in itertools.product(
+        _sharing_less(training.recipe), tuple(_smaller_and_smaller(fit.hosts, min_nodes))
+    ):
         try:
-            return training.job(replace(fit, hosts=some))
+            return replace(training, recipe=sharing).job(replace(fit, hosts=some))
         except RecipeError as failure:
             refusal = refusal or failure
     raise refusal or RecipeError("no host is left")
+
+
+def _sharing_less(loaded: LoadedRecipe) -> Iterator[LoadedRecipe]:
+    """A recipe, then the same with fewer ranks that share, down to none."""
+    parallel = loaded.recipe.parallel
+    asked = (parallel.tensor, parallel.sequence, parallel.expert)
+    sizes = [
+        [n for n in range(size, 0, -1) if size % n == 0] if isinstance(size, int) else [size]
+        for size in asked
+    ]
+    every = list(itertools.product(*sizes))
+    every.sort(key=lambda each: -math.prod(size for size in each if isinstance(size, int)))
+    for tensor, sequence, expert in every:
+        update = {"tensor": tensor, "sequence": sequence, "expert": expert}
+        changed = parallel.model_copy(update=update)
+        recipe = loaded.recipe.model_copy(update={"parallel": changed})
+        yield replace(loaded, recipe=recipe)
 
 
 def _smaller_and_smaller(hosts: Sequence[Host], fewest: int) -> Iterator[tuple[Host, ...]]:

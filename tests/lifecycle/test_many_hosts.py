@@ -106,6 +106,26 @@ def test_a_run_carries_on_through_a_killed_rank_and_a_lost_host(
     assert 0 < summary.goodput < 1
 
 
+def test_ranks_that_shared_sequences_go_on_alone_when_a_host_is_lost(
+    cluster: Cluster, started: Any, tmp_path: Path
+) -> None:
+    settings = {
+        "duration__steps": 40, "checkpoint__every": 10, "parallel__zero_stage": 1,
+        "precision": "fp32", "optimizer__lr": 5e-4,
+    }  # fmt: skip
+    run = started("--max-restarts", "2", parallel__sequence=2, **settings)
+    run.wait_for_step(15)
+    cluster["w2"].power_off()
+    assert run.end() == 0, run.said()
+    assert [event.world_size for event in run.events(Restart)] == [1]
+    quiet = {key.replace("__", "."): value for key, value in settings.items()}
+    alone = run_dslm(tmp_path / "alone", "quickstart", {**TINY, **quiet, "parallel.ranks": 1})
+    expected = losses_of(alone)
+    assert run.losses().keys() == expected.keys()
+    for step, loss in run.losses().items():
+        assert loss == pytest.approx(expected[step], abs=1e-4)
+
+
 def test_a_layout_is_verified_on_two_hosts_before_the_first_step(
     cluster: Cluster, started: Any, tmp_path: Path
 ) -> None:
