@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import checkpoints, data, example, first_step, guards, startup, training, verify
+from benchmarks import (
+    attention,
+    checkpoints,
+    data,
+    example,
+    first_step,
+    guards,
+    long_samples,
+    portable,
+    startup,
+    training,
+    verify,
+)
 from benchmarks.pages import Section
 
 
@@ -19,6 +31,10 @@ def main() -> None:
         "data": data.report,
         "checkpoints": checkpoints.report,
         "guards": guards.report,
+        "packed": attention.packed,
+        "layouts": attention.layouts,
+        "portable": portable.report,
+        "long-samples": long_samples.report,
         "verify": verify.report,
     }
     for name in sys.argv[1:] or parts:
