@@ -11,7 +11,7 @@ from dslm.decide.checks.every import Asking
 from dslm.decide.job import Job, planned_document
 from dslm.decide.longest import reach_document
 from dslm.decide.ready import ready_job
-from dslm.plan.ledger import Place
+from dslm.plan.ledger import Moment, Place
 from dslm.plan.memory import Memory
 from dslm.recipe.load import load_recipe
 
@@ -54,7 +54,12 @@ def test_each_saving_is_counted() -> None:
     kept = max(away.phases[name] for name in ("forward", "backward"))
     assert loss - kept > 0.8 * inputs
     assert both < min(mlp, kept)
-    assert _memory("model.long_context=true").phases["evaluation"] < LENGTH * VOCABULARY
+    evaluation = [
+        term.bytes
+        for term in _memory("model.long_context=true").terms
+        if term.kind == "activations" and Moment.EVALUATION in term.lives
+    ]
+    assert 0 < sum(evaluation) < LENGTH * VOCABULARY
 
 
 def test_in_tiles_a_longer_sample_costs_little_more() -> None:
@@ -78,7 +83,7 @@ def test_ranks_share_long_samples_where_that_is_left_open() -> None:
 
 
 def test_the_longest_sequence_is_told_with_each_saving_and_without() -> None:
-    job = _job(length=4096, recipe="smollm2-135m")
+    job = _job(length=4096)
     found = reach_document(job, lambda detail: None)
     assert found["with_nothing"] < found["with_all"]  # type: ignore[operator]
     without = found["without"]
