@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.worker.planted import ALBERT, FAULTS, LORA, MISTRAL, MOE
+from tests.worker.planted import FAULTS
+from tests.worker.planting import ALBERT, LORA, MISTRAL, MOE
 from tests.worker.test_loading import CASES, not_refused
 from tests.worker.test_loading import LAYOUTS as ON_LAYOUTS
 from tests.worker.test_verify import fault_found, verified
@@ -58,8 +59,21 @@ LAYOUTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("quickstart-mlm", {"parallel.zero_stage": 2, **ALBERT}),
     ("quickstart", {"parallel.zero_stage": 1, "optimizer.name": "sgd"}),
     ("quickstart", {"parallel.zero_stage": 2, "optimizer.name": "adam"}),
+    ("quickstart", {"parallel.zero_stage": 0, "optimizer.name": "adafactor"}),
+    ("quickstart", {"parallel.zero_stage": 2, "optimizer.name": "adafactor"}),
+    ("quickstart", {"parallel.zero_stage": 2, "training_args.label_smoothing_factor": 0.1}),
+    ("quickstart-dpo", {"parallel.zero_stage": 2}),
+    ("quickstart-dpo", {"parallel.zero_stage": 3, **LORA, **_BF16}),
+    ("quickstart-dpo", {"parallel.zero_stage": 1, "reference": "precomputed"}),
+    ("quickstart-kto", {"parallel.zero_stage": 2}),
+    ("quickstart-orpo", {"parallel.zero_stage": 1}),
+    ("quickstart-reward", {"parallel.zero_stage": 3}),
+    *(
+        ("quickstart", {"parallel.zero_stage": stage, **LORA, **_BF16, "quantize": few})
+        for stage, few in ((2, "nf4"), (3, "nf4"), (2, "int8"))
+    ),
     ("quickstart", {"parallel.zero_stage": 1, "parallel.tensor": 2}),
-    ("quickstart", {"parallel.zero_stage": 0, "parallel.tensor": 2, **_BF16}),
+    ("quickstart", {"parallel.zero_stage": 1, "parallel.tensor": 2, **_BF16}),
     ("quickstart", {"parallel.zero_stage": 1, "parallel.tensor": 2, **_QWEN}),
     ("quickstart", {"parallel.zero_stage": 2, "parallel.sequence": 2}),
     ("quickstart", {"parallel.zero_stage": 3, "parallel.sequence": 2, **_BF16}),
@@ -88,7 +102,7 @@ def faults(chosen: list[str]) -> str:
         how = "**missed**" if named is None else _how(named)
         rows[name] = f"| {name} | {_where(FAULTS[name].recipe, FAULTS[name].settings)} | {how} |"
         _tell(rows[name] + (said if named is None else ""))
-    write_rows("faults", rows, list(FAULTS))
+        write_rows("faults", rows, list(FAULTS))
     return f"Two CPU ranks: {len(rows) - missed} of {len(rows)} planted faults found and named.\n"
 
 
@@ -121,12 +135,16 @@ def layouts(chosen: list[str]) -> str:
 
 def weights(chosen: list[str]) -> str:
     """Train models whose weights are not all there, at two stages, on one rank and on two."""
-    found = []
+    rows, found = {}, []
     for case in chosen or CASES:
+        cells = []
         for stage, ranks in ON_LAYOUTS:
             with tempfile.TemporaryDirectory() as folder:
                 found.append(not_refused(case, stage, ranks, Path(folder)))
             _tell(f"{case}, ZeRO {stage}, {ranks}: {found[-1] or 'refused'}")
+            cells.append("**not refused**" if found[-1] else "refused")
+        rows[case] = f"| {' | '.join([case, *cells])} |"
+        write_rows("weights", rows, list(CASES))
     return (
         f"{found.count('')} of {len(found)} trainings with weights that are not all there (cases × "
         "ZeRO stages 2 and 3 × 1 and 2 ranks) were refused before the first step.\n"

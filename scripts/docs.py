@@ -210,9 +210,10 @@ def wrong_versions_in(text: str) -> str:
         bounds = (("from", entry.first), ("before", entry.below))
         versions = " ".join(f"{word} {version}" for word, version in bounds if version)
         repository, number = entry.source.split("/")[4], entry.source.rpartition("/")[2]
+        name = f"#{number}" if number.isdigit() else number.partition("#")[0]
         lines.append(
             f"| `{entry.id}` | {entry.package} | {versions or 'all'} | {entry.wrong} "
-            f"({settings_of(entry)}) | [{repository} #{number}]({entry.source}) |"
+            f"({settings_of(entry)}) | [{repository} {name}]({entry.source}) |"
         )
     before, _, rest = text.partition(VERSIONS_START)
     made = "\n".join(lines)

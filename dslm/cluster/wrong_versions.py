@@ -28,6 +28,7 @@ class Setting:
     stage: int
     precision: str
     ranks: int
+    tensor: int = 1  # ranks that share layers
     offload: str = "none"
     accumulates: bool = False  # more than one micro batch a step
     on_cpu: bool = False
@@ -48,6 +49,7 @@ class When:
     stages: tuple[int, ...] = ()
     precisions: tuple[str, ...] = ()
     ranks: int = 1  # at least
+    tensor: int = 1  # at least
     offloads: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     optimizers: tuple[str, ...] = ()
@@ -80,6 +82,7 @@ class When:
         )
         return (
             setting.ranks >= self.ranks
+            and setting.tensor >= self.tensor
             and all(not given or found in given for given, found in among)
             and all(wanted is None or wanted == found for wanted, found in flags)
             and all(setting.deepspeed.get(k) == value for k, value in self.deepspeed.items())
@@ -162,10 +165,13 @@ def settings_of(entry: WrongVersion) -> str:
     )
     parts = [f"{name} {' or '.join(map(str, given))}" for name, given in many if given]
     parts += [f"{when.ranks} ranks or more"] if when.ranks > 1 else []
+    parts += [f"{when.tensor} ranks or more that share layers"] if when.tensor > 1 else []
     parts += [f"{name}: {str(getattr(when, name)).lower()}" for name in flags
               if getattr(when, name) is not None]  # fmt: skip
     parts += [f"{key}: {str(value).lower()}" for key, value in when.deepspeed.items()]
-    parts += ["not on a CPU"] if when.on_cpu is False else []
+    parts += (
+        ["not on a CPU" if when.on_cpu is False else "on a CPU"] if when.on_cpu is not None else []
+    )
     return ", ".join([*parts, *([entry.also] if entry.also else [])])
 
 

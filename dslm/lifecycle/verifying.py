@@ -6,14 +6,12 @@ layout is kept. The ranks do the rest (`dslm.worker.verify`) and answer with one
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from dslm.decide.checks.base import Verb
 from dslm.decide.checks.every import Asking
 from dslm.decide.checks.versions import known_of
 from dslm.decide.job import Job, plan_document, resolve_job
-from dslm.decide.model import model_of
 from dslm.diagnose.explain import diagnose
 from dslm.errors import RunFailed, Where
 from dslm.files import write_json
@@ -26,6 +24,7 @@ from dslm.lifecycle.rendezvous import Training, gather
 from dslm.lifecycle.request import Listener, TrainingRequest
 from dslm.reach.preflight import Requirements
 from dslm.recipe.load import LoadedRecipe, dump_recipe
+from dslm.recipe.preferences import PREFERENCES
 from dslm.recipe.schema import Recipe
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import FORMAT
@@ -35,6 +34,10 @@ from dslm.zero.generate import leaves
 
 _WORKER = "dslm.worker.verify"
 _LONGEST = 128  # tokens of a sample
+_WITH_PROMPTS = 512  # where an answer stands behind its prompt
+_SEQUENCES = 32  # of a global batch, beyond which micro batches and their number are cut
+_MICRO, _ACCUMULATED = 2, 4
+_CURVES = ("linear", "cosine")  # that are known here; others become constant
 _DOCUMENTS = 400
 _LABELLED = 20_000  # documents where each has a label: they may be sorted by it
 _BUCKET = 20_000  # elements: several buckets also where the model is small
@@ -42,23 +45,6 @@ _BUCKET = 20_000  # elements: several buckets also where the model is small
 _WHAT = ("task", "model.name", "model.init", "model.architecture", "model.tokenizer", "seed",
          "lora", "data.train", "data.sequence_length", "data.packing", "data.max_documents",
          "batch.global_size", "optimizer")  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Cut:
-    """How far a global batch is cut, for models with so many words at most."""
-
-    vocabulary: float
-    sequences: int  # of a global batch, beyond which micro batches and their number are cut
-    micro: int
-    accumulated: int
-
-
-_CUTS = (
-    _Cut(vocabulary=65_536, sequences=32, micro=2, accumulated=4),
-    # the logits of a sample take most of the time then
-    _Cut(vocabulary=math.inf, sequences=8, micro=1, accumulated=2),
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,10 +173,9 @@ def reduced(
         strategy.micro_batch_size * strategy.gradient_accumulation_steps
     )
     micro, accumulated = strategy.micro_batch_size, strategy.gradient_accumulation_steps
-    cut = next(each for each in _CUTS if _vocabulary(job) <= each.vocabulary)
-    if recipe.batch.global_size > max(cut.sequences, 2 * ranks):
-        micro = min(micro, cut.micro)
-        accumulated = min(max(accumulated, 2), cut.accumulated)
+    if recipe.batch.global_size > max(_SEQUENCES, 2 * ranks):
+        micro = min(micro, _MICRO)
+        accumulated = min(max(accumulated, 2), _ACCUMULATED)
     wanted = like.recipe.batch.global_size if like is not None else 0
     micro = next((n for n in (micro, 1) if wanted and not wanted % (n * ranks)), micro)
     if wanted and not wanted % (micro * ranks):
@@ -198,17 +183,18 @@ def reduced(
     shares = strategy.sequence_parallel  # of a sequence, that ranks have
     most = _LABELLED if recipe.task in ("classify", "vision") else _DOCUMENTS
     documents = min(recipe.data.max_documents or most, most)
+    prompts = recipe.task == "sft" or recipe.task in PREFERENCES
+    longest = _WITH_PROMPTS if prompts else _LONGEST
+    curve = recipe.schedule.name if recipe.schedule.name in _CURVES else "constant"
     changes: dict[str, dict[str, object]] = {
         "batch": {"global_size": micro * accumulated * ranks, "micro_size": micro},
         "data": {
-            "sequence_length": min(
-                recipe.data.sequence_length, max(1, _LONGEST // shares) * shares
-            ),
+            "sequence_length": min(recipe.data.sequence_length, max(1, longest // shares) * shares),
             "max_documents": documents,
             "eval": 0.0,
             "workers": 0,
         },
-        "schedule": {"name": "constant", "warmup": 0.0},
+        "schedule": {"name": curve, "warmup": 0.0},
         "duration": {"steps": steps, "epochs": None, "tokens": None},
         "checkpoint": {"every": None, "keep_best": 0},
         "evaluation": {"every": None, "sample": None},
@@ -219,11 +205,6 @@ def reduced(
         name: getattr(recipe, name).model_copy(update=values) for name, values in changes.items()
     }
     return replace(loaded, recipe=recipe.model_copy(update=parts))
-
-
-def _vocabulary(job: Job) -> int:
-    found = model_of(job.asked).architecture.get("vocab_size")
-    return found if isinstance(found, int) else 0
 
 
 def _small_buckets(job: Job) -> dict[str, object]:

@@ -96,9 +96,17 @@ def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     casts = {"autocast_adapter_dtype": False}  # DeepSpeed keeps the fp32 copies; stage 3 casts none
     if lora.adapter is not None:
         folder = expanded(lora.adapter)
-        loaded: PreTrainedModel = PeftModel.from_pretrained(
-            model, str(folder), config=config, is_trainable=True, **casts
-        )
+        try:
+            loaded: PreTrainedModel = PeftModel.from_pretrained(
+                model, str(folder), config=config, is_trainable=True, **casts
+            )
+        except RuntimeError as failure:  # of another width
+            first, _, rest = str(failure).partition("\n")
+            raise RecipeError(
+                f"the adapters in `{folder}` are another model's: {rest.strip() or first}",
+                where=Where(key="lora.adapter"),
+                hint=f"{FILE} in that folder names the model that they are for",
+            ) from failure
         _check_all_there(folder, adapters_of(loaded.state_dict()))
         return loaded
     made: PreTrainedModel = get_peft_model(model, config, **casts)

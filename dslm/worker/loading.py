@@ -48,6 +48,7 @@ class LoadingReport:
     base: str = ""  # the prefix of what isn't a head
     missing: tuple[str, ...] = ()
     mismatched: tuple[Mismatch, ...] = ()
+    whole: tuple[str, ...] = ()  # that the files have whole numbers for
     unexpected: tuple[str, ...] = ()
     size: int = 0  # bytes of the model
 
@@ -83,6 +84,7 @@ class LoadingReport:
             base=self.base,
             missing=tuple(name for name in self.missing if not _matches(name, patterns)),
             mismatched=tuple(m for m in self.mismatched if not _matches(m.name, patterns)),
+            whole=tuple(name for name in self.whole if not _matches(name, patterns)),
             unexpected=self.unexpected,
             size=self.size,
         )
@@ -90,7 +92,7 @@ class LoadingReport:
     @property
     def new(self) -> tuple[str, ...]:
         """Names of what would be drawn at random."""
-        return (*self.missing, *(one.name for one in self.mismatched))
+        return (*self.missing, *(one.name for one in self.mismatched), *self.whole)
 
 
 def check_loaded(report: LoadingReport, source: str, patterns: Sequence[str]) -> None:
@@ -146,6 +148,8 @@ def _details(left: LoadingReport) -> Iterator[str]:
         )
         more = f" and {len(shapes) - _SHOWN} more" if len(shapes) > _SHOWN else ""
         yield f"of another shape in the files ({len(shapes)}): {said}{more}"
+    if left.whole:
+        yield f"whole numbers in the files ({len(left.whole)}): {_listed(left.whole)}"
     if left.unexpected:
         names = left.unexpected
         yield f"in the files, but not in the model ({len(names)}): {_listed(names)}"
@@ -156,6 +160,11 @@ def _what_to_do(left: LoadingReport) -> str:
         return (
             "they were saved while ZeRO-3 held them in parts: gather them when saving "
             "(`stage3_gather_16bit_weights_on_model_save`, or `zero_to_fp32.py` of the checkpoint)"
+        )
+    if left.whole:
+        return (
+            "they look like weights in few bits, and config.json has no `quantization_config` that "
+            "says how they are read: get the model's own files"
         )
     names = ", ".join(_patterns(left.new)[:_SHOWN])
     to_name = f"`--set 'model.new_parameters=[{names}]'`"

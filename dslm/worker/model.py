@@ -7,6 +7,7 @@ Called after the process group and TrainingArguments exist: transformers then bu
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pickle import UnpicklingError
 from typing import Any
 
@@ -20,6 +21,7 @@ from dslm.recipe.schema import Recipe
 from dslm.worker.adapters import keep_packing, quantized, with_lora
 from dslm.worker.loading import LoadingReport, check_loaded, check_patterns, left_out
 from dslm.worker.number_formats import DTYPES
+from dslm.worker.weight_files import stored_tensors, whole_numbers, wrongly_tied
 
 
 def build_model(
@@ -77,7 +79,17 @@ def examine_weights(recipe: Recipe, auto_class: str, **settings: Any) -> Loading
     if recipe.model.init == "scratch":
         return None
     factory = getattr(transformers, auto_class)
-    _, report = _from_pretrained(recipe, factory, device_map="meta", **settings)
+    built, report = _from_pretrained(recipe, factory, device_map="meta", **settings)
+    tensors = stored_tensors(str(recipe.model.name), recipe.model.revision)
+    report = replace(report, whole=whole_numbers(tensors, built))
+    for one, other in wrongly_tied(tensors, built):
+        raise RecipeError(
+            f"config.json of `{recipe.model.name}` says that `{one}` is `{other}` "
+            "(`tie_word_embeddings`), and its files hold two, with other values",
+            where=Where(key="model.name"),
+            hint="set `tie_word_embeddings` to false there if each is one of its own; else remove "
+            f"`{one}` from the files",
+        )
     check_patterns(report, recipe.model.new_parameters)
     check_loaded(report, str(recipe.model.name), recipe.model.new_parameters)
     return report

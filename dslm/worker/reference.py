@@ -32,7 +32,7 @@ _WITHOUT_EFFECT = {
 
 def add_reference(
     given: Assignment, inputs: Inputs, trainer: Any, build: Callable[[], Any]
-) -> None:
+) -> list[Path]:
     """Give each sample of a trainer the log-probabilities of the reference.
 
     Args:
@@ -40,6 +40,9 @@ def add_reference(
         inputs: the data and its task.
         trainer: TRL's; it has taken no step.
         build: makes the model as it is at the start; all ranks call.
+
+    Returns:
+        The files that the tables are kept in.
     """
     name = _name(given.recipe)
     wanted = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
@@ -62,6 +65,7 @@ def add_reference(
     for split, file in files.items():
         found = WithReference(wanted[split], np.load(file, mmap_mode="r"))
         setattr(trainer, f"{split}_dataset", found)
+    return list(files.values())
 
 
 def _engine(trainer: Any, model: Any) -> Any:

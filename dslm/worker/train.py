@@ -150,7 +150,7 @@ def check_packs(given: Assignment, inputs: Inputs) -> None:
 
 def examine(given: Assignment, inputs: Inputs) -> LoadingReport | None:
     """Check what a pretrained model's files hold, before anything is partitioned."""
-    settings = _model_settings(inputs)
+    settings = model_settings(inputs)
     return examine_weights(given.recipe, inputs.task.auto_class, **settings)
 
 
@@ -159,7 +159,7 @@ def build_models(given: Assignment, inputs: Inputs, report: LoadingReport | None
     given.phase(Phase.MODEL)
     recipe, task = given.recipe, inputs.task
     before = resident()
-    settings = _model_settings(inputs)
+    settings = model_settings(inputs)
     set_seed(recipe.seed)
     model = build_model(recipe, task.auto_class, inputs.tokenizer, report, **settings)
     put_on(model, recipe)
@@ -174,11 +174,12 @@ def build_reference(given: Assignment, inputs: Inputs, report: LoadingReport | N
     """Build the model as it is at the start once more, without adapters."""
     recipe = given.recipe.model_copy(update={"lora": None})
     set_seed(recipe.seed)  # the same weights
-    settings = _model_settings(inputs)
+    settings = model_settings(inputs)
     return build_model(recipe, inputs.task.auto_class, inputs.tokenizer, report, **settings)
 
 
-def _model_settings(inputs: Inputs) -> dict[str, Any]:
+def model_settings(inputs: Inputs) -> dict[str, Any]:
+    """Return what a model's config has by its task and by the labels of the data."""
     return {**inputs.task.config, **label_settings(inputs.data.labels)}
 
 

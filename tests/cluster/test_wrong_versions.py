@@ -15,7 +15,7 @@ from dslm.cluster.wrong_versions import (
 )
 from dslm.recipe.load import load_recipe
 
-SOURCE = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+/(issues|pull)/\d+")
+SOURCE = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+/(issues/\d+|pull/\d+|blob/\S+)")
 
 
 def test_every_entry_says_what_goes_wrong_what_avoids_it_and_who_reported_it() -> None:

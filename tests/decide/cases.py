@@ -98,8 +98,9 @@ ROWS: tuple[Row, ...] = (
     _row("a task that dslm trains", "task=script", "task=pretrain", "dslm launch"),
     _row(
         "a task that a verification has a reference for", "", "seed=1", "no reference", "task=sft",
-        recipe="quickstart-dpo",
+        recipe="quickstart-grpo",
     ),
+    _row("a task that a verification has a reference for", "training_args.neftune_noise_alpha=5", "training_args.neftune_noise_alpha=null", "neftune_noise_alpha: 5"),  # noqa: E501
     _row(_TOGETHER, "optimizer.name=adafactor checkpoint.format=portable", "optimizer.name=adafactor", "no portable form"),  # noqa: E501
     _row(_TOGETHER, f"{_RANKS} parallel.tensor=2 {_MIXTURE}", f"{_RANKS} parallel.tensor=2", "doesn't know"),  # noqa: E501
     _row(_TOGETHER, f"{_RANKS} parallel.sequence=2", f"{_RANKS} parallel.sequence=1", "pretrain", recipe=BERT),  # noqa: E501
@@ -109,7 +110,6 @@ ROWS: tuple[Row, ...] = (
     _row("experts that ranks can share", f"{_RANKS} parallel.expert=2 {_MIXTURE.replace('=4', '=5')}", f"{_RANKS} parallel.expert=2 {_MIXTURE}", "5 experts"),  # noqa: E501
     _row(_STAGE, "model.init=pretrained model.name=./llama model.tokenizer=null data.sequence_length=16 evaluation.sample=null lora={} lora.init=pissa parallel.zero_stage=3", "model.init=pretrained model.name=./llama model.tokenizer=null data.sequence_length=16 evaluation.sample=null lora={} lora.init=pissa parallel.zero_stage=2", "whole matrices"),  # noqa: E501
     _row(_FEW_BITS, "model.init=pretrained model.name=./llama model.tokenizer=null data.sequence_length=16 evaluation.sample=null quantize=nf4", "model.init=pretrained model.name=./llama model.tokenizer=null data.sequence_length=16 evaluation.sample=null quantize=nf4 lora={}", "only adapters"),  # noqa: E501
-    _row("a model that adapters can be verified beside", "model.init=pretrained model.name=./llama model.tokenizer=null data.sequence_length=16 evaluation.sample=null quantize=nf4 lora={}", "model.init=pretrained model.name=./llama model.tokenizer=null data.sequence_length=16 evaluation.sample=null quantize=nf4 lora={}", "no reference"),  # noqa: E501
     _row(_EXISTING, "model.init=pretrained model.name=./llama model.tokenizer=null data.sequence_length=16 evaluation.sample=null lora={} lora.adapter=./llama", "model.init=pretrained model.name=./llama model.tokenizer=null data.sequence_length=16 evaluation.sample=null lora={}", "holds no adapters"),  # noqa: E501
     _row(_LORA, "lora={}", "lora=null", "starts from scratch", "model.init"),
     _row(_TYPE, f"{ARCHITECTURE}.model_type=lama", f"{ARCHITECTURE}.model_type=mistral", "lama", "llama"),  # noqa: E501

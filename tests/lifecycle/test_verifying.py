@@ -35,8 +35,15 @@ def test_a_large_batch_and_long_samples_are_cut_and_the_layout_is_kept() -> None
     assert recipe.duration.steps == 3
 
 
-def test_a_model_of_many_words_gets_fewer_samples() -> None:
-    assert cut("llama-3.2-1b", "data.train=corpus.txt").batch.global_size == 4
+def test_answers_keep_room_behind_their_prompts() -> None:
+    assert cut("quickstart-sft", "data.sequence_length=4096").data.sequence_length == 512
+
+
+@pytest.mark.parametrize(
+    ("curve", "kept"), [("linear", "linear"), ("cosine", "cosine"), ("inverse_sqrt", "constant")]
+)
+def test_a_rate_moves_along_the_recipe_s_curve_where_that_is_known(curve: str, kept: str) -> None:
+    assert cut("quickstart", f"schedule.name={curve}").schedule.name == kept
 
 
 def test_samples_stay_divisible_among_ranks_that_share_them() -> None:

@@ -1,111 +1,28 @@
-"""Faults of layouts, planted in the ranks of one verification: what each is, and what names it.
-
-A plant changes what the layout does, never the reference: the trainer, its engine, its batches.
-"""
+"""Faults of layouts, planted in the ranks of one verification: what each is, and what names it."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from dslm.worker.verify import ranks
-from dslm.worker.verify.record import Recorder
-
-Change = Callable[[Any, int], None]  # of a trainer, on a rank
-
-
-def _on_trainer(change: Change) -> Callable[[int], None]:
-    """Change a trainer before it starts."""
-
-    def plant(rank: int) -> None:
-        module: Any = ranks
-        usual = module.assemble
-
-        def assemble(*given: Any) -> Any:
-            training = usual(*given)
-            change(training.trainer, rank)
-            return training
-
-        module.assemble = assemble
-        ranks._SECONDS = 0.0  # what is wrong is asked here, not why
-
-    return plant
-
-
-def _on_engine(change: Change) -> Callable[[int], None]:
-    """Change the engine of a trainer that starts."""
-
-    def plant(rank: int) -> None:
-        usual = Recorder.on_train_begin
-
-        def on_train_begin(self: Any, *given: Any, **more: Any) -> None:
-            change(self._trainer.model_wrapped, rank)
-            usual(self, *given, **more)
-
-        Recorder.on_train_begin = on_train_begin  # type: ignore[method-assign]
-        ranks._SECONDS = 0.0
-
-    return plant
-
-
-def _gradients(change: Callable[[torch.Tensor, int], torch.Tensor], part: str = "") -> Change:
-    """Change the gradient of each micro batch, of the parameters whose name holds a part."""
-
-    def on_trainer(trainer: Any, rank: int) -> None:
-        for name, parameter in trainer.model.named_parameters():
-            if part in name and parameter.requires_grad:
-                parameter.register_hook(lambda gradient: change(gradient, rank))
-
-    return on_trainer
-
-
-def _batches(change: Callable[[dict[str, torch.Tensor], int], None]) -> Change:
-    def on_trainer(trainer: Any, rank: int) -> None:
-        usual = trainer._collate
-
-        def collate(samples: Any) -> Any:
-            batch = usual(samples)
-            change(batch, rank)
-            return batch
-
-        trainer._collate = collate
-
-    return on_trainer
-
-
-def _after_step(change: Callable[[dict[str, Any], int], None]) -> Change:
-    def on_engine(engine: Any, rank: int) -> None:
-        usual = engine.step
-
-        def step(*given: Any, **more: Any) -> Any:
-            before = {n: p.detach().clone() for n, p in engine.module.named_parameters()}
-            done = usual(*given, **more)
-            changed = dict(engine.module.named_parameters())
-            if engine.is_gradient_accumulation_boundary():
-                with torch.no_grad():
-                    change(changed | {"before": before}, rank)
-            return done
-
-        engine.step = step
-
-    return on_engine
-
-
-def _engine_gradients(
-    change: Callable[[torch.Tensor, int], torch.Tensor], part: str = ""
-) -> Change:
-    """The same of the parameters that DeepSpeed made, where ranks share layers or experts."""
-
-    def on_engine(engine: Any, rank: int) -> None:
-        for name, parameter in engine.module.named_parameters():
-            if part in name and parameter.requires_grad:
-                parameter.register_hook(lambda gradient: change(gradient, rank))
-
-    return on_engine
+from tests.worker.planted_settings import SETTINGS
+from tests.worker.planting import (
+    ALBERT,
+    LORA,
+    MISTRAL,
+    MOE,
+    Fault,
+    after_step,
+    batches,
+    engine_gradients,
+    gradients,
+    on_engine,
+    on_trainer,
+    shared,
+    stage,
+)
 
 
 def _drop_last_micro_batch(trainer: Any, rank: int) -> None:
@@ -349,194 +266,153 @@ def _drift(found: dict[str, Any], rank: int) -> None:
         found[name].add_(1e-3)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fault:
-    """One fault: how it is planted, in which recipe, and what a verification says of it."""
-
-    plant: Callable[[int], None]
-    kind: str
-    names: str = ""  # in the name of what differs
-    recipe: str = "quickstart"
-    settings: Mapping[str, str | float] = field(default_factory=dict)
-
-
-def _stage(number: int, **more: str | float) -> dict[str, str | float]:
-    return {"parallel.zero_stage": number, **{k.replace("__", "."): v for k, v in more.items()}}
-
-
-PRETRAINED = "a small pretrained model"  # the place of a folder in settings
-LORA: dict[str, str | float] = {
-    "lora": "{rank: 4}", "model.init": "pretrained", "model.name": PRETRAINED,
-    "model.tokenizer": "null",
-}  # fmt: skip
-
-
-def _shared(kind: str) -> dict[str, str | float]:
-    return {f"parallel.{kind}": 2}
-
-
-ALBERT = {
-    "model.architecture": "{model_type: albert, vocab_size: 2048, embedding_size: 32, "
-    "hidden_size: 64, num_hidden_layers: 3, num_attention_heads: 4, intermediate_size: 128, "
-    "max_position_embeddings: 512, type_vocab_size: 2}",
-}
-MISTRAL = {
-    "model.architecture": "{model_type: mistral, vocab_size: 1024, hidden_size: 64, "
-    "intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4, "
-    "num_key_value_heads: 2, head_dim: 16, sliding_window: 8, max_position_embeddings: 512}",
-}
-MOE = {
-    "model.architecture": "{model_type: qwen3_moe, vocab_size: 2048, hidden_size: 64, "
-    "intermediate_size: 128, moe_intermediate_size: 32, num_hidden_layers: 2, "
-    "num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, num_experts: 4, "
-    "num_experts_per_tok: 2, max_position_embeddings: 512}",
-}
 FAULTS: dict[str, Fault] = {
     "gradients scaled by the ranks": Fault(
-        plant=_on_trainer(_gradients(lambda g, rank: g * 2)), kind="gradient", settings=_stage(2),
+        plant=on_trainer(gradients(lambda g, rank: g * 2)), kind="gradient", settings=stage(2),
     ),
     "the last micro batch dropped": Fault(
-        plant=_on_trainer(_drop_last_micro_batch), kind="gradient", settings=_stage(1),
+        plant=on_trainer(_drop_last_micro_batch), kind="gradient", settings=stage(1),
     ),
     "one parameter never synchronised": Fault(
-        plant=_on_trainer(_gradients(lambda g, rank: g * 0 if rank else g * 2, "layers.0.mlp.up")),
-        kind="gradient", names="layers.0.mlp.up", settings=_stage(2),
+        plant=on_trainer(gradients(lambda g, rank: g * 0 if rank else g * 2, "layers.0.mlp.up")),
+        kind="gradient", names="layers.0.mlp.up", settings=stage(2),
     ),
     "a mean of means": Fault(
-        plant=_on_trainer(_mean_of_means), kind="gradient", recipe="quickstart-sft",
-        settings=_stage(2),
+        plant=on_trainer(_mean_of_means), kind="gradient", recipe="quickstart-sft",
+        settings=stage(2),
     ),
     "a leak between packed documents": Fault(
-        plant=_on_trainer(_batches(_leak)), kind="loss", names="sample", settings=_stage(1),
+        plant=on_trainer(batches(_leak)), kind="loss", names="sample", settings=stage(1),
     ),
     "an untied table": Fault(
-        plant=_on_trainer(_untie), kind="parameters", names="lm_head.weight", settings=_stage(1),
+        plant=on_trainer(_untie), kind="parameters", names="lm_head.weight", settings=stage(1),
     ),
     "the same dropout on all ranks": Fault(
-        plant=_on_trainer(_same_dropout), kind="dropout", recipe="quickstart-mlm",
-        settings=_stage(1),
+        plant=on_trainer(_same_dropout), kind="dropout", recipe="quickstart-mlm",
+        settings=stage(1),
     ),
     "a frozen layer": Fault(
-        plant=_on_trainer(_freeze), kind="gradient", names="layers.1.mlp", settings=_stage(2),
+        plant=on_trainer(_freeze), kind="gradient", names="layers.1.mlp", settings=stage(2),
     ),
     "a shifted label": Fault(
-        plant=_on_trainer(_batches(_shifted)), kind="loss", settings=_stage(0),
+        plant=on_trainer(batches(_shifted)), kind="loss", settings=stage(0),
     ),
     "late positions on one rank": Fault(
-        plant=_on_trainer(_batches(_late_positions)), kind="loss", settings=_stage(1),
+        plant=on_trainer(batches(_late_positions)), kind="loss", settings=stage(1),
     ),
     "an expert's gradient scaled": Fault(
-        plant=_on_trainer(_gradients(lambda g, rank: g * 2, "experts")), kind="gradient",
-        names="experts", settings={**_stage(2), **MOE},
+        plant=on_trainer(gradients(lambda g, rank: g * 2, "experts")), kind="gradient",
+        names="experts", settings={**stage(2), **MOE},
     ),
     "clipping before the sum": Fault(
-        plant=_on_trainer(_gradients(_clip)), kind="gradient", settings=_stage(2),
+        plant=on_trainer(gradients(_clip)), kind="gradient", settings=stage(2),
     ),
     "a stale bucket": Fault(
-        plant=_on_trainer(_stale), kind="gradient", names="layers.1.mlp.up_proj",
-        settings=_stage(2),
+        plant=on_trainer(_stale), kind="gradient", names="layers.1.mlp.up_proj",
+        settings=stage(2),
     ),
     "a LoRA scale off by two": Fault(
-        plant=_on_trainer(_lora_scale), kind="gradient", names="lora_",
-        settings={**_stage(2), **LORA},
+        plant=on_trainer(_lora_scale), kind="gradient", names="lora_",
+        settings={**stage(2), **LORA},
     ),
     "decay on norms": Fault(
-        plant=_on_engine(_after_step(_decay_norms)), kind="update", names="norm",
-        settings=_stage(0),
+        plant=on_engine(after_step(_decay_norms)), kind="update", names="norm",
+        settings=stage(0),
     ),
     "a wrong learning rate on one rank": Fault(
-        plant=_on_engine(_rates), kind="learning rate", names="rank 1", settings=_stage(1),
+        plant=on_engine(_rates), kind="learning rate", names="rank 1", settings=stage(1),
     ),
     "gradients summed in bf16": Fault(
-        plant=_on_trainer(_gradients(lambda g, rank: g.bfloat16().to(g.dtype))), kind="gradient",
-        settings=_stage(2),
+        plant=on_trainer(gradients(lambda g, rank: g.bfloat16().to(g.dtype))), kind="gradient",
+        settings=stage(2),
     ),
     "a flipped bit in one replica": Fault(
-        plant=_on_engine(_after_step(_flip)), kind="replicas", names="model.norm.weight",
-        settings=_stage(0),
+        plant=on_engine(after_step(_flip)), kind="replicas", names="model.norm.weight",
+        settings=stage(0),
     ),
     "gradients divided by the accumulation steps twice": Fault(
-        plant=_on_trainer(_gradients(lambda g, rank: g / 2)), kind="gradient", settings=_stage(3),
+        plant=on_trainer(gradients(lambda g, rank: g / 2)), kind="gradient", settings=stage(3),
     ),
     "weights that were not loaded": Fault(
-        plant=_on_trainer(_not_loaded), kind="parameters", names="layers.0.self_attn.q_proj",
-        settings=_stage(2),
+        plant=on_trainer(_not_loaded), kind="parameters", names="layers.0.self_attn.q_proj",
+        settings=stage(2),
     ),
     "a parameter that is never updated": Fault(
-        plant=_on_engine(_after_step(_skip)), kind="update", names="layers.0.mlp.down_proj",
-        settings=_stage(0),
+        plant=on_engine(after_step(_skip)), kind="update", names="layers.0.mlp.down_proj",
+        settings=stage(0),
     ),
     "moments of another length": Fault(
-        plant=_on_engine(_betas), kind="update", settings=_stage(1),
+        plant=on_engine(_betas), kind="optimizer", names="beta 1", settings=stage(1),
     ),
     "padding that is seen": Fault(
-        plant=_on_trainer(_batches(_no_padding_mask)), kind="gradient",
+        plant=on_trainer(batches(_no_padding_mask)), kind="gradient",
         recipe="quickstart-classify",
-        settings={**_stage(2), "data.max_documents": 2000},
+        settings={**stage(2), "data.max_documents": 2000},
     ),
     "a sample that is read twice": Fault(
-        plant=_on_trainer(_repeated_sample), kind="samples", names="read 2 times",
-        settings=_stage(1),
+        plant=on_trainer(_repeated_sample), kind="samples", names="read 2 times",
+        settings=stage(1),
     ),
     "a shard that two ranks read": Fault(
-        plant=_on_trainer(_own_shard_again), kind="samples", names="not read", settings=_stage(3),
+        plant=on_trainer(_own_shard_again), kind="samples", names="not read", settings=stage(3),
     ),
     "weight decay left out": Fault(
-        plant=_on_engine(_no_decay), kind="update", settings={**_stage(2), "optimizer.lr": 0.01},
+        plant=on_engine(_no_decay), kind="update", settings={**stage(2), "optimizer.lr": 0.01},
     ),
     "clipping left out": Fault(
-        plant=_on_engine(_no_clipping), kind="update",
-        settings={**_stage(2), "optimizer.name": "sgd", "optimizer.grad_clip": 0.01},
+        plant=on_engine(_no_clipping), kind="update",
+        settings={**stage(2), "optimizer.name": "sgd", "optimizer.grad_clip": 0.01},
     ),
     "a gradient that is never cleared": Fault(
-        plant=_on_engine(_never_cleared), kind="update", names="layers.1.mlp.gate_proj",
-        settings=_stage(0),
+        plant=on_engine(_never_cleared), kind="update", names="layers.1.mlp.gate_proj",
+        settings=stage(0),
     ),
     "a rank whose tokens see the future": Fault(
-        plant=_on_trainer(_sees_the_future), kind="loss", names="sample", settings=_stage(1),
+        plant=on_trainer(_sees_the_future), kind="loss", names="sample", settings=stage(1),
     ),
     "a window of attention left out": Fault(
-        plant=_on_trainer(_no_window), kind="loss", settings={**_stage(2), **MISTRAL},
+        plant=on_trainer(_no_window), kind="loss", settings={**stage(2), **MISTRAL},
     ),
     "padding that is learnt": Fault(
-        plant=_on_trainer(_batches(_padding_learnt)), kind="loss", recipe="quickstart-seq2seq",
-        settings=_stage(2),
+        plant=on_trainer(batches(_padding_learnt)), kind="loss", recipe="quickstart-seq2seq",
+        settings=stage(2),
     ),
     "images that one rank scales otherwise": Fault(
-        plant=_on_trainer(_batches(_half_of_the_light)), kind="loss", recipe="quickstart-vision",
-        settings=_stage(1),
+        plant=on_trainer(batches(_half_of_the_light)), kind="loss", recipe="quickstart-vision",
+        settings=stage(1),
     ),
     "documents of a masked model that see each other": Fault(
-        plant=_on_trainer(_batches(_documents_of_mlm)), kind="gradient", recipe="quickstart-mlm",
-        settings=_stage(1),
+        plant=on_trainer(batches(_documents_of_mlm)), kind="gradient", recipe="quickstart-mlm",
+        settings=stage(1),
     ),
     "a base that is trained beside its adapters": Fault(
-        plant=_on_trainer(_base_is_trained), kind="parameters", names="up_proj.base_layer",
-        settings={**_stage(1), **LORA},
+        plant=on_trainer(_base_is_trained), kind="parameters", names="up_proj.base_layer",
+        settings={**stage(1), **LORA},
     ),
     "a tied head that teaches nothing": Fault(
-        plant=_on_trainer(_cut_off), kind="gradient", names="embed_tokens", settings=_stage(2),
+        plant=on_trainer(_cut_off), kind="gradient", names="embed_tokens", settings=stage(2),
     ),
     "a shared module of which one use is lost": Fault(
-        plant=_on_trainer(_once), kind="gradient", names="albert_layers", recipe="quickstart-mlm",
-        settings={**_stage(2), **ALBERT},
+        plant=on_trainer(_once), kind="gradient", names="albert_layers", recipe="quickstart-mlm",
+        settings={**stage(2), **ALBERT},
     ),
     "wrong positions in one part of a sequence": Fault(
-        plant=_on_trainer(_batches(_late_positions)), kind="loss",
-        settings={**_stage(2), **_shared("sequence")},
+        plant=on_trainer(batches(_late_positions)), kind="loss",
+        settings={**stage(2), **shared("sequence")},
     ),
     "a rank's part of a layer scaled": Fault(
-        plant=_on_engine(_engine_gradients(_twice_on_one, "layers.0.mlp.up")),
-        kind="gradient", names="layers.0.mlp.up", settings={**_stage(1), **_shared("tensor")},
+        plant=on_engine(engine_gradients(_twice_on_one, "layers.0.mlp.up")),
+        kind="gradient", names="layers.0.mlp.up", settings={**stage(1), **shared("tensor")},
     ),
     "norms that drift apart under shared layers": Fault(
-        plant=_on_engine(_after_step(_drift)), kind="replicas", names="input_layernorm",
-        settings={**_stage(0), **_shared("tensor")},
+        plant=on_engine(after_step(_drift)), kind="replicas", names="input_layernorm",
+        settings={**stage(0), **shared("tensor")},
     ),
     "one rank's experts scaled": Fault(
-        plant=_on_engine(_engine_gradients(_twice_on_one, "experts")),
-        kind="gradient", names="experts", settings={**_stage(2), **MOE, **_shared("expert")},
+        plant=on_engine(engine_gradients(_twice_on_one, "experts")),
+        kind="gradient", names="experts", settings={**stage(2), **MOE, **shared("expert")},
     ),
+    **SETTINGS,
 }  # fmt: skip
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from transformers.optimization import Adafactor
 
 from dslm.recipe.load import load_recipe
 from dslm.worker.layout.ranks import Layout
 from dslm.worker.replicas import _odd_ones, _wrong
 from dslm.worker.verify.compare import Step, compare_ranks, compare_samples
 from dslm.worker.verify.reference import Found
+from dslm.worker.verify.settings import compare_settings, rate_of
 from dslm.worker.verify.switches import switched
 from dslm.worker.verify.updates import Updates
-
-RATE = 1e-2
 
 
 def step(**given: Any) -> Step:
@@ -58,11 +59,11 @@ def test_samples_are_those_of_the_step_each_once() -> None:
 def test_ranks_draw_apart_unless_they_share_layers(
     layout: Layout, draws: tuple[int, ...], said: list[str]
 ) -> None:
-    assert names(compare_ranks(step(draws=draws), 1, RATE, layout, dropout=True)) == said
+    assert names(compare_ranks(step(draws=draws), 1, layout, dropout=True)) == said
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
-def test_the_rule_of_an_optimizer_is_torch_s(name: str) -> None:
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon", "adafactor"])
+def test_the_rule_of_an_optimizer_is_torch_s_or_transformers(name: str) -> None:
     recipe = load_recipe("quickstart", [f"optimizer.name={name}", "optimizer.lr=0.01"]).recipe
     given = recipe.optimizer
     weight = torch.nn.Parameter(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)))
@@ -72,7 +73,12 @@ def test_the_rule_of_an_optimizer_is_torch_s(name: str) -> None:
         "adamw": lambda: torch.optim.AdamW([weight], **adam),
         "adam": lambda: torch.optim.Adam([weight], **adam),
         "sgd": lambda: torch.optim.SGD([weight], **common),
+        "muon": lambda: torch.optim.Muon([weight], **common),
+        "adafactor": lambda: Adafactor(
+            [weight], **common, scale_parameter=False, relative_step=False
+        ),
     }
+    muon = frozenset({"w"} if name == "muon" else ())
     optimizer, updates = kinds[name](), Updates(recipe)
     for number in range(1, 4):
         gradient = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
@@ -80,9 +86,10 @@ def test_the_rule_of_an_optimizer_is_torch_s(name: str) -> None:
         norm = float(gradient.norm())
         weight.grad = gradient * min(1.0, given.grad_clip / (norm + 1e-6))
         optimizer.step()
-        made = step(before=before, gradients={"w": gradient}, after={"w": weight.detach().clone()})
+        after = {"w": weight.detach().clone()}
+        made = step(before=before, gradients={"w": gradient}, after=after, muon=muon)
         assert not updates.compare(made, number)
-        other = step(before=before, gradients={"w": gradient}, after={"w": before["w"] * 0.999})
+        other = replace(made, after={"w": before["w"] * 0.999})
         fresh = Updates(recipe)
         assert number > 1 or names(fresh.compare(other, number)) == ["update: w"]
 
@@ -120,3 +127,17 @@ def test_ranks_that_share_sequences_are_switched_to_ranks_that_do_not() -> None:
     sizes = [changed[key] for key in config if key.startswith(("train", "gradient"))]
     assert sizes[0] * sizes[1] * 2 == 2 * 3
     assert made["ZeRO"][1]["zero_optimization"]["stage"] == 0
+
+
+def test_every_rank_s_optimizer_is_set_as_the_recipe_says() -> None:
+    recipe = load_recipe("quickstart", ["optimizer.lr=0.01", "schedule.name=linear"]).recipe
+    assert [rate_of(recipe, number, 4) for number in range(3)] == [0.01, 0.0075, 0.005]
+    good = {
+        "learning rate": (0.01,), "beta 1": (0.9,), "beta 2": (0.95,), "eps": (1e-8,),
+        "weight decay": (0.1,), "clipping": (1.0,),
+    }  # fmt: skip
+    wrong = {**good, "learning rate": (0.02,), "eps": (1e-8, 1e-5)}
+    assert not compare_settings([good, good], 1, recipe, 0.01)
+    found = compare_settings([good, wrong], 1, recipe, 0.01)
+    assert names(found) == ["learning rate: rank 1", "optimizer: rank 1: eps 1e-05"]
+    assert found[0].ratio == 2

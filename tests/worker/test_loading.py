@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,29 +80,141 @@ def _without(part: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {k: v for k, v in tensors.items() if part not in k}
 
 
-# How a folder comes to lack weights, and what the refusal says of it.
-CASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
-    "renamed keys": (
-        _rewritten(lambda t: {k.replace("self_attn", "attn"): v for k, v in t.items()}),
-        ("8 of 21 parameters", "self_attn.q_proj.weight ×2", "attn.q_proj.weight ×2"),
+def _sharded(folder: Path) -> Path:
+    """The model in several files, with an index."""
+    model = AutoModelForCausalLM.from_pretrained(_model(folder / "whole"))
+    model.save_pretrained(folder / "parts", max_shard_size="300KB")
+    return folder / "parts"
+
+
+def _a_part_is_missing(folder: Path) -> Path:
+    made = _sharded(folder)
+    sorted(made.glob("model-*.safetensors"))[-1].unlink()
+    return made
+
+
+def _a_part_is_elsewhere(folder: Path) -> Path:
+    made = _sharded(folder)
+    index = made / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    said["weight_map"]["model.norm.weight"] = "model-00099-of-00099.safetensors"
+    index.write_text(json.dumps(said))
+    return made
+
+
+def _of_another_size(folder: Path) -> Path:
+    wide = _model(folder / "wide", hidden_size=128)
+    _model(folder / "model")
+    shutil.copy(wide / "model.safetensors", folder / "model" / "model.safetensors")
+    return folder / "model"
+
+
+def _tied_and_apart(folder: Path) -> Path:
+    """A head of its own in the files of a model whose config says that it is the table."""
+    file = _model(folder, tie_word_embeddings=True) / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = torch.randn(2048, 64)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def _adapters(**sizes: Any) -> Callable[[Path], Path]:
+    """Adapters of a model of other sizes, beside one that they are not for."""
+
+    def make(folder: Path) -> Path:
+        other = AutoModelForCausalLM.from_pretrained(_model(folder / "other", **sizes))
+        target = ["q_proj"] if sizes else ["up_proj"]
+        made = get_peft_model(other, LoraConfig(r=4, target_modules=target))
+        made.save_pretrained(folder / "adapters")
+        if not sizes:  # the config is of others than the weights
+            file = folder / "adapters" / "adapter_config.json"
+            said = json.loads(file.read_text())
+            file.write_text(json.dumps({**said, "target_modules": ["q_proj"]}))
+        return _model(folder / "model")
+
+    return make
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """How a folder comes to lack weights, with which settings, and what the refusal says of it."""
+
+    make: Callable[[Path], Path]
+    said: tuple[str, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)  # MADE: the folder
+    recipe: str = "quickstart"
+
+
+_FEW_BITS = {"quantize": "nf4", "lora": "{rank: 4}", "precision": "bf16"}
+CASES: dict[str, Case] = {
+    "renamed keys": Case(
+        make=_rewritten(lambda t: {k.replace("self_attn", "attn"): v for k, v in t.items()}),
+        said=("8 of 21 parameters", "self_attn.q_proj.weight ×2", "attn.q_proj.weight ×2"),
     ),
-    "another architecture": (_another_architecture, ("parameters", "another model's")),
-    "a truncated file": (_truncated, ("can't be loaded",)),
-    "an adapter for another base": (_adapter_of_another_base, ("holds an adapter of",)),
-    "a head that is new and not named": (
-        _rewritten(_without("lm_head")),
-        ("1 of 21 parameters", "lm_head.weight", "new_parameters=[lm_head.*]"),
+    "another architecture": Case(
+        make=_another_architecture, said=("parameters", "another model's"),
     ),
-    "a layer that is missing": (
-        _rewritten(_without("layers.1.")), ("9 of 21 parameters", "not in the files (9)"),
+    "a truncated file": Case(make=_truncated, said=("can't be loaded",)),
+    "an adapter for another base": Case(
+        make=_adapter_of_another_base, said=("holds an adapter of",),
     ),
-    "another vocabulary": (
-        _rewritten(lambda t: t | {"model.embed_tokens.weight": torch.zeros(1000, 64)}),
-        ("embed_tokens.weight [1000, 64] instead of [2048, 64]",),
+    "a head that is new and not named": Case(
+        make=_rewritten(_without("lm_head")),
+        said=("1 of 21 parameters", "lm_head.weight", "new_parameters=[lm_head.*]"),
     ),
-    "saved while partitioned": (
-        _rewritten(lambda t: {k: v[:0] if "mlp" in k else v for k, v in t.items()}),
-        ("empty in the files (6)", "mlp.down_proj.weight ×2", "ZeRO-3"),
+    "a layer that is missing": Case(
+        make=_rewritten(_without("layers.1.")), said=("9 of 21 parameters", "not in the files (9)"),
+    ),
+    "another vocabulary": Case(
+        make=_rewritten(lambda t: t | {"model.embed_tokens.weight": torch.zeros(1000, 64)}),
+        said=("embed_tokens.weight [1000, 64] instead of [2048, 64]",),
+    ),
+    "saved while partitioned": Case(
+        make=_rewritten(lambda t: {k: v[:0] if "mlp" in k else v for k, v in t.items()}),
+        said=("empty in the files (6)", "mlp.down_proj.weight ×2", "ZeRO-3"),
+    ),
+    "a part of the files is missing": Case(make=_a_part_is_missing, said=("can't be loaded",)),
+    "an index that names another file": Case(make=_a_part_is_elsewhere, said=("can't be loaded",)),
+    "a model of another size": Case(
+        make=_of_another_size, said=("of another shape", "[128, 128] instead of [64, 64]"),
+    ),
+    "a prefix too many": Case(
+        make=_rewritten(lambda t: {f"module.{k}": v for k, v in t.items()}),
+        said=("21 of 21 parameters", "module."),
+    ),
+    "a base without its head": Case(
+        make=_rewritten(
+            lambda t: {k.removeprefix("model."): v for k, v in _without("lm_head")(t).items()}
+        ),
+        said=("1 of 21 parameters", "lm_head.weight"),
+    ),
+    "whole numbers in place of weights": Case(
+        make=_rewritten(
+            lambda t: {k: v.mul(100).to(torch.int8) if "q_proj" in k else v for k, v in t.items()}
+        ),
+        said=("whole numbers in the files (2)", "self_attn.q_proj.weight ×2"),
+    ),
+    "a head apart from a table that it should be": Case(
+        make=_tied_and_apart, said=("lm_head.weight", "tie_word_embeddings"),
+    ),
+    "a pattern that names nothing": Case(
+        make=_model, said=("no parameter", "skore.*"),
+        settings={"model.new_parameters": "[skore.*]"},
+    ),
+    "few bits that lack a layer": Case(
+        make=_rewritten(_without("layers.1.")), said=("9 of 21 parameters",), settings=_FEW_BITS,
+    ),
+    "preferences whose start lacks a layer": Case(
+        make=_rewritten(_without("layers.1.")), said=("9 of 21 parameters",),
+        recipe="quickstart-dpo",
+    ),
+    "adapters of a wider model": Case(
+        make=_adapters(hidden_size=128), said=("adapters", "are another model's"),
+        settings={"lora": "{}", "lora.adapter": "MADE/adapters"},
+    ),
+    "adapters of other layers": Case(
+        make=_adapters(), said=("adapters", "are another model's"),
+        settings={"lora": "{}", "lora.adapter": "MADE/adapters"},
     ),
 }  # fmt: skip
 
@@ -115,11 +228,11 @@ def _settings(model: Path, stage: int, ranks: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _refusal(folder: Path, model: Path, stage: int, ranks: int) -> str:
+def _refusal(folder: Path, recipe: str, settings: Mapping[str, Any]) -> str:
     """Train a model; what its refusal says."""
     run = folder / "run"
-    argv = [*warm_dslm(), "train", "quickstart", "-o", str(run)]
-    for key, value in _settings(model, stage, ranks).items():
+    argv = [*warm_dslm(), "train", recipe, "-o", str(run)]
+    for key, value in settings.items():
         argv += ["-s", f"{key}={value}"]
     done = subprocess.run(
         argv, capture_output=True, text=True, timeout=300,
@@ -137,11 +250,14 @@ def _refusal(folder: Path, model: Path, stage: int, ranks: int) -> str:
     return f"{error.cause} {error.remedy}"
 
 
-def not_refused(case: str, stage: int, ranks: int, folder: Path) -> str:
+def not_refused(name: str, stage: int, ranks: int, folder: Path) -> str:
     """Train a model whose weights are not all there: what was said, "" if it was refused so."""
-    make, said = CASES[case]
-    text = _refusal(folder, make(folder / "made"), stage, ranks)
-    return "" if all(part in text for part in said) else f"{case}: {text}"
+    case = CASES[name]
+    made = folder / "made"
+    settings = _settings(case.make(made), stage, ranks)
+    settings |= {key: value.replace("MADE", str(made)) for key, value in case.settings.items()}
+    text = _refusal(folder, case.recipe, settings)
+    return "" if all(part in text for part in case.said) else f"{name}: {text}"
 
 
 # Each case at one of the four layouts; the report is made before a model is partitioned, so it is

@@ -11,7 +11,7 @@ import transformers
 from dslm.recipe.load import load_recipe
 from dslm.worker.layout.ranks import Layout
 from dslm.worker.trace.layers import layers_of
-from dslm.worker.verify.reduced import MOST_PARAMETERS, reduced_config, without_dropout
+from dslm.worker.verify.reduced import _DROPOUTS, MOST_PARAMETERS, reduced_config, zeroed
 
 ALONE = Layout(world_size=2, rank=0)
 FEW = ["llama-3.1-405b", "qwen3-30b-a3b", "gemma-3-4b", "gpt2-1.5b", "pythia-1.4b", "mixtral-8x7b",
@@ -85,5 +85,5 @@ def test_a_module_that_is_used_twice_still_is() -> None:
 
 def test_dropout_is_switched_off_inside_other_configs_too() -> None:
     config = transformers.AutoConfig.for_model("bert")
-    assert without_dropout(config)
-    assert not without_dropout(config)
+    assert zeroed(config, _DROPOUTS)
+    assert not zeroed(config, _DROPOUTS)

@@ -13,7 +13,8 @@ import pytest
 
 from tests.support.models import small_model
 from tests.support.warm import PLANT, warm_dslm
-from tests.worker.planted import FAULTS, PRETRAINED
+from tests.worker.planted import FAULTS
+from tests.worker.planting import PRETRAINED
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dslm.decide.checks.base import TRAINING, Apart, Case, Check, Problem, Verb, apart
+from dslm.decide.checks.base import TRAINING, Apart, Case, Check, Problem, apart
 from dslm.files import expanded
 from dslm.plan.runnable import CLASHES, begins_as_a_part, has_two_rates
 
@@ -56,15 +56,6 @@ def _planned(case: Case) -> Iterator[Problem]:
             yield Problem(key=clash.key, message=clash.message, hint=clash.hint)
 
 
-def _reference(case: Case) -> Iterator[Problem]:
-    if case.recipe.quantize:
-        yield Problem(
-            key="quantize",
-            message="there is no reference of what adapters beside a model in few bits learn",
-            hint="`--set quantize=null` verifies the same layout beside the model as it is",
-        )
-
-
 def _existing(case: Case) -> Iterator[Problem]:
     lora = case.recipe.lora
     if lora is None or lora.adapter is None:
@@ -90,12 +81,6 @@ CHECKS = (
         judge=_planned,
         verbs=TRAINING,
         planned=True,
-    ),
-    Check(
-        name="a model that adapters can be verified beside",
-        looks_at="quantize",
-        judge=_reference,
-        verbs=frozenset({Verb.VERIFY}),
     ),
     Check(
         name="adapters that there are",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dslm.decide.checks.base import (
@@ -20,7 +20,6 @@ from dslm.decide.checks.base import (
 )
 from dslm.decide.checks.model import HEADS
 from dslm.recipe.extras import missing_extras
-from dslm.recipe.preferences import PREFERENCES
 from dslm.zero.config import value_at
 
 # Optimizers that DeepSpeed has for accelerators and for offloading only.
@@ -37,6 +36,20 @@ _OF_ZEROPP = tuple(
     )
 )
 _HALF = ("bf16", "fp16")
+# tasks that a verification has no reference for
+_UNVERIFIED = {"grpo": "what it learns from is drawn while it learns"}
+# settings with which a trainer's loss is not the one that a verification computes, and their usual
+# values
+_OTHER_LOSSES: Mapping[str, object] = {
+    "neftune_noise_alpha": None,
+    "loss_type": None,
+    "loss_weights": None,
+    "f_divergence_type": "reverse_kl",
+    "ld_alpha": None,
+    "use_weighting": False,
+    "sync_ref_model": False,
+    "router_aux_loss_coef": None,
+}
 _COMPILER_SETTINGS = ("CPATH", "CPLUS_INCLUDE_PATH", "CFLAGS", "CONDA_PREFIX")
 
 
@@ -166,13 +179,22 @@ def _of_a_script(case: Case) -> Iterator[Problem]:
 
 
 def _without_reference(case: Case) -> Iterator[Problem]:
-    if case.recipe.task in PREFERENCES:
+    recipe = case.recipe
+    if recipe.task in _UNVERIFIED:
         yield Problem(
             key="task",
-            message=f"`dslm verify` has no reference for the task `{case.recipe.task}`, whose loss "
-            "is of preferences",
+            message=f"`dslm verify` has no reference for the task `{recipe.task}`: "
+            f"{_UNVERIFIED[recipe.task]}",
             hint="another task verifies the layout: `--set task=sft` with its data",
         )
+    for name, plain in _OTHER_LOSSES.items():
+        value = recipe.training_args.get(name, plain)
+        if value not in (plain, [plain]):
+            yield Problem(
+                key=f"training_args.{name}",
+                message=f"`dslm verify` has no reference for a loss with `{name}: {value}`",
+                hint=f"`--set training_args.{name}={plain}` verifies the same layout without it",
+            )
 
 
 def _adapters(case: Case) -> Iterator[Problem]:

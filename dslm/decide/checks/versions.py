@@ -26,6 +26,7 @@ def setting_of(
         stage=strategy.zero_stage,
         precision=recipe.precision,
         ranks=cluster.world_size,
+        tensor=strategy.tensor_parallel,
         offload=strategy.offload,
         accumulates=strategy.gradient_accumulation_steps > 1,
         on_cpu=on_cpu,

@@ -31,17 +31,20 @@ class Step:
     read: Mapping[int, int]  # how often each sample was trained on, by place
     loss: float  # of the global batch, as it is reported
     after: Tensors
-    rates: tuple[float, ...] = ()  # the learning rate of each rank
+    settings: tuple[Mapping[str, tuple[float, ...]], ...] = ()  # of each rank's optimizer
+    idle: tuple[str, ...] = ()  # a module of each rank that doesn't know that it is trained
     draws: tuple[int, ...] = ()  # a number for the random state of each rank
     differ: str = ""  # what ranks don't hold alike that must
     unknown: frozenset[str] = frozenset()  # parameters whose gradient the engine doesn't show
+    muon: frozenset[str] = frozenset()  # parameters that Muon updates
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
     """One thing that is not as it should be."""
 
-    kind: str  # samples, loss, gradient, norm, update, replicas, parameters, learning rate, dropout
+    # samples, loss, gradient, norm, update, replicas, parameters, learning rate, optimizer, dropout
+    kind: str
     name: str  # of the parameter or sample
     step: int  # from 1
     deviation: float
@@ -176,14 +179,13 @@ def compare_samples(step: Step, number: int, wanted: Found) -> list[Difference]:
 
 
 def compare_ranks(
-    step: Step, number: int, rate: float, layout: Layout, *, dropout: bool = False
+    step: Step, number: int, layout: Layout, *, dropout: bool = False
 ) -> list[Difference]:
     """Compare what all ranks must hold alike, and what they mustn't.
 
     Args:
         step: what was recorded.
         number: its number, from 1.
-        rate: the learning rate that the recipe says.
         layout: which ranks compute the same.
         dropout: whether the model drops activations, which ranks must do each by itself, and ranks
             of the same layers alike.
@@ -199,13 +201,12 @@ def compare_ranks(
         ):
             what = "ranks of the same layers draw apart"
             found.append(difference("dropout", what, number, math.inf, 0.0, None))
+        for rank, name in enumerate(step.idle):
+            if name:
+                what = f"rank {rank} trains `{name}` without it"
+                found.append(difference("dropout", what, number, math.inf, 0.0, None))
     if step.differ:
         found.append(difference("replicas", step.differ, number, math.inf, 0.0, None))
-    for rank, own in enumerate(step.rates):
-        far = abs(own - rate) / rate
-        if not far <= 1e-6:
-            where = f"rank {rank}"
-            found.append(difference("learning rate", where, number, far, 1e-6, own / rate))
     return found
 
 

@@ -5,18 +5,20 @@ All ranks run every layout; the reference is rank 0's. What comes out is one eve
 
 from __future__ import annotations
 
-import copy
 import gc
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from dslm.recipe.preferences import reference_of
 from dslm.recipe.schema import Recipe
 from dslm.run.events import End, Verified, VerifiedDifference
 from dslm.run.manifest import versions
@@ -24,14 +26,22 @@ from dslm.run.words import Phase
 from dslm.units import number_of
 from dslm.worker.assemble import Training, arguments_of, assemble
 from dslm.worker.assignment import Assignment, Inputs, read_assignment
-from dslm.worker.model import build_model, label_settings
-from dslm.worker.number_formats import DTYPES
 from dslm.worker.ranks import Rank
-from dslm.worker.train import build_models, join_ranks, prepare_inputs, run_steps
+from dslm.worker.reference import add_reference
+from dslm.worker.tasks.base import Collate
+from dslm.worker.train import (
+    build_models,
+    build_reference,
+    join_ranks,
+    model_settings,
+    prepare_inputs,
+    run_steps,
+)
 from dslm.worker.verify.compare import (
     LEAST,
     Difference,
     Noise,
+    Step,
     compare_gradients,
     compare_losses,
     compare_norm,
@@ -40,10 +50,13 @@ from dslm.worker.verify.compare import (
     noise_of,
     wrong_parameters,
 )
+from dslm.worker.verify.learnt import folded
 from dslm.worker.verify.mixed import mixed
+from dslm.worker.verify.plain import Plain, plain_of
 from dslm.worker.verify.record import Recorder
-from dslm.worker.verify.reduced import reduced_config, without_dropout, write_reduced
-from dslm.worker.verify.reference import Found, Reference
+from dslm.worker.verify.reduced import Reduced, reduce, write_adapters, write_reduced
+from dslm.worker.verify.reference import Found
+from dslm.worker.verify.settings import compare_settings, rate_of
 from dslm.worker.verify.switches import Layout, switched
 from dslm.worker.verify.updates import Updates
 
@@ -99,12 +112,10 @@ def run_layout(given: Assignment, layout: Layout, steps: int | None = None) -> V
     recipe, config = layout
     inputs = prepare_inputs(replace(given, recipe=recipe, config=config))
     inputs = replace(inputs, steps=steps or inputs.steps, data=mixed(inputs.data))
-    settings = label_settings(inputs.data.labels)
+    settings = model_settings(inputs)
     unset_hf_deepspeed_config()  # of the last layout: under ZeRO-3 the reference would be parted
-    with tempfile.TemporaryDirectory(prefix="dslm-verify-") as folder:
-        reduced = reduced_config(recipe, inputs.tokenizer, given.layout, **settings)
-        had_dropout = bool(without_dropout(reduced)) or bool(recipe.lora and recipe.lora.dropout)
-        write_reduced(recipe, reduced, inputs.task.auto_class, folder)
+    with _folder(given) as folder:
+        small = _reduced(given, recipe, inputs, folder, settings)
         recipe = _of_folder(recipe, folder)
         given = replace(given, recipe=recipe, config=config)
         first = steps is None  # the layout itself, not one with something switched
@@ -114,25 +125,56 @@ def run_layout(given: Assignment, layout: Layout, steps: int | None = None) -> V
                 given.phase(Phase.MODEL, f"step {made} of {inputs.steps} of the layout")
             return given.seconds > _STEPS_SECONDS
 
-        set_seed(recipe.seed)
-        plain = _plain(given, inputs, settings) if given.rank.rank == 0 else None
+        plain = plain_of(given, inputs, settings, small.words) if given.rank.rank == 0 else None
+        inputs = replace(inputs, task=replace(inputs.task, collator=_folding(inputs, small.words)))
         arguments = arguments_of(given, inputs)
         training = assemble(given, inputs, build_models(given, inputs, None), arguments)
-        recorder = Recorder(training.trainer, recipe.task, late)
-        run_steps(given, training)
+        with _with_reference(given, inputs, training):
+            recorder = Recorder(training.trainer, recipe, late)
+            run_steps(given, training)
     verdict = Verdict()
     if plain is not None:
-        verdict = _compare(given, inputs, training, recorder, plain, had_dropout=had_dropout)
+        verdict = _compare(given, inputs, training, recorder, plain, small)
     del training, recorder
     gc.collect()
     dist.barrier()
     return verdict
 
 
+@contextmanager
+def _folder(given: Assignment) -> Iterator[str]:
+    """A folder of this host's ranks, which the first of them makes and removes."""
+    mine = given.rank.local_rank == 0
+    host = given.rank.attempt.host_of(given.rank.rank)
+    with tempfile.TemporaryDirectory(prefix="dslm-verify-") if mine else nullcontext("") as folder:
+        told: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(told, (host, folder))
+        yield next(made for where, made in told if where == host and made)
+        dist.barrier()
+
+
+def _reduced(
+    given: Assignment, recipe: Recipe, inputs: Inputs, folder: str, settings: dict[str, Any]
+) -> Reduced:
+    """Write the reduced model, on each host; what was taken away, on all ranks."""
+    told: list[Any] = [None]
+    if given.rank.local_rank == 0:
+        small = reduce(recipe, inputs.tokenizer, given.layout, **settings)
+        write_reduced(recipe, small.config, inputs.task.auto_class, folder)
+        write_adapters(recipe, inputs.task.auto_class, folder)
+        told = [small]
+    dist.broadcast_object_list(told, src=0)
+    found: Reduced = told[0]
+    return found
+
+
 def _of_folder(recipe: Recipe, folder: str) -> Recipe:
     """The recipe with the reduced model in place of its own, watched but never stopped."""
     model = {"name": folder, "init": "pretrained", "architecture": {}, "revision": "main"}
-    lora = recipe.lora.model_copy(update={"dropout": 0.0}) if recipe.lora else None
+    lora = recipe.lora
+    if lora is not None:
+        adapter = str(Path(folder, "adapters")) if lora.adapter is not None else None
+        lora = lora.model_copy(update={"dropout": 0.0, "adapter": adapter})
     guards = recipe.guards.model_copy(update={"on_trouble": "warn"})
     changed = {
         "model": recipe.model.model_copy(update=model),
@@ -143,14 +185,28 @@ def _of_folder(recipe: Recipe, folder: str) -> Recipe:
     return recipe.model_copy(update=changed)
 
 
-def _plain(given: Assignment, inputs: Inputs, settings: dict[str, Any]) -> Reference:
-    """The reference: fp32, eager attention, nothing recomputed, fused or compiled."""
-    own = {"attention": "eager", "activation_checkpointing": False, "liger": False}
-    model = given.recipe.model.model_copy(update={**own, "compile": False})
-    recipe = given.recipe.model_copy(update={"model": model, "precision": "fp32"})
-    built = build_model(recipe, inputs.task.auto_class, inputs.tokenizer, **settings)
-    collate = inputs.task.collator(recipe, inputs.tokenizer, built.config)
-    return Reference(built, recipe.task, collate, torch.float32)
+def _folding(inputs: Inputs, words: int | None) -> Any:
+    """The task's collators, whose batches name the words of the reduced model."""
+    usual = inputs.task.collator
+
+    def collator(recipe: Recipe, tokenizer: Any, config: Any) -> Collate:
+        collate = usual(recipe, tokenizer, config)
+        return lambda samples: folded(collate(samples), words)
+
+    return collator
+
+
+@contextmanager
+def _with_reference(given: Assignment, inputs: Inputs, training: Training) -> Iterator[None]:
+    """Log-probabilities of the start where the recipe has them computed once, for these steps."""
+    files: list[Path] = []
+    if reference_of(given.recipe) == "precomputed":
+        again = partial(build_reference, given, inputs, None)
+        files = add_reference(given, inputs, training.trainer, again)
+    yield
+    if given.rank.local_rank == 0:
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 def _compare(
@@ -158,14 +214,15 @@ def _compare(
     inputs: Inputs,
     training: Training,
     recorder: Recorder,
-    plain: Reference,
-    *,
-    had_dropout: bool,
+    plain: Plain,
+    small: Reduced,
 ) -> Verdict:
     """Compare every recorded step; the first one that differs is the last that is looked at."""
     precision, micro = given.recipe.precision, given.config["train_micro_batch_size_per_gpu"]
-    sampler = training.trainer.sampler
-    updates, noise = Updates(given.recipe), Noise()
+    trainer, reference = training.trainer, plain.reference
+    stored = inputs.task.view(inputs.data.train)
+    decayed = frozenset(trainer.get_decay_parameter_names(reference.model))
+    updates, noise = Updates(given.recipe, given.stage, decayed), Noise()
     differences: list[Difference] = []
     samples = compared = 0
     for number, step in enumerate(recorder.steps, 1):
@@ -173,54 +230,60 @@ def _compare(
             break
         given.phase(Phase.MODEL, f"step {number} of {len(recorder.steps)} in one process")
         compared = number
-        batch = [inputs.data.train[int(place)] for place in sampler.samples_of_step(number - 1)]
+        batch = [stored[int(place)] for place in trainer.sampler.samples_of_step(number - 1)]
         samples += len(batch)
         if number == 1:
-            differences += wrong_parameters(plain.unlike(step.before), number)
-        differences += wrong_parameters(plain.take(step.before), number)
-        wanted = plain.find(batch)
+            differences += wrong_parameters(reference.unlike(step.before), number)
+        differences += wrong_parameters(reference.take(step.before), number)
         if number == 1:
-            noise = _measure(plain, batch, wanted, DTYPES[precision], micro)
+            reference.begin()
+        wanted = reference.find(batch)
+        if number == 1:
+            noise = _measure(plain, step, batch, wanted, micro)
+        rate = rate_of(given.recipe, number - 1, inputs.steps)
         differences += [
             *compare_samples(step, number, wanted),
-            *compare_ranks(
-                step, number, given.recipe.optimizer.lr, given.layout, dropout=had_dropout
-            ),
+            *compare_ranks(step, number, given.layout, dropout=small.had_dropout),
+            *compare_settings(step.settings, number, given.recipe, rate),
             *compare_losses(step, number, wanted, noise, precision),
             *compare_gradients(step, number, wanted, noise, precision),
             *compare_norm(step, number, precision),
-            *updates.compare(step, number),
+            *updates.compare(step, number, wanted.gradients, rate),
         ]
         if differences:
             break
     return Verdict(
         differences=tuple(differences),
-        parameters=len(plain.trained()),
+        parameters=len(reference.trained()),
         samples=samples,
         steps=compared,
         noise=max(noise.gradients.values(), default=0.0),
         losses=tuple(step.loss for step in recorder.steps[:compared]),
-        not_compared=_left_out(given, recorder, updates),
+        not_compared=_left_out(given, recorder, updates, small),
     )
 
 
-def _left_out(given: Assignment, recorder: Recorder, updates: Updates) -> tuple[str, ...]:
+def _left_out(
+    given: Assignment, recorder: Recorder, updates: Updates, small: Reduced
+) -> tuple[str, ...]:
     """Say what no reference is known of."""
-    optimizer = given.recipe.optimizer.name
     last = recorder.steps[-1]
     told = {
-        f"updates of {optimizer}": not updates.knows,
+        f"updates of {given.recipe.optimizer.name}": not updates.knows,
         f"gradients of {number_of(len(last.unknown), 'parameter')}": bool(last.unknown),
+        "the router's loss": small.had_router_loss,
         "losses of single samples": not last.losses,
     }
     return tuple(text for text, true in told.items() if true)
 
 
 def _measure(
-    plain: Reference, batch: list[dict[str, Any]], exact: Found, precision: torch.dtype, micro: int
+    plain: Plain, step: Step, batch: list[dict[str, Any]], exact: Found, micro: int
 ) -> Noise:
     """The noise of the recipe's number format: the same batch in it, in two orders of summation."""
-    own = plain.in_precision(copy.deepcopy(plain.model), precision)
+    own = plain.own_format()
+    own.take(step.before)
+    own.begin()
     return noise_of(exact, [own.find(batch, micro), own.find(batch[::-1], micro)])
 
 

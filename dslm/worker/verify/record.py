@@ -15,13 +15,16 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dslm.recipe.schema import Recipe
 from dslm.worker.layout.ranks import Layout
 from dslm.worker.layout.sequence import part_of
 from dslm.worker.layout.tensor import whole_logits
 from dslm.worker.replicas import Replicas
 from dslm.worker.trainer import PLACES
 from dslm.worker.verify.compare import Step
-from dslm.worker.verify.reference import CAUSAL, Tensors, summed_loss
+from dslm.worker.verify.learnt import CAUSAL, smoothing_of, summed_loss
+from dslm.worker.verify.reference import Tensors
+from dslm.worker.verify.settings import Settings, settings_of
 from dslm.worker.verify.values import Values
 
 
@@ -32,7 +35,8 @@ class _Mine:
     places: list[int] = field(default_factory=list)  # of the samples that it was trained on
     rows: dict[int, tuple[float, int]] = field(default_factory=dict)  # sum and count, by place
     loss: float = 0.0
-    rate: float = 0.0
+    settings: Settings = field(default_factory=dict)  # of its optimizer
+    idle: str = ""  # a module that doesn't know that it is trained
     draw: int = 0  # a number for its random state
     late: bool = False
 
@@ -43,18 +47,18 @@ class Recorder(TrainerCallback):
     _values: Values  # both since the training began
     _replicas: Replicas
 
-    def __init__(self, trainer: Any, task: str, late: Callable[[int], bool]) -> None:
+    def __init__(self, trainer: Any, recipe: Recipe, late: Callable[[int], bool]) -> None:
         """Record a run's trainer, which has not started.
 
         Args:
             trainer: the trainer.
-            task: what it learns.
+            recipe: what it learns.
             late: is told how many steps are made; whether they are enough, as rank 0 sees it.
         """
         self.steps: list[Step] = []
         self._trainer = trainer
         self._layout: Layout = trainer.layout
-        self._task = task
+        self._causal, self._smoothing = recipe.task in CAUSAL, smoothing_of(recipe)
         self._late = late
         self._mine = _Mine()
         self._gradients: Tensors = {}
@@ -76,7 +80,7 @@ class Recorder(TrainerCallback):
         def step(*given: Any, **settings: Any) -> Any:
             if engine.is_gradient_accumulation_boundary():
                 self._gradients = self._values.gradients()
-                self._mine.rate = _rate(engine)  # before the schedule moves it
+                self._mine.settings = settings_of(engine)  # before the schedule moves it
             return usual(*given, **settings)
 
         engine.step = step
@@ -105,10 +109,12 @@ class Recorder(TrainerCallback):
                 read=Counter(p for own in every[:: self._layout.sharing] for p in own.places),
                 loss=sum(own.loss for own in every) / len(every),
                 after=after,
-                rates=tuple(own.rate for own in every),
+                settings=tuple(own.settings for own in every),
+                idle=tuple(own.idle for own in every),
                 draws=tuple(own.draw for own in every),
                 differ=differ,
                 unknown=self._values.unknown,
+                muon=self._values.muon,
             )
         )
         self._before, self._gradients = after, {}
@@ -127,21 +133,25 @@ class Recorder(TrainerCallback):
         return found
 
     def _compute_loss(self, model: Any, inputs: Any, *rest: Any, **settings: Any) -> Any:
-        """The trainer's own, and beside it the loss of each sample where there are logits."""
+        """The trainer's own, and beside it the loss of each sample where there are labels."""
+        named = self._trainer.model_wrapped.module.named_modules()
+        self._mine.idle = next((name or "the model" for name, m in named if not m.training), "")
         asked = settings.pop("return_outputs", False)
         labels = inputs.get("labels")
-        labels = labels.clone() if isinstance(labels, torch.Tensor) else None
+        if not isinstance(labels, torch.Tensor):  # TRL's would make a second pass for outputs
+            return self._compute(model, inputs, *rest, return_outputs=asked, **settings)
+        labels = labels.clone()
         loss, outputs = self._compute(model, inputs, *rest, return_outputs=True, **settings)
         logits = getattr(outputs, "logits", None)
         if logits is None and isinstance(outputs, dict):
             logits = outputs.get("logits")
-        if labels is not None and isinstance(logits, torch.Tensor):
+        if isinstance(logits, torch.Tensor):
             self._note(labels, logits.detach())
         return (loss, outputs) if asked else loss
 
     def _note(self, labels: torch.Tensor, logits: torch.Tensor) -> None:
         logits = whole_logits(logits, self._layout, self._trainer.model_wrapped)
-        shifted = self._task in CAUSAL
+        shifted = self._causal
         if self._layout.sequence > 1:
             labels, shifted = part_of({"labels": labels}, self._layout)["shift_labels"], False
         places = self._mine.places[-len(labels) :]
@@ -152,7 +162,7 @@ class Recorder(TrainerCallback):
         if logits.dim() == 3 and logits.shape[1] != labels.shape[-1]:
             return
         with torch.no_grad():
-            sums = summed_loss(logits, labels, shifted=shifted)
+            sums = summed_loss(logits, labels, shifted=shifted, smoothing=self._smoothing)
         for place, value, count in zip(places, sums.tolist(), learnt.sum(1).tolist(), strict=True):
             self._mine.rows[place] = (value, int(count))
 
@@ -168,9 +178,3 @@ def _random_state() -> int:
     """A number for what this rank draws next."""
     state = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.get_rng_state()
     return zlib.crc32(state.numpy().tobytes())
-
-
-def _rate(engine: Any) -> float:
-    """The learning rate that this rank's optimizer used."""
-    groups = engine.optimizer.param_groups if hasattr(engine.optimizer, "param_groups") else []
-    return float(groups[0]["lr"]) if groups else 0.0

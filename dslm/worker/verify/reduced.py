@@ -11,6 +11,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, set_seed
 
 from dslm.errors import RecipeError, Where
+from dslm.files import expanded
+from dslm.recipe.preferences import COMPARING
 from dslm.recipe.schema import Recipe
+from dslm.worker.adapters import config_in
 from dslm.worker.layout.ranks import Layout
 from dslm.worker.model import scratch_config
 from dslm.worker.trace.layers import Layer, layers_of
@@ -32,8 +36,9 @@ MOST_PARAMETERS = (
 )
 _AFFORDABLE = 100_000_000  # parameters in all, beyond which a verification takes too long
 _FEWEST, _MOST = 2, 16  # layers of a stack
-_WIDTH, _HEADS, _EXPERTS = 64, 4, 4
+_WIDTH, _HEADS, _EXPERTS, _WORDS = 64, 4, 4, 8192
 _DROPOUTS = ("dropout", "pdrop", "drop_rate", "_drop")
+_ROUTER = ("aux_loss_coef", "aux_loss_alpha")  # of a loss that depends on what a micro batch holds
 _INNER = ("intermediate_size", "d_ff", "n_inner", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim",
           "mlp_hidden_size", "ffn_hidden_size", "shared_intermediate_size")  # fmt: skip
 _OF_EXPERTS = ("moe_intermediate_size", "shared_expert_intermediate_size")
@@ -52,8 +57,42 @@ _TOKENS = 8  # of the sample that a cut is tried with
 _Changes = Mapping[int, Mapping[str, Any]]  # of the entries of a config, by its identity
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reduced:
+    """The config of a reduced model, and what was taken away from the model's own."""
+
+    config: Any
+    words: int | None = None  # that it has, where it has fewer
+    had_dropout: bool = False
+    had_router_loss: bool = False
+
+
+def reduce(recipe: Recipe, tokenizer: Any, layout: Layout, **settings: Any) -> Reduced:
+    """Cut a recipe's model, and take away what makes its gradient depend on chance or on layout.
+
+    Raises:
+        RecipeError: as `reduced_config`.
+    """
+    full = full_config(recipe, tokenizer, **settings)
+    config = reduced_config(recipe, tokenizer, layout, **settings)
+    fewer = words_of(config) != words_of(full)
+    router = zeroed(config, _ROUTER)
+    asked = [bool(getattr(each, "output_router_logits", False)) for each in _configs(config)]
+    return Reduced(
+        config=config,
+        words=words_of(config) if fewer else None,
+        had_dropout=bool(zeroed(config, _DROPOUTS)) or bool(recipe.lora and recipe.lora.dropout),
+        had_router_loss=bool(router) and (any(asked) or recipe.task in COMPARING),
+    )
+
+
+def words_of(config: Any) -> int | None:
+    """How many words a model has; None where it has none."""
+    return _number(config.get_text_config(), "vocab_size")
+
+
 def reduced_config(recipe: Recipe, tokenizer: Any, layout: Layout, **settings: Any) -> Any:
-    """Return the config of the reduced model, without dropout.
+    """Return the config of the reduced model.
 
     Raises:
         RecipeError: the model's own config is not known here, or the model can't be cut so far that
@@ -95,13 +134,29 @@ def write_reduced(recipe: Recipe, config: Any, auto_class: str, folder: str) -> 
     save_model(model, str(Path(folder, "model.safetensors")), metadata={"format": "pt"})
 
 
-def without_dropout(config: Any) -> dict[str, float]:
-    """Set every dropout of a config, and of those inside it, to 0; what they were."""
+def write_adapters(recipe: Recipe, auto_class: str, folder: str) -> None:
+    """Write adapters of the reduced model, where the recipe goes on with some of its model."""
+    from peft import get_peft_model
+
+    if recipe.lora is None or recipe.lora.adapter is None:
+        return
+    model = getattr(transformers, auto_class).from_pretrained(folder)
+    config = config_in(expanded(recipe.lora.adapter))
+    config.layers_to_transform = None  # there are fewer
+    torch.manual_seed(recipe.seed)
+    made = get_peft_model(model, config)
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    made.save_pretrained(Path(folder, "adapters"))
+
+
+def zeroed(config: Any, names: Sequence[str]) -> dict[str, float]:
+    """Set the numbers of a config whose name has one of these parts to 0; what they were."""
     had: dict[str, float] = {}
     for each in _configs(config):
         for name, value in vars(each).items():
-            dropout = any(part in name for part in _DROPOUTS)
-            if dropout and isinstance(value, float) and value > 0:
+            if any(part in name for part in names) and isinstance(value, float) and value > 0:
                 had[name] = value
                 setattr(each, name, 0.0)
     return had
@@ -193,9 +248,28 @@ def cuts(full: Any, factory: Any, layout: Layout) -> Iterator[Any]:
     def few_experts(each: Any) -> dict[str, Any]:
         return _experts(each, layout.expert)
 
-    for cuts in ((small, few_experts), (own_heads, few_experts), (few_experts,), ()):
-        yield _changed(full, partial(_together, cuts, fewer))
+    for widths in ((small, few_experts), (own_heads, few_experts), (few_experts,), ()):
+        for cuts in ((*widths, _few_words), widths):
+            yield _changed(full, partial(_together, cuts, fewer))
     yield full
+
+
+def _few_words(each: Any) -> dict[str, Any]:
+    """A smaller vocabulary, in which every word that a config names has a place."""
+    words = _number(each, "vocab_size")
+    if words is None or words <= _WORDS:
+        return {}
+    named = {
+        name: value % _WORDS
+        for name, value in vars(each).items()
+        if name.endswith("token_id") and isinstance(value, int) and value >= _WORDS
+    }
+    lists = {
+        name: [word % _WORDS for word in value]
+        for name, value in vars(each).items()
+        if name.endswith("token_id") and isinstance(value, list)
+    }
+    return {"vocab_size": _WORDS, **named, **lists}
 
 
 def _together(

@@ -15,8 +15,12 @@ from dslm.recipe.schema import Optimizer, Recipe
 from dslm.worker.verify.compare import Difference, Step, difference, ratio_of
 from dslm.worker.verify.reference import Tensors
 
-_UPDATE = 5e-3  # of an update in fp32 from the same gradient
+_UPDATE = 1e-3  # of an update in fp32 from the same gradient
+# of Muon's update: its products are in 16 bits where the device has them
+_PRODUCTS = 5e-2
 _ULP = 2.0**-22  # of a parameter kept in fp32
+_ITERATIONS, _MOMENTUM = 5, 0.95  # of Muon (DeepSpeed, runtime/zero/muon/original_muon.py)
+_LEAST_CLIPPED = 0.5  # of an update of Adafactor: how far its own clipping goes in a few steps
 
 Rule = Callable[[Optimizer, Tensors, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
@@ -55,14 +59,81 @@ def _lion(
     return -given.lr * (direction + given.weight_decay * before)
 
 
-RULES: Mapping[str, Rule] = {"adamw": _adam, "adam": _adam, "sgd": _sgd, "lion": _lion}
+def _muon(
+    given: Optimizer, state: Tensors, before: torch.Tensor, gradient: torch.Tensor, steps: int
+) -> torch.Tensor:
+    """Muon of a matrix, with Nesterov's momentum (the same file, muon_update)."""
+    mean = _MOMENTUM * state.get("first", torch.zeros_like(before)) + (1 - _MOMENTUM) * gradient
+    state["first"] = mean
+    ahead = _MOMENTUM * mean + (1 - _MOMENTUM) * gradient
+    rows, columns = before.shape[-2:]
+    turned = _orthogonal(ahead) * math.sqrt(max(1.0, rows / columns))
+    return -given.lr * (turned + given.weight_decay * before)
+
+
+def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """The nearest orthogonal matrix, about, by iterations of Newton and Schulz."""
+    wide = matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
+    wide = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(_ITERATIONS):
+        products = wide @ wide.mT
+        wide = 3.4445 * wide + (-4.7750 * products + 2.0315 * products @ products) @ wide
+    return wide.mT if matrix.shape[-2] > matrix.shape[-1] else wide
+
+
+def _beside_muon(
+    given: Optimizer, state: Tensors, before: torch.Tensor, gradient: torch.Tensor, steps: int
+) -> torch.Tensor:
+    """What updates the parameters that Muon doesn't: AdamW as it is without settings."""
+    known = {"name": "adamw", "betas": (0.9, 0.95), "eps": 1e-10}
+    return _adam(given.model_copy(update=known), state, before, gradient, steps)
+
+
+def _adafactor(
+    given: Optimizer, state: Tensors, before: torch.Tensor, gradient: torch.Tensor, steps: int
+) -> torch.Tensor:
+    """Adafactor (arXiv 1804.04235, algorithm 4) with a given learning rate and no momentum."""
+    old = 1 - steps**-0.8
+    squared = gradient**2 + 1e-30
+    if before.dim() < 2:
+        second = old * state.get("second", torch.zeros_like(before)) + (1 - old) * squared
+        state["second"] = second
+        update = gradient * second.rsqrt()
+    else:
+        rows, columns = squared.mean(-1), squared.mean(-2)
+        rows = old * state.get("rows", torch.zeros_like(rows)) + (1 - old) * rows
+        columns = old * state.get("columns", torch.zeros_like(columns)) + (1 - old) * columns
+        state |= {"rows": rows, "columns": columns}
+        share = (rows / rows.mean(-1, keepdim=True)).rsqrt()
+        update = gradient * share[..., None] * columns.rsqrt()[..., None, :]
+    update = update / max(1.0, float(update.norm()) / math.sqrt(update.numel()))
+    return -given.lr * (update + given.weight_decay * before)
+
+
+RULES: Mapping[str, Rule] = {
+    "adamw": _adam, "adam": _adam, "sgd": _sgd, "lion": _lion, "muon": _beside_muon,
+    "adafactor": _adafactor,
+}  # fmt: skip
 
 
 class Updates:
     """The rule of a recipe's optimizer, and what it keeps of each parameter."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(
+        self, recipe: Recipe, stage: int = 0, decayed: frozenset[str] | None = None
+    ) -> None:
+        """Take on a recipe's optimizer.
+
+        Args:
+            recipe: what is learnt.
+            stage: of ZeRO; from 1 on optimizers see flat parts of parameters.
+            decayed: the parameters that transformers' optimizers decay; None: all.
+        """
         self._optimizer = recipe.optimizer
+        self._ratio = recipe.lora.b_lr_ratio if recipe.lora is not None else 1.0
+        self._half = recipe.precision != "fp32"
+        self._flat = stage > 0 and recipe.optimizer.name == "adafactor"
+        self._decayed = decayed if recipe.optimizer.name == "adafactor" else None
         self._rule = RULES.get(recipe.optimizer.name)
         self._state: dict[str, Tensors] = {}
         self._steps = 0
@@ -72,29 +143,69 @@ class Updates:
         """Whether the rule of this recipe's optimizer is known here."""
         return self._rule is not None
 
-    def compare(self, step: Step, number: int) -> list[Difference]:
-        """Compare each parameter's update with the rule; every step must be given, in order."""
+    def compare(
+        self, step: Step, number: int, whole: Tensors | None = None, rate: float | None = None
+    ) -> list[Difference]:
+        """Compare each parameter's update with the rule; every step must be given, in order.
+
+        Args:
+            step: what was recorded.
+            number: its number, from 1.
+            whole: gradients in one process, for those that the engine doesn't show.
+            rate: the learning rate; None: the recipe's.
+        """
         if self._rule is None:
             return []
         self._steps += 1
-        norm = math.sqrt(sum(float(g.double().pow(2).sum()) for g in step.gradients.values()))
+        gradients = dict(step.gradients)
+        gradients |= {name: (whole or {})[name] for name in step.unknown if name in (whole or {})}
+        norm = math.sqrt(sum(float(g.double().pow(2).sum()) for g in gradients.values()))
         clip = self._optimizer.grad_clip
         scale = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
         differences = []
         for name, before in step.before.items():
-            gradient, after = step.gradients.get(name), step.after.get(name)
-            if after is None or name in step.unknown:
+            after = step.after.get(name)
+            # in 16 bits a gradient's noise is no longer small once it was made orthogonal
+            if after is None or (name in step.unknown and self._half):
                 continue
+            gradient = gradients.get(name)
             wanted = torch.zeros_like(before)
             if gradient is not None:
-                state = self._state.setdefault(name, {})
-                wanted = self._rule(self._optimizer, state, before, gradient * scale, self._steps)
+                wanted = self._wanted(step, name, gradient * scale, rate)
             found = after.double() - before.double()
+            if self._flat:
+                wanted = _within(found, wanted.double())
             slack = _ULP * float(before.double().norm())
             far = float((found - wanted.double()).norm())
             size = max(float(wanted.double().norm()), 1e-30)
-            if not far <= _UPDATE * size + slack:
-                differences.append(
-                    difference("update", name, number, far / size, _UPDATE, ratio_of(found, wanted))
-                )
+            allowed = _PRODUCTS if name in step.muon else _UPDATE
+            if not far <= allowed * size + slack:
+                ratio = ratio_of(found, wanted)
+                differences.append(difference("update", name, number, far / size, allowed, ratio))
         return differences
+
+    def _wanted(
+        self, step: Step, name: str, gradient: torch.Tensor, rate: float | None
+    ) -> torch.Tensor:
+        before = step.before[name]
+        faster = self._ratio if "lora_B" in name or before.dim() == 1 else 1.0
+        own = {"lr": (rate if rate is not None else self._optimizer.lr) * faster}
+        if self._decayed is not None and name not in self._decayed:
+            own["weight_decay"] = 0.0
+        rule = _muon if name in step.muon else self._rule
+        if rule is None:
+            raise ValueError("the optimizer has no rule")
+        if self._flat:
+            before, gradient = before.flatten(), gradient.flatten()
+        given = self._optimizer.model_copy(update=own)
+        found = rule(given, self._state.setdefault(name, {}), before, gradient, self._steps)
+        return found.view_as(step.before[name])
+
+
+def _within(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """An update that was clipped together with others, as far as that may be.
+
+    Under ZeRO, Adafactor clips the update of all that a rank has of a group at once.
+    """
+    share = torch.where(wanted == 0, 1.0, found / wanted)
+    return wanted * share.clamp(_LEAST_CLIPPED, 1.0)

@@ -27,13 +27,14 @@ class Values:
         self._shards = shards_of(engine.module)
         trained = [p for p in engine.module.parameters() if p.requires_grad]
         self._masters = masters(engine.optimizer, trained)
-        early = engine.zero_optimization_stage() in (1, 2)
-        # at these stages DeepSpeed's Muon puts its update in the gradient's place before the step
-        self.unknown = frozenset(
+        self.muon = frozenset(
             name
             for name, shard in self._shards.items()
-            if early and any(_of_muon(engine, p) for p in shard.parameters)
+            if any(_of_muon(engine, p) for p in shard.parameters)
         )
+        # at these stages DeepSpeed's Muon puts its update in the gradient's place before the step
+        early = engine.zero_optimization_stage() in (1, 2)
+        self.unknown = self.muon if early else frozenset()
 
     def parameters(self) -> Tensors:
         """All parameters, those that are trained from their full-precision copies."""
