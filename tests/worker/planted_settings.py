@@ -33,23 +33,16 @@ def _swapped_betas(engine: Any, rank: int) -> None:
             group["betas"] = group["betas"][::-1]
 
 
-def _late_schedule(trainer: Any, rank: int) -> None:
+def _late_schedule(engine: Any, rank: int) -> None:
     """The first step's rate is that of the second step, too, and so on."""
-    usual = trainer.create_scheduler
+    usual, calls = engine.lr_scheduler.step, [0]
 
-    def create(*given: Any, **more: Any) -> Any:
-        found, calls = usual(*given, **more), [0]
-        step = found.step
+    def step(*given: Any, **more: Any) -> None:
+        calls[0] += 1
+        if calls[0] > 1:
+            usual(*given, **more)
 
-        def later(*rest: Any) -> None:
-            calls[0] += 1
-            if calls[0] > 1:
-                step(*rest)
-
-        found.step = later
-        return found
-
-    trainer.create_scheduler = create
+    engine.lr_scheduler.step = step
 
 
 def _decay_twice(found: dict[str, Any], rank: int) -> None:
@@ -89,6 +82,11 @@ def _not_training(trainer: Any, rank: int) -> None:
         return usual(model, *given, **more)
 
     trainer.compute_loss = compute_loss
+
+
+def _never_evaluating(engine: Any, rank: int) -> None:
+    """A model that stays as a training left it."""
+    engine.eval = lambda: engine
 
 
 def _last_counts_more(trainer: Any, rank: int) -> None:
@@ -137,10 +135,9 @@ def _replayed_otherwise(trainer: Any, rank: int) -> None:
     module, calls = trainer.model.model.layers[1].mlp, [0]
     usual = module.forward
 
-    def forward(states: torch.Tensor) -> torch.Tensor:
+    def forward(states: torch.Tensor) -> Any:
         calls[0] += 1
-        found: torch.Tensor = usual(states)
-        return found if calls[0] % 2 else found * 1.5
+        return usual(states if calls[0] % 2 else states * 1.5)
 
     module.forward = forward
 
@@ -171,8 +168,9 @@ def _answers_swapped(batch: dict[str, torch.Tensor], rank: int) -> None:
                 batch[name] = torch.cat(batch[name].chunk(2)[::-1])
 
 
-def _estimate_of_a_rank(trainer: Any, rank: int) -> None:
-    trainer.accelerator.reduce = lambda total, **more: total
+def _bad_for_good(batch: dict[str, torch.Tensor], rank: int) -> None:
+    if rank:
+        batch["label"] = ~batch["label"]
 
 
 def _prompt_counted(batch: dict[str, torch.Tensor], rank: int) -> None:
@@ -192,7 +190,7 @@ SETTINGS: dict[str, Fault] = {
         plant=on_engine(_swapped_betas), kind="optimizer", names="rank 1: beta", settings=stage(3),
     ),
     "a schedule one step late": Fault(
-        plant=on_trainer(_late_schedule), kind="learning rate", settings=stage(2),
+        plant=on_engine(_late_schedule), kind="learning rate", settings=stage(2),
     ),
     "weight decay applied twice": Fault(
         plant=on_engine(after_step(_decay_twice)), kind="update", names="proj", settings=stage(0),
@@ -209,6 +207,10 @@ SETTINGS: dict[str, Fault] = {
     ),
     "dropout left out": Fault(
         plant=on_trainer(_not_training), kind="dropout", recipe="quickstart-mlm", settings=stage(1),
+    ),
+    "dropout in an evaluation": Fault(
+        plant=on_engine(_never_evaluating), kind="dropout", names="an evaluation",
+        recipe="quickstart-mlm", settings=stage(2),
     ),
     "the last micro batch counts more": Fault(
         plant=on_trainer(_last_counts_more), kind="gradient", settings=stage(2),
@@ -232,7 +234,7 @@ SETTINGS: dict[str, Fault] = {
         settings={**stage(2), "model.activation_checkpointing": "true"},
     ),
     "fewer experts on one rank": Fault(
-        plant=on_trainer(_other_experts), kind="loss", names="sample",
+        plant=on_trainer(_other_experts), kind="gradient", names="experts",
         settings={**stage(2), **MOE},
     ),
     "a start of preferences that learns along": Fault(
@@ -243,9 +245,9 @@ SETTINGS: dict[str, Fault] = {
         plant=on_trainer(batches(_answers_swapped)), kind="gradient", recipe="quickstart-orpo",
         settings=stage(1),
     ),
-    "an estimate of each rank's own": Fault(
-        plant=on_trainer(_estimate_of_a_rank), kind="gradient", recipe="quickstart-kto",
-        settings={**stage(2), "optimizer.lr": 0.01},
+    "bad answers for good ones on one rank": Fault(
+        plant=on_trainer(batches(_bad_for_good)), kind="gradient", recipe="quickstart-kto",
+        settings=stage(2),
     ),
     "prompts that are learnt": Fault(
         plant=on_trainer(batches(_prompt_counted)), kind="gradient", recipe="quickstart-dpo",

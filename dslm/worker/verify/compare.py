@@ -73,8 +73,10 @@ def noise_of(exact: Found, ways: Sequence[Found]) -> Noise:
         for name, value in other.gradients.items():
             if name in one.gradients:
                 found = deviation(value, one.gradients[name], scale)
-                worst[name] = max(worst.get(name, 0.0), found)
-    loss = max((abs(way.loss - exact.loss) for way in ways), default=0.0)
+                if math.isfinite(found):  # else nothing would differ from it
+                    worst[name] = max(worst.get(name, 0.0), found)
+    far = [abs(way.loss - exact.loss) for way in ways]
+    loss = max((each for each in far if math.isfinite(each)), default=0.0)
     return Noise(gradients=worst, loss=loss)
 
 

@@ -6,6 +6,7 @@ All ranks run every layout; the reference is rank 0's. What comes out is one eve
 from __future__ import annotations
 
 import gc
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -50,7 +51,8 @@ from dslm.worker.verify.compare import (
     noise_of,
     wrong_parameters,
 )
-from dslm.worker.verify.learnt import folded
+from dslm.worker.verify.evaluation import Evaluated, compare_evaluation, evaluated
+from dslm.worker.verify.learnt import folded, smoothing_of
 from dslm.worker.verify.mixed import mixed
 from dslm.worker.verify.plain import Plain, plain_of
 from dslm.worker.verify.record import Recorder
@@ -64,6 +66,7 @@ from dslm.worker.verify.updates import Updates
 # layout makes no further step, no further step is compared, no other switch is tried
 _STEPS_SECONDS, _COMPARE_SECONDS, _SECONDS = 60.0, 100.0, 150.0
 _KEPT = 40  # differences
+_OF_START = ".ref."  # in the name of a copy that TRL keeps of adapters as they were
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,13 +135,29 @@ def run_layout(given: Assignment, layout: Layout, steps: int | None = None) -> V
         with _with_reference(given, inputs, training):
             recorder = Recorder(training.trainer, recipe, late)
             run_steps(given, training)
+            held_out = _evaluated(given, inputs, training) if first else None
     verdict = Verdict()
     if plain is not None:
-        verdict = _compare(given, inputs, training, recorder, plain, small)
+        verdict = _compare(given, inputs, training, recorder, plain, small, held_out)
     del training, recorder
     gc.collect()
     dist.barrier()
     return verdict
+
+
+def _evaluated(given: Assignment, inputs: Inputs, training: Training) -> Evaluated | None:
+    """An evaluation of the last step's samples; with smoothed labels the loss is another."""
+    task, recipe = inputs.task, given.recipe
+    if task.metric is None or smoothing_of(recipe):
+        return None
+    metric = task.metric(recipe, len(inputs.data.labels))
+    samples = [inputs.data.train[int(p)] for p in _places(training)]
+    return evaluated(training.trainer, metric, samples)
+
+
+def _places(training: Training) -> list[int]:
+    """Which samples the last step was of."""
+    return [int(p) for p in training.trainer.sampler.samples_of_step(max(training.step, 1) - 1)]
 
 
 @contextmanager
@@ -216,6 +235,7 @@ def _compare(
     recorder: Recorder,
     plain: Plain,
     small: Reduced,
+    held_out: Evaluated | None,
 ) -> Verdict:
     """Compare every recorded step; the first one that differs is the last that is looked at."""
     precision, micro = given.recipe.precision, given.config["train_micro_batch_size_per_gpu"]
@@ -234,7 +254,8 @@ def _compare(
         samples += len(batch)
         if number == 1:
             differences += wrong_parameters(reference.unlike(step.before), number)
-        differences += wrong_parameters(reference.take(step.before), number)
+        unknown = [name for name in reference.take(step.before) if _OF_START not in name]
+        differences += wrong_parameters(unknown, number)
         if number == 1:
             reference.begin()
         wanted = reference.find(batch)
@@ -252,6 +273,11 @@ def _compare(
         ]
         if differences:
             break
+    if held_out is not None and not differences:
+        last, samples_of_it = recorder.steps[-1], [stored[place] for place in _places(training)]
+        differences += compare_evaluation(
+            held_out, reference, last.after, samples_of_it, len(recorder.steps), noise, precision
+        )
     return Verdict(
         differences=tuple(differences),
         parameters=len(reference.trained()),
@@ -287,6 +313,11 @@ def _measure(
     return noise_of(exact, [own.find(batch, micro), own.find(batch[::-1], micro)])
 
 
+def _finite(value: float) -> float:
+    """A number that a document can hold."""
+    return value if math.isfinite(value) else 1e30
+
+
 def _all_see(true: bool) -> bool:
     """What rank 0 sees, on all ranks."""
     told: list[Any] = [true]
@@ -310,7 +341,7 @@ def _event(
         expert=given.layout.expert,
         precision=given.recipe.precision,
         noise=verdict.noise,
-        losses=verdict.losses,
+        losses=tuple(_finite(loss) for loss in verdict.losses),
         allowed_loss=LEAST[given.recipe.precision],
         not_compared=verdict.not_compared,
         seconds=round(time.monotonic() - given.began, 3),
@@ -321,9 +352,9 @@ def _event(
                 kind=each.kind,
                 name=each.name,
                 step=each.step,
-                deviation=min(each.deviation, 1e30),
+                deviation=_finite(each.deviation),
                 allowed=each.allowed,
-                ratio=each.ratio,
+                ratio=None if each.ratio is None else _finite(each.ratio),
             )
             for each in verdict.differences[:_KEPT]
         ),

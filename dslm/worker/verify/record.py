@@ -134,20 +134,27 @@ class Recorder(TrainerCallback):
 
     def _compute_loss(self, model: Any, inputs: Any, *rest: Any, **settings: Any) -> Any:
         """The trainer's own, and beside it the loss of each sample where there are labels."""
-        named = self._trainer.model_wrapped.module.named_modules()
-        self._mine.idle = next((name or "the model" for name, m in named if not m.training), "")
         asked = settings.pop("return_outputs", False)
         labels = inputs.get("labels")
         if not isinstance(labels, torch.Tensor):  # TRL's would make a second pass for outputs
-            return self._compute(model, inputs, *rest, return_outputs=asked, **settings)
+            found = self._compute(model, inputs, *rest, return_outputs=asked, **settings)
+            self._look()
+            return found
         labels = labels.clone()
         loss, outputs = self._compute(model, inputs, *rest, return_outputs=True, **settings)
+        self._look()
         logits = getattr(outputs, "logits", None)
         if logits is None and isinstance(outputs, dict):
             logits = outputs.get("logits")
         if isinstance(logits, torch.Tensor):
             self._note(labels, logits.detach())
         return (loss, outputs) if asked else loss
+
+    def _look(self) -> None:
+        """Look for a module that computes as in an evaluation."""
+        named = self._trainer.model_wrapped.module.named_modules()
+        idle = next((name or "the model" for name, m in named if not m.training), "")
+        self._mine.idle = self._mine.idle or idle
 
     def _note(self, labels: torch.Tensor, logits: torch.Tensor) -> None:
         logits = whole_logits(logits, self._layout, self._trainer.model_wrapped)

@@ -15,6 +15,7 @@ from torch import nn
 from dslm.worker.verify.learnt import Learnt
 
 Tensors = dict[str, torch.Tensor]
+_SCALE = 2.0**10  # of a loss in fp16, whose gradients would vanish
 _ROUNDED = 2.0**-7  # of a value: what a copy in bf16 may be off by
 
 
@@ -46,6 +47,8 @@ class Reference:
         self.model = model
         self.model.train()
         self._learnt = learnt
+        half = any(p.dtype == torch.float16 for p in model.parameters())
+        self._scale = _SCALE if half else 1.0
 
     def begin(self) -> None:
         """Before the first step, with the values that it starts from."""
@@ -75,6 +78,14 @@ class Reference:
         """Names of the parameters that get a gradient."""
         return [name for name, p in self.model.named_parameters() if p.requires_grad]
 
+    def loss(self, samples: Sequence[dict[str, Any]]) -> float:
+        """The mean loss of samples, as an evaluation computes it."""
+        self.model.eval()
+        with torch.no_grad():
+            total = sum(float(self._learnt.loss(self.model, sample)) for sample in samples)
+        self.model.train()
+        return total / max(sum(self._learnt.count(sample) for sample in samples), 1)
+
     def find(self, samples: Sequence[dict[str, Any]], micro_batch: int = 1) -> Found:
         """Loss and gradients of a global batch: the mean over all that is learnt in it.
 
@@ -93,11 +104,11 @@ class Reference:
             for sample in samples[start : start + micro_batch]:
                 place = int(sample["place"])
                 value = self._learnt.loss(self.model, sample)
-                (value / total).backward()
+                (value * (self._scale / total)).backward()
                 losses[place] = (float(value.detach()), counts[place])
             for name, parameter in self.model.named_parameters():
                 if parameter.grad is not None:
-                    found = parameter.grad.detach().float()
+                    found = parameter.grad.detach().float() / self._scale
                     sums[name] = sums[name] + found if name in sums else found.clone()
         self.model.zero_grad(set_to_none=True)
         return Found(losses=losses, gradients=sums)

@@ -93,13 +93,10 @@ def _adafactor(
     given: Optimizer, state: Tensors, before: torch.Tensor, gradient: torch.Tensor, steps: int
 ) -> torch.Tensor:
     """Adafactor (arXiv 1804.04235, algorithm 4) with a given learning rate and no momentum."""
-    old = 1 - steps**-0.8
-    squared = gradient**2 + 1e-30
     if before.dim() < 2:
-        second = old * state.get("second", torch.zeros_like(before)) + (1 - old) * squared
-        state["second"] = second
-        update = gradient * second.rsqrt()
+        update = _by_root(state, gradient, steps)
     else:
+        old, squared = 1 - steps**-0.8, gradient**2 + 1e-30
         rows, columns = squared.mean(-1), squared.mean(-2)
         rows = old * state.get("rows", torch.zeros_like(rows)) + (1 - old) * rows
         columns = old * state.get("columns", torch.zeros_like(columns)) + (1 - old) * columns
@@ -108,6 +105,20 @@ def _adafactor(
         update = gradient * share[..., None] * columns.rsqrt()[..., None, :]
     update = update / max(1.0, float(update.norm()) / math.sqrt(update.numel()))
     return -given.lr * (update + given.weight_decay * before)
+
+
+def _adafactor_of_parts(
+    given: Optimizer, state: Tensors, before: torch.Tensor, gradient: torch.Tensor, steps: int
+) -> torch.Tensor:
+    """Adafactor of flat parts of parameters: it factors nothing, and clips what a rank has."""
+    return -given.lr * (_by_root(state, gradient, steps) + given.weight_decay * before)
+
+
+def _by_root(state: Tensors, gradient: torch.Tensor, steps: int) -> torch.Tensor:
+    old = 1 - steps**-0.8
+    second = old * state.get("second", torch.zeros_like(gradient)) + (1 - old) * gradient**2
+    state["second"] = second
+    return gradient * (second + 1e-30).rsqrt()
 
 
 RULES: Mapping[str, Rule] = {
@@ -134,7 +145,7 @@ class Updates:
         self._half = recipe.precision != "fp32"
         self._flat = stage > 0 and recipe.optimizer.name == "adafactor"
         self._decayed = decayed if recipe.optimizer.name == "adafactor" else None
-        self._rule = RULES.get(recipe.optimizer.name)
+        self._rule = _adafactor_of_parts if self._flat else RULES.get(recipe.optimizer.name)
         self._state: dict[str, Tensors] = {}
         self._steps = 0
 
@@ -195,11 +206,8 @@ class Updates:
         rule = _muon if name in step.muon else self._rule
         if rule is None:
             raise ValueError("the optimizer has no rule")
-        if self._flat:
-            before, gradient = before.flatten(), gradient.flatten()
         given = self._optimizer.model_copy(update=own)
-        found = rule(given, self._state.setdefault(name, {}), before, gradient, self._steps)
-        return found.view_as(step.before[name])
+        return rule(given, self._state.setdefault(name, {}), before, gradient, self._steps)
 
 
 def _within(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,80 @@
+"""An evaluation of the layout beside one of the reference, with the last parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dslm.worker.evaluate import evaluate
+from dslm.worker.verify.compare import FACTOR, LEAST, Difference, Noise, difference
+from dslm.worker.verify.reference import Reference, Tensors
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """What an evaluation found; `trains`: a module that didn't know that it was evaluated."""
+
+    loss: float | None
+    trains: str = ""
+
+
+class _Watched:
+    """A task's collator that looks at the model each time a batch is made for it."""
+
+    def __init__(self, collate: Any, model: nn.Module) -> None:
+        self._collate = collate
+        self._model = model
+        self.trains = ""
+
+    def __call__(self, samples: list[Any]) -> Any:
+        named = self._model.named_modules()
+        found = next((name or "the model" for name, m in named if m.training), "")
+        self.trains = self.trains or found
+        return self._collate(samples)
+
+
+def evaluated(trainer: Any, metric: Any, samples: Sequence[Any]) -> Evaluated | None:
+    """Evaluate some samples as a training does; all ranks call.
+
+    Returns:
+        None where the task has no metric of dslm's own.
+    """
+    if metric is None:
+        return None
+    engine = trainer.model_wrapped
+    watched = _Watched(trainer.data_collator, engine.module)
+    found = evaluate(
+        engine, samples, watched, metric, trainer.layout,  # type: ignore[arg-type]
+        micro_batch=trainer.args.per_device_train_batch_size,
+        device=trainer.args.device, on_batch=lambda: None,
+    )  # fmt: skip
+    return Evaluated(loss=found.get("loss"), trains=watched.trains)
+
+
+def compare_evaluation(
+    found: Evaluated,
+    reference: Reference,
+    after: Tensors,
+    samples: Sequence[dict[str, Any]],
+    number: int,
+    noise: Noise,
+    precision: str,
+) -> list[Difference]:
+    """Compare the loss of an evaluation, and whether dropout was off; `number`: the last step."""
+    if found.trains:
+        what = f"an evaluation doesn't leave `{found.trains}` as it is"
+        return [difference("dropout", what, number, math.inf, 0.0, None)]
+    if found.loss is None:
+        return []
+    reference.take(after)
+    wanted = reference.loss(samples)
+    allowed = 2 * max(LEAST[precision], FACTOR * noise.loss / max(abs(wanted), 1e-6))
+    far = abs(found.loss - wanted) / max(abs(wanted), 1e-6)
+    if far <= allowed:
+        return []
+    ratio = found.loss / wanted if wanted else None
+    return [difference("loss", "an evaluation", number, far, allowed, ratio)]
