@@ -31,6 +31,7 @@ _GEMMA = {
     "intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4, "
     "num_key_value_heads: 2, head_dim: 16}"
 }
+_MANY_WORDS = {"model.tokenizer": "{vocab_size: 9000}", "model.architecture.vocab_size": 9000}
 # families, stages, precisions, adapters, experts, packing, accumulation
 LAYOUTS: tuple[tuple[str, dict[str, Any]], ...] = (
     *(("quickstart", {"parallel.zero_stage": stage}) for stage in (0, 1, 2, 3)),
@@ -62,6 +63,7 @@ LAYOUTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("quickstart", {"parallel.zero_stage": 0, "optimizer.name": "adafactor"}),
     ("quickstart", {"parallel.zero_stage": 2, "optimizer.name": "adafactor"}),
     ("quickstart", {"parallel.zero_stage": 2, "training_args.label_smoothing_factor": 0.1}),
+    ("quickstart", {"parallel.zero_stage": 2, **_MANY_WORDS}),
     ("quickstart-dpo", {"parallel.zero_stage": 2}),
     ("quickstart-dpo", {"parallel.zero_stage": 3, **LORA, **_BF16}),
     ("quickstart-dpo", {"parallel.zero_stage": 1, "reference": "precomputed"}),
@@ -135,16 +137,16 @@ def layouts(chosen: list[str]) -> str:
 
 def weights(chosen: list[str]) -> str:
     """Train models whose weights are not all there, at two stages, on one rank and on two."""
-    rows, found = {}, []
-    for case in chosen or CASES:
-        cells = []
-        for stage, ranks in ON_LAYOUTS:
+    cells: dict[str, list[str]] = {case: [""] * len(ON_LAYOUTS) for case in chosen or CASES}
+    found = []
+    for column, (stage, ranks) in enumerate(ON_LAYOUTS):
+        for case, row in cells.items():
             with tempfile.TemporaryDirectory() as folder:
                 found.append(not_refused(case, stage, ranks, Path(folder)))
             _tell(f"{case}, ZeRO {stage}, {ranks}: {found[-1] or 'refused'}")
-            cells.append("**not refused**" if found[-1] else "refused")
-        rows[case] = f"| {' | '.join([case, *cells])} |"
-        write_rows("weights", rows, list(CASES))
+            row[column] = "**not refused**" if found[-1] else "refused"
+            rows = {each: f"| {' | '.join([each, *row])} |" for each, row in cells.items()}
+            write_rows("weights", rows, list(CASES))
     return (
         f"{found.count('')} of {len(found)} trainings with weights that are not all there (cases × "
         "ZeRO stages 2 and 3 × 1 and 2 ranks) were refused before the first step.\n"

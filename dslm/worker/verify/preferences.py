@@ -87,7 +87,7 @@ class Kto(_Compared):
     def prepare(self, model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> None:
         """The estimate of a step, of all its samples."""
         found = [self._beyond(model, s["prompt_ids"], s["KL_completion_ids"]) for s in samples]
-        self._usual = max(0.0, float(torch.stack(found).mean()))
+        self._usual = max(0.0, float(torch.stack(found).mean().detach()))
 
     def loss(self, model: nn.Module, sample: dict[str, Any]) -> torch.Tensor:
         """Of a good answer or of a bad one."""
