@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import set_seed
 
 from dslm.worker.adapters import with_lora
@@ -53,8 +54,8 @@ def plain_of(
     else:
         few = built()
         whole = built(lora=None).dequantize().float()
-        set_seed(recipe.seed)
         model = with_lora(whole, recipe.model_copy(update={"precision": "fp32"}))
+        _begin_alike(model, few)
 
     def learnt() -> Learnt:
         kind = PREFERENCES.get(recipe.task)
@@ -69,3 +70,12 @@ def plain_of(
         return Reference(copy.deepcopy(model).to(DTYPES[recipe.precision]), learnt())
 
     return Plain(reference=Reference(model, learnt()), own_format=own_format)
+
+
+def _begin_alike(model: torch.nn.Module, few: torch.nn.Module) -> None:
+    """Let adapters begin as those beside the same model in few bits, which drew their numbers."""
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in few.named_parameters():
+            if parameter.requires_grad:
+                own[name].copy_(parameter)

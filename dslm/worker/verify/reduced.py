@@ -75,12 +75,16 @@ def reduce(recipe: Recipe, tokenizer: Any, layout: Layout, **settings: Any) -> R
     """
     full = full_config(recipe, tokenizer, **settings)
     config = reduced_config(recipe, tokenizer, layout, **settings)
-    fewer = words_of(config) != words_of(full)
+    words = words_of(config)
+    fewer = words is not None and words != words_of(full)
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if fewer and pad is not None and config.pad_token_id is None:
+        config.pad_token_id = pad % words  # classifiers look for the last token
     router = zeroed(config, _ROUTER)
     asked = [bool(getattr(each, "output_router_logits", False)) for each in _configs(config)]
     return Reduced(
         config=config,
-        words=words_of(config) if fewer else None,
+        words=words if fewer else None,
         had_dropout=bool(zeroed(config, _DROPOUTS)) or bool(recipe.lora and recipe.lora.dropout),
         had_router_loss=bool(router) and (any(asked) or recipe.task in COMPARING),
     )
