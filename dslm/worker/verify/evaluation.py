@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from dslm.worker.evaluate import evaluate
 from dslm.worker.verify.compare import FACTOR, LEAST, Difference, Noise, difference
 from dslm.worker.verify.reference import Reference, Tensors
 
@@ -37,22 +36,13 @@ class _Watched:
         return self._collate(samples)
 
 
-def evaluated(trainer: Any, metric: Any, samples: Sequence[Any]) -> Evaluated | None:
-    """Evaluate some samples as a training does; all ranks call.
-
-    Returns:
-        None where the task has no metric of dslm's own.
-    """
-    if metric is None:
-        return None
-    engine = trainer.model_wrapped
-    watched = _Watched(trainer.data_collator, engine.module)
-    found = evaluate(
-        engine, samples, watched, metric, trainer.layout,  # type: ignore[arg-type]
-        micro_batch=trainer.args.per_device_train_batch_size,
-        device=trainer.args.device, on_batch=lambda: None,
-    )  # fmt: skip
-    return Evaluated(loss=found.get("loss"), trains=watched.trains)
+def evaluated(trainer: Any, samples: Sequence[Any]) -> Evaluated:
+    """Evaluate some samples as a training does; all ranks call."""
+    usual = trainer._collate
+    trainer._collate = watched = _Watched(usual, trainer.model_wrapped.module)
+    found = trainer.evaluate(samples)
+    trainer._collate = usual
+    return Evaluated(loss=found.get("eval_loss"), trains=watched.trains)
 
 
 def compare_evaluation(

@@ -135,7 +135,7 @@ def run_layout(given: Assignment, layout: Layout, steps: int | None = None) -> V
         with _with_reference(given, inputs, training):
             recorder = Recorder(training.trainer, recipe, late)
             run_steps(given, training)
-            held_out = _evaluated(given, inputs, training) if first else None
+            held_out = _evaluated(given, training) if first else None
     verdict = Verdict()
     if plain is not None:
         verdict = _compare(given, inputs, training, recorder, plain, small, held_out)
@@ -145,14 +145,12 @@ def run_layout(given: Assignment, layout: Layout, steps: int | None = None) -> V
     return verdict
 
 
-def _evaluated(given: Assignment, inputs: Inputs, training: Training) -> Evaluated | None:
+def _evaluated(given: Assignment, training: Training) -> Evaluated | None:
     """An evaluation of the last step's samples; with smoothed labels the loss is another."""
-    task, recipe = inputs.task, given.recipe
-    if task.metric is None or smoothing_of(recipe):
+    if smoothing_of(given.recipe):
         return None
-    metric = task.metric(recipe, len(inputs.data.labels))
-    samples = [inputs.data.train[int(p)] for p in _places(training)]
-    return evaluated(training.trainer, metric, samples)
+    trainer = training.trainer
+    return evaluated(trainer, [trainer.train_dataset[place] for place in _places(training)])
 
 
 def _places(training: Training) -> list[int]:

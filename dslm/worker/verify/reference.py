@@ -82,6 +82,7 @@ class Reference:
         """The mean loss of samples, as an evaluation computes it."""
         self.model.eval()
         with torch.no_grad():
+            self._learnt.prepare(self.model, samples)
             total = sum(float(self._learnt.loss(self.model, sample)) for sample in samples)
         self.model.train()
         return total / max(sum(self._learnt.count(sample) for sample in samples), 1)
