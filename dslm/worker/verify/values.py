@@ -43,7 +43,7 @@ class Values:
             _keep(found, name, shard.whole([self._weight(p) for p in shard.parameters]))
         for name, parameter in self._engine.module.named_parameters():
             if not parameter.requires_grad:
-                _keep(found, name, _gathered(parameter))
+                _keep(found, name, _bits(parameter, _gathered(parameter)))
         return found
 
     def gradients(self) -> Tensors:
@@ -85,6 +85,12 @@ class Values:
 def _keep(found: Tensors, name: str, value: torch.Tensor) -> None:
     if dist.get_rank() == 0:
         found[name] = value.detach().float().cpu().clone()
+
+
+def _bits(parameter: Any, value: torch.Tensor) -> torch.Tensor:
+    """A frozen parameter as it is; of one in few bits its bytes in a row, which are no weights."""
+    packed = getattr(parameter, "quant_state", None) is not None or not value.is_floating_point()
+    return value.contiguous().view(torch.uint8).flatten() if packed else value
 
 
 def _of_muon(engine: Any, parameter: Any) -> bool:
