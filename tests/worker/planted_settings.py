@@ -173,13 +173,10 @@ def _bad_for_good(batch: dict[str, torch.Tensor], rank: int) -> None:
         batch["label"] = ~batch["label"]
 
 
-def _prompt_counted(batch: dict[str, torch.Tensor], rank: int) -> None:
-    batch["completion_mask"] = batch["attention_mask"].clone()
-
-
-def _worth_of_padding(trainer: Any, rank: int) -> None:
-    """The number of a text is taken behind its end."""
-    trainer.model.config.pad_token_id = trainer.model.config.vocab_size - 1
+def _ends_not_learnt(batch: dict[str, torch.Tensor], rank: int) -> None:
+    """The last token of each answer is left out."""
+    ends = batch["attention_mask"].sum(1, keepdim=True) - 1
+    batch["completion_mask"] = batch["completion_mask"].scatter(1, ends, 0)
 
 
 SETTINGS: dict[str, Fault] = {
@@ -249,12 +246,12 @@ SETTINGS: dict[str, Fault] = {
         plant=on_trainer(batches(_bad_for_good)), kind="gradient", recipe="quickstart-kto",
         settings=stage(2),
     ),
-    "prompts that are learnt": Fault(
-        plant=on_trainer(batches(_prompt_counted)), kind="gradient", recipe="quickstart-dpo",
+    "ends of answers that are not learnt": Fault(
+        plant=on_trainer(batches(_ends_not_learnt)), kind="gradient", recipe="quickstart-dpo",
         settings={**stage(2), **LORA},
     ),
-    "a worth that is read behind the text": Fault(
-        plant=on_trainer(_worth_of_padding), kind="gradient", recipe="quickstart-reward",
+    "the worse answer preferred on one rank": Fault(
+        plant=on_trainer(batches(_answers_swapped)), kind="gradient", recipe="quickstart-reward",
         settings=stage(3),
     ),
     "adapters of a model in few bits scaled": Fault(

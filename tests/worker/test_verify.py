@@ -14,7 +14,7 @@ import pytest
 from tests.support.models import small_model
 from tests.support.warm import PLANT, warm_dslm
 from tests.worker.planted import FAULTS
-from tests.worker.planting import PRETRAINED
+from tests.worker.planting import LORA, PRETRAINED
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ SMALL = {"data.max_documents": 60, "batch.global_size": 8, "batch.micro_size": 2
 IN_THE_SUITE = (
     "gradients scaled by the ranks", "a leak between packed documents", "an untied table",
     "a wrong learning rate on one rank", "a flipped bit in one replica",
-    "weights that were not loaded",
+    "weights that were not loaded", "a schedule one step late", "dropout in an evaluation",
 )  # fmt: skip
 
 
@@ -83,6 +83,14 @@ def test_two_layouts_are_compared_with_each_other_too(tmp_path: Path) -> None:
         ("quickstart-mlm", {"parallel.zero_stage": 1}),
         ("quickstart", {"parallel.zero_stage": 1, "parallel.tensor": 2}),
         ("quickstart", {"parallel.zero_stage": 3, "parallel.sequence": 2}),
+        ("quickstart-dpo", {"parallel.zero_stage": 3, **LORA, "precision": "bf16"}),
+        ("quickstart-kto", {"parallel.zero_stage": 2}),
+        ("quickstart-orpo", {"parallel.zero_stage": 1}),
+        ("quickstart-reward", {"parallel.zero_stage": 3}),
+        (
+            "quickstart",
+            {"parallel.zero_stage": 2, **LORA, "precision": "bf16", "quantize": "nf4"},
+        ),
     ],
 )
 def test_a_layout_that_learns_as_one_process_does_is_let_alone(
