@@ -173,12 +173,6 @@ def _bad_for_good(batch: dict[str, torch.Tensor], rank: int) -> None:
         batch["label"] = ~batch["label"]
 
 
-def _ends_not_learnt(batch: dict[str, torch.Tensor], rank: int) -> None:
-    """The last token of each answer is left out."""
-    ends = batch["attention_mask"].sum(1, keepdim=True) - 1
-    batch["completion_mask"] = batch["completion_mask"].scatter(1, ends, 0)
-
-
 SETTINGS: dict[str, Fault] = {
     "another eps on one rank": Fault(
         plant=on_engine(_eps), kind="optimizer", names="rank 1: eps", settings=stage(1),
@@ -245,14 +239,6 @@ SETTINGS: dict[str, Fault] = {
     "bad answers for good ones on one rank": Fault(
         plant=on_trainer(batches(_bad_for_good)), kind="gradient", recipe="quickstart-kto",
         settings=stage(2),
-    ),
-    "ends of answers that are not learnt": Fault(
-        plant=on_trainer(batches(_ends_not_learnt)), kind="gradient", recipe="quickstart-dpo",
-        settings={**stage(2), **LORA},
-    ),
-    "the worse answer preferred on one rank": Fault(
-        plant=on_trainer(batches(_answers_swapped)), kind="gradient", recipe="quickstart-reward",
-        settings=stage(3),
     ),
     "adapters of a model in few bits scaled": Fault(
         plant=on_trainer(gradients(lambda g, rank: g * 2, "lora_B")), kind="gradient",
