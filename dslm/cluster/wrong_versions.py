@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from dslm.units import number_of
+
 _RELEASE = re.compile(r"\d+(?:\.\d+)*")
 _LENGTH = 4  # numbers of a release that are compared
 
@@ -165,7 +167,9 @@ def settings_of(entry: WrongVersion) -> str:
     )
     parts = [f"{name} {' or '.join(map(str, given))}" for name, given in many if given]
     parts += [f"{when.ranks} ranks or more"] if when.ranks > 1 else []
-    parts += [f"{when.tensor} ranks or more that share layers"] if when.tensor > 1 else []
+    parts += (
+        [f"layers shared by {number_of(when.tensor, 'rank')} or more"] if when.tensor > 1 else []
+    )
     parts += [f"{name}: {str(getattr(when, name)).lower()}" for name in flags
               if getattr(when, name) is not None]  # fmt: skip
     parts += [f"{key}: {str(value).lower()}" for key, value in when.deepspeed.items()]
