@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import platform
 import sys
 import time
@@ -50,6 +51,20 @@ def build_folder(variables: Mapping[str, str]) -> Path:
     unnamed = hashlib.blake2b(f"{sys.prefix} {sys.version}".encode() + build, digest_size=6)
     words = f"py{platform.python_version()}-torch{version('torch')}-deepspeed{version('deepspeed')}"
     return cache_folder(variables) / "torch_extensions" / f"{words}-{unnamed.hexdigest()}"
+
+
+def program_path(variables: Mapping[str, str]) -> str:
+    """Return where programs are looked for: first among those of this Python's environment.
+
+    torch builds with the first `ninja` that it finds. What a login shell on another host finds is
+    that system's own, of another version, whose log this one doesn't believe and the other way
+    round: each would build every operator anew after the other has.
+
+    Args:
+        variables: the environment variables.
+    """
+    own, given = str(Path(sys.executable).parent), variables.get(environment.PATH, os.defpath)
+    return given if given.split(os.pathsep)[0] == own else f"{own}{os.pathsep}{given}"
 
 
 def is_built(name: str, folder: Path) -> bool:

@@ -23,7 +23,7 @@ from dslm.run.attempt import Attempt, path_of_word, read_attempt
 from dslm.run.directory import RunDirectory
 from dslm.run.endings import report_of
 from dslm.run.events import Event, Stamp, stamp, write_event
-from dslm.worker.extension_builds import build_folder
+from dslm.worker.extension_builds import build_folder, program_path
 from dslm.worker.guard import Guard
 
 
@@ -95,6 +95,7 @@ def _take_on(attempt: Attempt, rank: int, local_rank: int) -> None:
     threads = max(1, usable_cores() // dict(attempt.hosts)[attempt.host_of(rank)])
     os.environ.setdefault(environment.THREADS, str(threads))
     os.environ[environment.EXTENSIONS] = str(build_folder(os.environ))
+    os.environ[environment.PATH] = program_path(os.environ)
     # DeepSpeed and torch read no other names
     values = (rank, local_rank, attempt.world_size)
     os.environ.update(zip(environment.RANK_VARIABLES, map(str, values), strict=True))

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from torch.utils.file_baton import FileBaton
 
-from dslm.worker.extension_builds import build_folder, is_built, remove_dead_marks
+from dslm.worker.extension_builds import (
+    build_folder,
+    is_built,
+    program_path,
+    remove_dead_marks,
+)
 
 
 @pytest.fixture
@@ -57,3 +64,15 @@ def test_two_environments_do_not_share_a_folder(
     monkeypatch.setattr("sys.prefix", "/another/environment")
     assert build_folder(variables) != here
     assert build_folder({"TORCH_EXTENSIONS_DIR": "/mine"}) == Path("/mine")
+
+
+def test_operators_are_built_by_the_ninja_of_this_environment_whatever_the_login_shell_finds(
+    tmp_path: Path,
+) -> None:
+    other = tmp_path / "ninja"
+    other.write_text("#!/bin/sh\necho 0.0\n")
+    other.chmod(0o755)
+    path = program_path({"PATH": f"{tmp_path}:/usr/bin"})
+    assert shutil.which("ninja", path=path) == str(Path(sys.executable).with_name("ninja"))
+    assert shutil.which("env", path=path) == "/usr/bin/env"
+    assert program_path({"PATH": path}) == path
