@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ DSLM = Path(sys.executable).parent / "dslm"
 # own, would be built again, for a minute each
 os.environ.setdefault(environment.EXTENSIONS, str(build_folder(os.environ)))
 Dslm = Callable[..., subprocess.CompletedProcess[str]]
+_BEGAN_WITH = dict(os.environ)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,6 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the tests that take longest."""
     longest_first(items)
+
+
+def pytest_collection_finish() -> None:
+    """Take back what the test modules' own imports have set: no test depends on which there are."""
+    _restore(_BEGAN_WITH)
 
 
 @pytest.hookimpl(optionalhook=True)  # without xdist there is none
@@ -53,6 +59,22 @@ def _runner(folder: Path, program: Sequence[str]) -> Dslm:
         )
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def own_surroundings() -> Iterator[None]:
+    """Leave variables and the folder as they were: libraries set some when they are imported."""
+    before, folder = dict(os.environ), Path.cwd()
+    yield
+    _restore(before)
+    os.chdir(folder)
+
+
+def _restore(variables: Mapping[str, str]) -> None:
+    """Give back the variables that there were."""
+    for name in os.environ.keys() - variables.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(variables)
 
 
 @pytest.fixture
