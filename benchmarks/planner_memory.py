@@ -27,7 +27,6 @@ from dslm.decide.job import Job, resolve_job
 from dslm.host.network import free_port
 from dslm.recipe.load import load_recipe
 
-BIN = Path(sys.executable).parent
 PHASES = ("init", "forward", "backward", "step")
 THREE = ("llama", "gpt2", "qwen3")
 LENGTH = 256
@@ -133,6 +132,7 @@ def measure(configuration: dict[str, Any], *, explain: bool = False) -> dict[str
         live.start_phase(peaks[following] if following else None)
 
     gc.collect()
+    gc.freeze()  # else each phase looks through all that the libraries define
     with live:
         engine, arguments = _engine(job)
         end("init")
@@ -241,23 +241,41 @@ def worker(source: Path, target: Path) -> None:
 
 
 def run(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Measure configurations in two ranks of DeepSpeed's launcher; those that it got done."""
+    """Measure configurations in two ranks; those that they got done."""
     for configuration in found:
         planned(configuration)  # once here, not in each rank: models are traced
     with tempfile.TemporaryDirectory() as name:
         source, target = Path(name) / "in.json", Path(name) / "out.json"
         source.write_text(json.dumps(found))
-        argv = [
-            sys.executable, str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port",
-            str(free_port()), "--no_local_rank", "--module", "benchmarks.planner_memory",
-            str(source), str(target),
-        ]  # fmt: skip
-        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(argv, capture_output=True, text=True, env=environment)
+        said = _ranks(Path(name), str(source), str(target))
         rows: list[dict[str, Any]] = json.loads(target.read_text()) if target.is_file() else []
         if len(rows) < len(found):
-            sys.stderr.write(done.stdout[-4000:] + done.stderr[-4000:])
+            sys.stderr.write(said[-8000:])
         return rows
+
+
+def _ranks(folder: Path, *arguments: str) -> str:
+    """Run two ranks of this module to their end, which the failure of one is; what they print."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    environment = {**os.environ, **place, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, "-P", "-m", "benchmarks.planner_memory", *arguments]
+    with (folder / "log").open("w+") as log:
+        ranks = [
+            subprocess.Popen(
+                argv, stdout=log, stderr=log,
+                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        try:
+            while any(rank.poll() is None for rank in ranks) and not any(r.poll() for r in ranks):
+                time.sleep(0.1)
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+        log.seek(0)
+        return log.read()
 
 
 def measured(
