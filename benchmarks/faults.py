@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.pages import Section
 from dslm.run.events import CheckpointSaved, Error, Restart, Start, Step, Stop
@@ -22,7 +23,7 @@ from tests.cluster.namespaces import Cluster, missing
 from tests.lifecycle.many_hosts import HostsRun
 from tests.processes import command_line, is_alive
 
-_SETTINGS = {"checkpoint__every": 10, "watchdog__timeout": 10}
+_SETTINGS: dict[str, Any] = {"checkpoint__every": 10, "watchdog__timeout": 10}
 _STEP = 25  # of the harm
 
 

@@ -37,9 +37,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model is traced: what is judged needs no profile, but for one row, and that is slow."""
-    monkeypatch.setattr("dslm.decide.job.profile_of", lambda *args, **more: (None, "not traced"))
+def untraced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is traced, which is slow, but for a row whose check judges the profile."""
+    of = getattr(request.node, "callspec", None)
+    row = of.params.get("row") if of is not None else None
+    if row is not None and row.check in _TRACED:
+        request.getfixturevalue("warm_asks")
+    else:
+        none = (None, "not traced")
+        monkeypatch.setattr("dslm.decide.job.profile_of", lambda *args, **more: none)
 
 
 def _cluster(row: Row, loaded: LoadedRecipe) -> Cluster:
@@ -87,9 +93,6 @@ def test_every_check_has_a_row_and_every_row_a_check() -> None:
 def test_what_cannot_run_is_refused_and_what_can_is_not(
     row: Row, folder: Path, untraced: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if row.check in _TRACED:
-        monkeypatch.undo()
-        monkeypatch.chdir(folder)
     _install(row, monkeypatch)
     if row.check == "packages that the recipe needs":
         monkeypatch.setitem(sys.modules, "trl", None)
@@ -143,9 +146,6 @@ COMMANDS = {
 def test_every_verb_says_the_same(
     row: Row, folder: Path, untraced: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if row.check in _TRACED:
-        monkeypatch.undo()
-        monkeypatch.chdir(folder)
     _install(row, monkeypatch)
     if row.check == "packages that the recipe needs":
         monkeypatch.setitem(sys.modules, "trl", None)

@@ -82,21 +82,21 @@ def test_a_rank_that_the_kernel_kills_for_memory_is_told_with_its_word(
     assert "Killed process" in shown
 
 
-def test_a_data_worker_that_crashes_is_told_and_how_to_see_more(dslm: Dslm, tmp_path: Path) -> None:
-    error, shown = failed(dslm, tmp_path, DATA_WORKER, 1)
+def test_a_data_worker_that_crashes_is_told_and_how_to_see_more(warm: Dslm, tmp_path: Path) -> None:
+    error, shown = failed(warm, tmp_path, DATA_WORKER, 1)
     assert error.id == "data-worker"
     assert "--set data.workers=0" in shown
 
 
-def test_an_unknown_failure_is_shown_as_it_is_now_and_later(dslm: Dslm, tmp_path: Path) -> None:
-    error, shown = failed(dslm, tmp_path, UNKNOWN, 2)
+def test_an_unknown_failure_is_shown_as_it_is_now_and_later(warm: Dslm, tmp_path: Path) -> None:
+    error, shown = failed(warm, tmp_path, UNKNOWN, 2)
     assert (error.known, error.rank) == (False, 1)
-    later = dslm("runs", "show", "run").stdout
+    later = warm("runs", "show", "run").stdout
     for text in (shown, later):
         assert "unknown" in text
         assert "KeyError: 'of the first'" in text
         assert "rank 1" in text
-    document = json.loads(dslm("runs", "show", "run", "--json").stdout)
+    document = json.loads(warm("runs", "show", "run", "--json").stdout)
     assert document["status"] == "failed"
     assert document["failure"]["traceback"] == error.traceback
     assert document["failure"]["rank"] == 1

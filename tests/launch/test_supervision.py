@@ -42,7 +42,7 @@ class Running:
             "batch.global_size": 4, "batch.micro_size": "auto", "checkpoint.every": 1000000,
         }  # fmt: skip
         settings |= {key.replace("__", "."): value for key, value in more.items()}
-        program = warm_dslm() if warm else [str(DSLM)]
+        program = warm_dslm(own_process=True) if warm else [str(DSLM)]
         argv = [*program, "train", "quickstart", "-o", str(self.run), *options]
         for key, value in settings.items():
             argv += ["-s", f"{key}={value}"]
@@ -125,13 +125,13 @@ def warm(start: Callable[..., Running]) -> Running:
     return start(warm=True)
 
 
-def test_a_killed_rank_is_a_failed_run(running: Running) -> None:
-    os.kill(running.rank_pid(1), signal.SIGKILL)
-    code, said = running.end()
+def test_a_killed_rank_is_a_failed_run(warm: Running) -> None:
+    os.kill(warm.rank_pid(1), signal.SIGKILL)
+    code, said = warm.end()
     assert code == 1
     assert "rank 1" in said
-    assert not running.alive()
-    failure = read_history(RunDirectory(running.run)).failure
+    assert not warm.alive()
+    failure = read_history(RunDirectory(warm.run)).failure
     assert failure is not None
     assert (failure.id, failure.rank) == ("killed", 1)
 
@@ -144,14 +144,14 @@ def test_a_killed_launcher_is_a_failed_run(running: Running) -> None:
     assert not running.alive()
 
 
-def test_stopping_saves_a_checkpoint_and_ends_everything(running: Running) -> None:
-    running.process.send_signal(signal.SIGTERM)  # what Ctrl-C does: the attack below
-    code, said = running.end()
+def test_stopping_saves_a_checkpoint_and_ends_everything(warm: Running) -> None:
+    warm.process.send_signal(signal.SIGTERM)  # what Ctrl-C does: the attack below
+    code, said = warm.end()
     assert code == 130, said
-    assert not running.alive()
-    manifests = list((running.run / "checkpoints").glob("step-*/manifest.json"))
+    assert not warm.alive()
+    manifests = list((warm.run / "checkpoints").glob("step-*/manifest.json"))
     assert len(manifests) == 1
-    assert not list((running.run / "checkpoints").glob(".*"))
+    assert not list((warm.run / "checkpoints").glob(".*"))
 
 
 def test_nothing_outlives_a_killed_supervisor(running: Running) -> None:

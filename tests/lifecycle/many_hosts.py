@@ -18,6 +18,7 @@ from dslm.run.history import E, read_history
 from tests.cluster.namespaces import Cluster
 from tests.conftest import DSLM
 from tests.processes import HANGS
+from tests.support.warm import warm_dslm
 
 # A Llama of one layer: a step takes some hundredths of a second, so the time goes into starting.
 TINY = {
@@ -46,14 +47,15 @@ class HostsRun:
     """`dslm train` on the hosts of a cluster, started from its head."""
 
     def __init__(
-        self, cluster: Cluster, folder: Path, *options: str, slots: int = 1, **settings: Any
+        self, cluster: Cluster, folder: Path, *options: str, warm: bool = False, **settings: Any
     ) -> None:
-        """Start it; settings have `__` where keys have a dot."""
+        """Start it; settings have `__` where keys have a dot. `warm`: its ranks are forked."""
         self.cluster = cluster
         self.run = folder / "run"
         given = {**TINY, **{key.replace("__", "."): value for key, value in settings.items()}}
-        hostfile = cluster.hostfile(folder, slots=slots)
-        argv = [str(DSLM), "train", "quickstart", "-H", str(hostfile), "-o", str(self.run)]
+        hostfile = cluster.hostfile(folder)
+        program = warm_dslm(own_process=True) if warm else [str(DSLM)]
+        argv = [*program, "train", "quickstart", "-H", str(hostfile), "-o", str(self.run)]
         argv += options
         for key, value in given.items():
             argv += ["-s", f"{key}={value}"]

@@ -1,4 +1,7 @@
-"""On real hosts: what fails is noticed, explained, ended everywhere, and gone on from."""
+"""On real hosts: what fails is noticed, explained, ended everywhere, and gone on from.
+
+Where DeepSpeed's launcher of a host, and how long ranks import, play no part the ranks are forked.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,8 @@ def started(cluster: Cluster, tmp_path: Path) -> Iterator[Any]:
     """Start a training on the hosts; whatever becomes of it, nothing of it is left."""
     runs: list[HostsRun] = []
 
-    def start(*options: str, **settings: Any) -> HostsRun:
-        runs.append(HostsRun(cluster, tmp_path, *options, **settings))
+    def start(*options: str, warm: bool = True, **settings: Any) -> HostsRun:
+        runs.append(HostsRun(cluster, tmp_path, *options, warm=warm, **settings))
         return runs[-1]
 
     yield start
@@ -157,7 +160,7 @@ def test_a_host_without_its_cable_is_noticed_and_ends_its_ranks_itself(
 
 
 def test_nothing_is_left_on_any_host_after_a_killed_supervisor(started: Any) -> None:
-    run = started()
+    run = started(warm=False)
     run.wait_for_step(2)
     run.supervisor().kill()
     assert gone(run), run.alive()
@@ -185,7 +188,7 @@ def test_ctrl_c_saves_and_ends_every_host_and_the_jobs_of_others_go_on(
         ["python3", "-c", "import time; time.sleep(600)", "-u", "-m", "deepspeed.launcher.launch"],
         stdout=subprocess.DEVNULL,
     )
-    run = started()
+    run = started(warm=False)
     run.wait_for_step(3)
     run.supervisor().terminate()
     assert run.end() == 130, run.said()
@@ -198,7 +201,7 @@ def test_ctrl_c_saves_and_ends_every_host_and_the_jobs_of_others_go_on(
 def test_ranks_that_wait_for_a_host_that_failed_do_not_wait_long(
     cluster: Cluster, started: Any
 ) -> None:
-    run = started("--max-restarts", "0")
+    run = started("--max-restarts", "0", warm=False)
     run.wait(lambda: len(cluster["w1"].ranks()) == 1)
     cluster["w2"].power_off()
     assert run.end() == 1, run.said()

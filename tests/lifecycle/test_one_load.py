@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,13 +12,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 import pytest
 
 from dslm.run.directory import RunDirectory
 from dslm.run.history import read_history
 from tests.cluster.namespaces import MakeHosts
 from tests.lifecycle.many_hosts import TINY
+from tests.support.warm import warm_dslm
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +35,8 @@ def hook(event, arguments):
     if event == "open" and str(arguments[0]).endswith(".yaml"):
         os.write(opened, (os.path.realpath(arguments[0]) + "\\n").encode())
 sys.addaudithook(hook)
-from dslm.cli.app import main
-main()
+from tests.support.warm import run_dslm
+run_dslm(sys.argv[1], sys.argv[2:])
 """
 
 
@@ -50,7 +52,7 @@ def recipe_of(folder: Path) -> list[Path]:
 
 def counting(*argv: str | Path) -> list[str]:
     """The command line of dslm that counts."""
-    return [sys.executable, "-c", COUNTING, *map(str, argv)]
+    return [sys.executable, "-c", COUNTING, warm_dslm()[-1], *map(str, argv)]
 
 
 def wait_for_step(run: Path, started: subprocess.Popen[bytes]) -> None:
@@ -79,8 +81,8 @@ def test_on_this_machine_with_a_restart(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     wait_for_step(run, started)
-    children = psutil.Process(started.pid).children(recursive=True)
-    next(c for c in children if "dslm.worker.main" in c.cmdline()[-5:]).kill()
+    status = json.loads((run / "logs/attempt-1/rank-1.json").read_text())
+    os.kill(status["pid"], signal.SIGKILL)
     check_one_load(tmp_path, started, files)
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -26,10 +26,10 @@ pytestmark = pytest.mark.slow
 CORPUS = Path(__file__).parents[1] / "data" / "run-0.1"
 
 
-def argv_of(run: Path, *more: str, program: Sequence[str] | None = None) -> list[str]:
-    """A training of many tiny steps, on warm ranks or by a program: it goes on until stopped."""
+def argv_of(run: Path, *more: str) -> list[str]:
+    """A training of many tiny steps on warm ranks: it goes on until stopped."""
     return [
-        *(program or warm_dslm()), "train", str(CORPUS / "tiny.yaml"), "-o", str(run), *more,
+        *warm_dslm(own_process=True), "train", str(CORPUS / "tiny.yaml"), "-o", str(run), *more,
         "-s", "duration.steps=100000",
         "-s", "schedule.name=constant", "-s", "checkpoint.every=50", "-s", "log.samples=false",
         "-s", f"data.train={CORPUS / 'items.jsonl'}",
@@ -70,7 +70,7 @@ def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_second_training_is_refused_at_once_and_told_by_whom(
-    dslm: Dslm, training: subprocess.Popen[str], tmp_path: Path
+    warm: Dslm, training: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     before = (run / "manifest.json").read_text()
@@ -82,17 +82,17 @@ def test_a_second_training_is_refused_at_once_and_told_by_whom(
             assert way in second.stderr
     assert (run / "manifest.json").read_text() == before
     assert training.poll() is None
-    listed = json.loads(dslm("runs", "show", str(run), "--json").stdout)
+    listed = json.loads(warm("runs", "show", str(run), "--json").stdout)
     assert str(training.pid) in listed["owner"]
     # a checkpoint is exported beside it, and stays until that is done
-    exported = dslm("export", str(run), "-o", "model", "--json")
+    exported = warm("export", str(run), "-o", "model", "--json")
     assert exported.returncode == 0, exported.stderr
-    stopped = dslm("runs", "stop", str(run))
+    stopped = warm("runs", "stop", str(run))
     assert "asked run to stop" in stopped.stderr
     assert training.wait(HANGS) == 130
     assert owner_of(run) is None
     assert not (run / "lock").exists()
-    assert "run is already stopped" in dslm("runs", "stop", str(run)).stderr
+    assert "run is already stopped" in warm("runs", "stop", str(run)).stderr
 
 
 def test_a_training_whose_supervisor_was_killed_is_taken_over_loudly(
@@ -148,13 +148,10 @@ def test_on_two_hosts_the_second_is_refused_and_a_dead_one_taken_over(
 ) -> None:
     run = tmp_path / "run"
     w1, w2 = cluster.hosts
-    cold = [str(DSLM)]
-    first = w1.start(
-        argv_of(run, program=cold), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+    first = w1.start(argv_of(run), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     wait(lambda: checkpoints(run) or first.poll() is not None)
     assert first.poll() is None, first.communicate()[1]
-    refused = w2.run(argv_of(run, program=cold))
+    refused = w2.run(argv_of(run))
     assert refused.returncode == 2, refused.stderr
     assert "on w1, since 20" in refused.stderr
     stopped = w2.run([str(DSLM), "runs", "show", str(run)])
@@ -162,15 +159,10 @@ def test_on_two_hosts_the_second_is_refused_and_a_dead_one_taken_over(
     w1.power_off()
     wait(lambda: owner_of(run) is None)
     second = w2.start(
-        argv_of(run, "--resume", program=cold),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
+        argv_of(run, "--resume"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     wait(lambda: {step.attempt for step in steps(run)} == {1, 2} or second.poll() is not None)
-    ours = next(
-        process for process in w2.find("dslm", "train") if "--resume" in command_line(process)
-    )
+    ours = next(process for process in w2.find("tiny.yaml") if "--resume" in command_line(process))
     ours.send_signal(signal.SIGINT)
     _, said = second.communicate(timeout=HANGS)
     assert "on w1, since 20" in said

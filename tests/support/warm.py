@@ -1,27 +1,39 @@
 """Ranks forked from a process that has torch, transformers and DeepSpeed loaded already.
 
 Where a test's promise is about numbers, a start should take a second and not ten. Everything about
-such a run is real (dslm, its supervisor, the control channel, gloo, DeepSpeed, checkpoints) but
-the `deepspeed` command, whose place a fork server takes:
+such a run is real (dslm, its supervisor, the control channel, gloo, DeepSpeed, checkpoints, pdsh,
+ssh) but DeepSpeed's launcher of a host, whose place a fork server takes:
 
-    python warm.py serve SOCKET        the server; it loads the libraries once
-    python warm.py dslm SOCKET ARG …   `dslm ARG …` whose ranks the server forks
+    python warm.py serve SOCKET PID      a test session's server; it loads the libraries once
+    python warm.py dslm SOCKET ARG …     `dslm ARG …` whose ranks the server forks
+    python warm.py forked SOCKET ARG …   the same, and the server forks `dslm` itself, too
 
-So does it for the modules that dslm asks for an export, a trace or a conversion, each in a process
-of its own. A fork doesn't leave as Python does: what libraries write at exit (wandb) isn't written.
+A rank has the command line and the variables that a real one has, and it is on the host that it was
+asked for on: the fork goes into the namespaces of that one (tests.cluster.namespaces).
+
+So does it for the modules that dslm asks for an export, a trace or a conversion, and for the tests'
+own that need torch, each in a process of its own. A fork doesn't leave as Python does: what
+libraries write at exit (wandb) isn't written. Nor do libraries read the variables that they read
+when they are imported (HF_HUB_OFFLINE): tests of those start cold.
 
 Tests about launching use the real launcher.
 """
 
 from __future__ import annotations
 
+import base64
+import ctypes
+import fcntl
 import functools
 import importlib
 import json
 import os
 import runpy
+import select
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -29,20 +41,22 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dslm.launch.spec import LaunchRequest, LaunchSpec
+    from dslm.launch.spec import LaunchSpec
 
 _RANK, _LOCAL_RANK, _WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
 _ANSWERS = "DSLM_ANSWER_PIPE"  # as dslm.environment has it, which the light processes don't load
 _START_SECONDS = 120.0
+_LOOKS_SECONDS = 1.0  # how often DeepSpeed's launcher looks for ranks that have ended
 # from any folder, and without this one among those that modules are looked for in
 _PROGRAM = (sys.executable, "-P", str(Path(__file__).resolve()))
 _LIGHT = (_PROGRAM[0], "-S", *_PROGRAM[1:])  # what needs nothing but Python itself
-# what the modules of ranks do, once they have joined
+# what the modules of ranks do, once they have joined; others are executed as they are
 PROGRAMS = {
     "dslm.worker.main": ("dslm.worker.train", "train"),
     "dslm.worker.verify": ("dslm.worker.verify.ranks", "verify"),
@@ -50,54 +64,64 @@ PROGRAMS = {
 PRELOADED = (
     "dslm.worker.train", "dslm.worker.export", "dslm.worker.convert", "dslm.worker.trace.profile",
     "torch.utils.cpp_extension",  # with setuptools, of which each rank asks for operators
+    # what each rank, or most of them, would import after it was forked
+    "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer",
+    "transformers.models.llama.modeling_llama", "distutils.ccompiler",
 )  # fmt: skip
 # names a function, `MODULE:NAME`, that each rank calls with its number before it works: it makes a
 # fault on purpose, in this process only
 PLANT = "DSLM_TEST_PLANT"
+_FORKED = ("dslm.worker.", "benchmarks.", "tests.")  # modules that `python -P -m` would load cold
 # one thread a rank: the server has read the variable before it knows how many ranks there will be
 SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-
-
-class WarmServer:
-    """The server process, started when it is first needed; `command` is a `dslm` that uses it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._socket = folder / "warm.sock"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def command(self) -> list[str]:
-        """The words before a verb: what the tests run in place of `dslm`."""
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-        return [*_PROGRAM, "dslm", str(self._socket)]
-
-    def _start(self) -> None:
-        self._socket.unlink(missing_ok=True)
-        self._process = subprocess.Popen(
-            [*_PROGRAM, "serve", str(self._socket)],
-            env={**os.environ, **SERVER_ENVIRONMENT},
-            stdin=subprocess.PIPE,  # it ends with this process, whatever ends that
-        )
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._socket.exists():
-            assert self._process.poll() is None, "the fork server ended as it started"
-            assert time.monotonic() < deadline, "the fork server did not start"
-            time.sleep(0.05)
-
-
-def warm_dslm() -> list[str]:
-    """Return the words that stand for `dslm` where this session's server forks the ranks."""
-    return _session_server().command()
+_BEGAN_WITH = dict(os.environ)  # without what a test sets for itself
+_NAMESPACES = ("net", "uts", "ipc", "pid", "mnt")  # of a host; the last one hides /proc of here
+_ROOM, _MORE_ROOM = "-" * 2000, "-" * 50_000  # for other words and variables, where /proc has them
 
 
 @functools.cache
-def _session_server() -> WarmServer:
-    return WarmServer(Path(tempfile.mkdtemp(prefix="dslm-warm-")))
+def _server() -> str:
+    """Return where the session's server listens; the worker that needs it first starts it."""
+    import psutil
+
+    session = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    began = psutil.Process(session).create_time()
+    folder = Path(tempfile.gettempdir(), f"dslm-warm-{session}-{began:.0f}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / "warm.sock"
+    with (folder / "turn").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not path.exists():
+            process = subprocess.Popen(
+                [*_PROGRAM, "serve", str(path), str(session), _ROOM],
+                env={**_BEGAN_WITH, **SERVER_ENVIRONMENT, "ROOM": _MORE_ROOM},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            _STARTED.append(process)
+            deadline = time.monotonic() + _START_SECONDS
+            while not path.exists():
+                assert process.poll() is None, "the fork server ended as it started"
+                assert time.monotonic() < deadline, "the fork server did not start"
+                time.sleep(0.05)
+    return str(path)
+
+
+_STARTED: list[subprocess.Popen[bytes]] = []  # it lives as long as the session
+
+
+def warm_dslm(*, own_process: bool = False) -> list[str]:
+    """Return the words that stand for `dslm` where this session's server forks the ranks.
+
+    Args:
+        own_process: what is started is `dslm` itself, to send signals to; else it is forked, too.
+    """
+    return [*_PROGRAM, "dslm", _server()] if own_process else [*_LIGHT, "forked", _server()]
 
 
 def warm_popen() -> type[subprocess.Popen[Any]]:
     """Return what stands for `subprocess.Popen` where the server forks what dslm asks."""
-    return _popen(_session_server().command()[-1])
+    return _popen(_server())
 
 
 def work_beside(module: str, arguments: Sequence[str]) -> int:
@@ -105,32 +129,16 @@ def work_beside(module: str, arguments: Sequence[str]) -> int:
 
     A process of its own, beside the server: dslm ends whatever an attempt leaves below it.
     """
-    path = _session_server().command()[-1]
-    return subprocess.run([*_PROGRAM, "work", path, module, *arguments], check=False).returncode
+    return subprocess.run(
+        [*_PROGRAM, "work", _server(), module, *arguments], check=False
+    ).returncode
 
 
 # --- the `dslm` side
 
 
-def warm_request(spec: LaunchSpec, path: str) -> LaunchRequest:
-    """What takes the `deepspeed` command's place: ask the server, wait for its ranks to end."""
-    from dslm.launch.spec import LaunchRequest
-
-    ranks = str(spec.cluster.hosts[0].slots)
-    argv = (*_LIGHT, "launch", path, ranks, spec.module, *spec.arguments)
-    return LaunchRequest(argv=argv, environment={"DS_ACCELERATOR": "cpu"})
-
-
-def _fork_from(path: str) -> None:
-    from dataclasses import replace
-
-    from dslm.launch.sites import SITES
-
-    SITES["local"] = replace(SITES["local"], request=lambda spec: warm_request(spec, path))
-    vars(subprocess)["Popen"] = _popen(path)
-
-
-def _dslm(path: str, arguments: Sequence[str]) -> None:
+def run_dslm(path: str, arguments: Sequence[str]) -> None:
+    """Run dslm in this process; the server at a path forks its ranks."""
     _fork_from(path)
     sys.argv = ["dslm", *arguments]
     from dslm.cli.app import main
@@ -138,13 +146,27 @@ def _dslm(path: str, arguments: Sequence[str]) -> None:
     main()
 
 
+def _fork_from(path: str) -> None:
+    from dslm.launch.sites import deepspeed, local, pdsh
+
+    usual = deepspeed.node_launcher
+
+    def node_launcher(spec: LaunchSpec, *more: str) -> tuple[str, ...]:
+        """What takes the place of DeepSpeed's launcher of a host, with the same words."""
+        return (*_LIGHT, "launch", path, *usual(spec, *more)[4:])
+
+    for site in (local, pdsh):
+        vars(site)["node_launcher"] = node_launcher
+    vars(subprocess)["Popen"] = _popen(path)
+
+
 def _popen(path: str) -> type[subprocess.Popen[Any]]:
-    """What starts a worker module cold, `python -P -m MODULE`, has the server fork it instead."""
+    """What starts a module that needs torch, `python -P -m MODULE`, lets the server fork it."""
     cold = [sys.executable, "-P", "-m"]
 
     class Popen(subprocess.Popen[Any]):
         def __init__(self, args: Any, **more: Any) -> None:
-            if list(args[:3]) == cold and args[3].startswith("dslm.worker."):
+            if list(args[:3]) == cold and args[3].startswith(_FORKED):
                 args = [*_LIGHT, "module", path, *args[3:]]
             super().__init__(args, **more)
 
@@ -154,8 +176,21 @@ def _popen(path: str) -> type[subprocess.Popen[Any]]:
 # --- the launcher and the asked module: light, live as long as what the server forks for them
 
 
-def _launch(path: str, ranks: str, module: str, arguments: Sequence[str]) -> int:
-    return abs(_ask(path, (), ranks=int(ranks), module=module, arguments=list(arguments)))
+def _launch(path: str, words: Sequence[str]) -> int:
+    """Let the ranks of a host be forked; the words are those of DeepSpeed's launcher."""
+    given = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+    slots = json.loads(base64.urlsafe_b64decode(given["--world_info"]))
+    counts = [len(each) for each in slots.values()]
+    node = int(given.get("--node_rank", 0))
+    module, *arguments = words[words.index("--module") + 1 :]
+    return _ask(
+        path, (), module=module, arguments=arguments, world_size=sum(counts),
+        first=sum(counts[:node]), ranks=counts[node],
+    )  # fmt: skip
+
+
+def _forked(path: str, arguments: Sequence[str]) -> int:
+    return _ask(path, (0, 1, 2), ranks=0, module="dslm", arguments=list(arguments), socket=path)
 
 
 def _module(path: str, module: str, arguments: Sequence[str]) -> int:
@@ -182,14 +217,16 @@ def _ask(path: str, streams: Sequence[int], **asked: Any) -> int:
 # --- the server
 
 
-def _serve(path: str) -> None:
+def _serve(path: str, session: int) -> None:
     import gc
 
     for name in PRELOADED:  # the forks have them from here
         importlib.import_module(name)
+    mappings = importlib.import_module("transformers.conversion_mapping")
+    mappings.get_checkpoint_conversion_mapping("llama")  # compiles 900 patterns, and keeps them
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # its children reap themselves
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=(session, Path(path)), daemon=True).start()
     listener = socket.socket(socket.AF_UNIX)
     partial = f"{path}.partial"
     listener.bind(partial)
@@ -204,8 +241,11 @@ def _serve(path: str) -> None:
         client.close()
 
 
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+def _end_with(session: int, path: Path) -> None:
+    """End with the test session, whatever ends that."""
+    with suppress(ProcessLookupError):
+        select.select([os.pidfd_open(session)], [], [])
+    shutil.rmtree(path.parent, ignore_errors=True)
     os._exit(0)
 
 
@@ -214,9 +254,11 @@ def _attempt(client: socket.socket) -> None:
     _, streams, *_ = socket.recv_fds(client, 1, 4)
     asked = json.loads(client.makefile("rb").readline())
     os.setsid()
+    _follow(client)
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"] | SERVER_ENVIRONMENT)
+    _call_itself([*_PROGRAM, "ranks", *asked["arguments"]])
     pids = [_fork_rank(asked, rank, client) for rank in range(asked["ranks"])]
     if streams:
         pids = [_fork_module(asked, streams, client)]
@@ -226,7 +268,8 @@ def _attempt(client: socket.socket) -> None:
         if pid:
             pids.remove(pid)
             code = code or os.waitstatus_to_exitcode(status)
-            if code:  # as DeepSpeed's launcher: one that failed ends the others
+            if code and pids:  # as DeepSpeed's launcher: one that failed ends the others
+                time.sleep(_LOOKS_SECONDS)
                 _kill(pids)
         elif _gone(client):
             _kill(pids)
@@ -235,6 +278,41 @@ def _attempt(client: socket.socket) -> None:
             time.sleep(0.02)
     client.sendall(str(code).encode())
     os._exit(0)
+
+
+def _follow(client: socket.socket) -> None:
+    """Go into the namespaces of the one who asks, if it is on another host."""
+    asking = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    theirs, ours = (
+        [Path(f"/proc/{pid}/ns/{kind}") for kind in _NAMESPACES] for pid in (asking, os.getpid())
+    )
+    if [place.readlink() for place in theirs] == [place.readlink() for place in ours]:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    for opened in [os.open(place, os.O_RDONLY) for place in theirs]:
+        if libc.setns(opened, 0):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(opened)
+    if os.fork():  # the children of a process are in its new namespace of processes, not itself
+        os._exit(0)
+
+
+def _call_itself(words: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
+    """Let /proc show this command line, and these variables, as if they had been executed.
+
+    They are written over those that the server was started with, which has room for them.
+    """
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end, variables_start, variables_end = map(int, fields[45:49])  # proc(5), arg_start …
+    texts = [f"{name}={value}" for name, value in (variables or {}).items()]
+    for place, size, parts in (
+        (start, end - start, words),
+        (variables_start, variables_end - variables_start, texts),
+    ):
+        whole = "\0".join(parts).encode().ljust(size, b"\0")
+        assert len(whole) <= size, "there is no room for a command line"
+        if parts:
+            ctypes.memmove(place, whole, size)
 
 
 def _fork_module(asked: dict[str, Any], streams: Sequence[int], client: socket.socket) -> int:
@@ -252,11 +330,16 @@ def _fork_module(asked: dict[str, Any], streams: Sequence[int], client: socket.s
         setattr(sys, ("stdin", "stdout", "stderr")[number], opened)
     if len(streams) > 3:
         os.environ[_ANSWERS] = str(streams[3])
-    sys.argv = [asked["module"], *asked["arguments"]]
-    warnings.simplefilter("ignore")  # runpy's: it was imported before
+    module, arguments = asked["module"], asked["arguments"]
+    _call_itself([sys.executable, "-P", "-m", module, *arguments])
     code = 1
     try:
-        runpy.run_module(asked["module"], run_name="__main__", alter_sys=True)
+        if module == "dslm":
+            run_dslm(asked["socket"], arguments)
+        else:
+            sys.argv = [module, *arguments]
+            warnings.simplefilter("ignore")  # runpy's: it was imported before
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -273,25 +356,40 @@ def _fork_rank(asked: dict[str, Any], rank: int, client: socket.socket) -> int:
         return pid
     client.close()
     os.environ.update({
-        _RANK: str(rank), _LOCAL_RANK: str(rank), _WORLD_SIZE: str(asked["ranks"]),
+        _RANK: str(asked["first"] + rank), _LOCAL_RANK: str(rank),
+        _WORLD_SIZE: str(asked["world_size"]),
     })  # fmt: skip
-    from dslm.worker import ranks
-
+    argv = [sys.executable, "-u", "-m", asked["module"], *asked["arguments"]]
+    _call_itself(argv, os.environ)
     code = 1  # what Python ends with after an exception
     try:
-        program = importlib.import_module(PROGRAMS[asked["module"]][0])
-        work = getattr(program, PROGRAMS[asked["module"]][1])
-        this = ranks.join(asked["arguments"])
         plant = os.environ.get(PLANT)
         if plant:
             module, _, name = plant.partition(":")
-            getattr(importlib.import_module(module), name)(rank)
-        ranks.live(this, lambda: work(this))
+            getattr(importlib.import_module(module), name)(asked["first"] + rank)
+        _work(asked["module"], asked["arguments"])
         code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
     except BaseException:  # noqa: BLE001 - whatever it is, it is written down
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _work(module: str, arguments: Sequence[str]) -> None:
+    """Do what a rank's module does."""
+    from dslm.worker import ranks
+
+    if module not in PROGRAMS:
+        sys.argv = [module, *arguments]
+        warnings.simplefilter("ignore")
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return
+    place, name = PROGRAMS[module]
+    work = getattr(importlib.import_module(place), name)
+    this = ranks.join(arguments)
+    ranks.live(this, lambda: work(this))
 
 
 def _gone(client: socket.socket) -> bool:
@@ -313,17 +411,19 @@ def _kill(pids: Sequence[int]) -> None:
 def main() -> None:
     """The processes of this module, by the first argument."""
     match sys.argv[1:]:
-        case ["serve", path]:
-            _serve(path)
-        case ["launch", path, ranks, module, *arguments]:
-            sys.exit(_launch(path, ranks, module, arguments))
+        case ["serve", path, session, _]:
+            _serve(path, int(session))
+        case ["launch", path, *words]:
+            sys.exit(_launch(path, words))
         case ["module", path, module, *arguments]:
             sys.exit(_module(path, module, arguments))
         case ["work", path, module, *arguments]:
             _fork_from(path)
             importlib.import_module(module).work(arguments)
+        case ["forked", path, *arguments]:
+            sys.exit(_forked(path, arguments))
         case ["dslm", path, *arguments]:
-            _dslm(path, arguments)
+            run_dslm(path, arguments)
         case _:
             sys.exit(__doc__)
 

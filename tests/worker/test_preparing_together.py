@@ -14,11 +14,11 @@ from dslm.host.network import free_port
 from tests.worker.prepare_slowly import PATIENCE
 from tests.worker.preparing import documents, write_lines
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_asks")]
 
 
 def _start(cache: Path, *arguments: object) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-m", "tests.worker.prepare_slowly", *map(str, arguments)]
+    argv = [sys.executable, "-P", "-m", "tests.worker.prepare_slowly", *map(str, arguments)]
     return subprocess.Popen(
         argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "XDG_CACHE_HOME": str(cache)}
     )
