@@ -179,7 +179,7 @@ def _reduced(
         small = reduce(recipe, inputs.tokenizer, given.layout, **settings)
         write_reduced(recipe, small.config, inputs.task.auto_class, folder)
         write_adapters(recipe, inputs.task.auto_class, folder)
-        told = [small]
+        told = [replace(small, config=None)]  # whose class others may not have
     dist.broadcast_object_list(told, src=0)
     found: Reduced = told[0]
     return found
