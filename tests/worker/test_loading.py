@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dslm.errors import RecipeError
+from dslm.recipe.load import load_recipe
 from dslm.run.directory import RunDirectory
 from dslm.run.events import Error, Step
 from dslm.run.history import read_history
 from dslm.worker.loading import LoadingReport, check_patterns
+from dslm.worker.model import build_model, examine_weights
 from tests.support.warm import warm_dslm
 from tests.worker.conftest import SMALL, losses, run_dslm
 
@@ -176,7 +178,8 @@ CASES: dict[str, Case] = {
     "a part of the files is missing": Case(make=_a_part_is_missing, said=("can't be loaded",)),
     "an index that names another file": Case(make=_a_part_is_elsewhere, said=("can't be loaded",)),
     "a model of another size": Case(
-        make=_of_another_size, said=("of another shape", "[128, 128] instead of [64, 64]"),
+        make=_of_another_size,
+        said=("of another shape in the files (21)", "[2048, 128] instead of [2048, 64]"),
     ),
     "a prefix too many": Case(
         make=_rewritten(lambda t: {f"module.{k}": v for k, v in t.items()}),
@@ -258,6 +261,21 @@ def not_refused(name: str, stage: int, ranks: int, folder: Path) -> str:
     settings |= {key: value.replace("MADE", str(made)) for key, value in case.settings.items()}
     text = _refusal(folder, case.recipe, settings)
     return "" if all(part in text for part in case.said) else f"{name}: {text}"
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "an adapter for another base"])
+def test_weights_that_are_not_there_are_refused_by_the_process_that_loads_them(
+    name: str, tmp_path: Path
+) -> None:
+    case, made = CASES[name], tmp_path / "made"
+    settings = _settings(case.make(made), 2, 1)
+    settings |= {key: value.replace("MADE", str(made)) for key, value in case.settings.items()}
+    recipe = load_recipe(case.recipe, [f"{k}={v}" for k, v in settings.items()]).recipe
+    with pytest.raises(RecipeError) as refused:
+        report = examine_weights(recipe, "AutoModelForCausalLM")
+        build_model(recipe, "AutoModelForCausalLM", None, report)  # adapters are put on it here
+    text = f"{refused.value} {refused.value.hint}"
+    assert all(part in text for part in case.said), text
 
 
 # Each case at one of the four layouts; the report is made before a model is partitioned, so it is
