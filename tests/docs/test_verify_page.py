@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dslm.cluster.wrong_versions import wrong_versions
 from tests.worker.planted import FAULTS
+from tests.worker.test_loading import CASES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "verify.md").read_text(encoding="utf-8")
 
@@ -30,6 +31,11 @@ def test_no_layout_that_must_pass_was_an_alarm() -> None:
     rows = [line for line in table.splitlines() if line.startswith("| quickstart")]
     assert len(rows) >= 25
     assert not [row for row in rows if "alarm" in row]
+
+
+def test_every_way_in_which_weights_are_not_there_is_on_the_page() -> None:
+    words = " ".join(PAGE.split())
+    assert not [name for name in CASES if f" {name}" not in words]
 
 
 def test_no_example_is_missing() -> None:
