@@ -93,9 +93,9 @@ class NextItem(TokenLoss):
 
     def sums(self, logits: torch.Tensor, labels: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return those of the loss; hits, discounted gains, sequences."""
-        following = torch.nn.functional.pad(batch["position_ids"][:, 1:], (0, 1))
-        last = (labels != IGNORED) & (following == 0)
-        last[:, 0] = False
+        # what follows is the first item of another sequence, or padding: neither is predicted
+        following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        last = (labels != IGNORED) & (following == IGNORED)
         wanted = labels[last]
         # the scores that predict a place stand one before it
         scores = logits[last.roll(-1, 1)].float()

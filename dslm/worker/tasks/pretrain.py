@@ -85,7 +85,10 @@ def stacking(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:
         longest = max(len(sample["input_ids"]) for sample in samples)
         wanted = length if alike else min(length, -(-longest // _MULTIPLE) * _MULTIPLE)
         made = [packed_sample(sample, wanted, pad) for sample in samples]
-        return {name: torch.stack([sample[name] for sample in made]) for name in made[0]}
+        batch = {name: torch.stack([sample[name] for sample in made]) for name in made[0]}
+        if not recipe.data.packing:  # padding goes on with its document: attention is one product
+            batch["position_ids"] = torch.arange(wanted).repeat(len(samples), 1)
+        return batch
 
     return stack
 
