@@ -43,8 +43,8 @@ def model_card(run: RunDirectory, step: int, *, adapters: bool) -> str:
         head["base_model"] = base
     start = history.last(Start)
     train = ((start.data if start else None) or DataSummary()).train or DataPart()
-    steps, evaluations = history.steps, history.evaluations
-    facts = {
+    steps = history.steps
+    facts: dict[str, object] = {
         "task": recipe.task,
         "steps": step,
         "global batch": recipe.batch.global_size,
@@ -52,9 +52,7 @@ def model_card(run: RunDirectory, step: int, *, adapters: bool) -> str:
         "documents": train.documents,
         "tokens": train.tokens,
         "training loss": f"{steps[-1].loss:.4f}" if steps and steps[-1].loss is not None else None,
-        "evaluation loss": f"{evaluations[-1].loss:.4f}"
-        if evaluations and evaluations[-1].loss is not None
-        else None,
+        **_held_out(history),
         "parameters": start.parameters if start else None,
         "parameters trained": start.trained_parameters
         if start and start.trained_parameters != start.parameters
@@ -72,6 +70,19 @@ def model_card(run: RunDirectory, step: int, *, adapters: bool) -> str:
         + _evaluated(scored)
         + f"\n\nVersions: {made_with}.\n\n## Recipe\n\n```yaml\n{dump_recipe(recipe)}```\n"
     )
+
+
+def _held_out(history: History) -> dict[str, object]:
+    """What the last evaluation of the run found."""
+    if not history.evaluations:
+        return {}
+    last = history.evaluations[-1]
+    found = {"loss": last.loss, **last.metrics}
+    return {
+        f"evaluation {name}": f"{value:.4f}" if value % 1 else f"{value:.0f}"
+        for name, value in found.items()
+        if value is not None
+    }
 
 
 def _planned(run: RunDirectory, history: History) -> str:

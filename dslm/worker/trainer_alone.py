@@ -34,9 +34,9 @@ def trainer_alone(
     base, kind = task.trainer()
     known: dict[str, Any] = kind.__dataclass_fields__  # type: ignore[attr-defined]
     own = set(known) - set(TrainingArguments.__dataclass_fields__)
-    alone = {"precompute_ref_log_probs": False, "use_vllm": False}
+    alone: dict[str, object] = {"precompute_ref_log_probs": False, "use_vllm": False}
     if recipe.task == "grpo":
-        alone["beta"] = False  # no penalty: an evaluation is of rewards alone
+        alone["beta"] = 0.0  # no penalty: an evaluation is of rewards alone
     with tempfile.TemporaryDirectory() as folder:  # it makes its folder when it is made
         arguments = kind(
             output_dir=folder,

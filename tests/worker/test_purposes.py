@@ -143,6 +143,8 @@ def test_a_chain_of_two_ranks_learns_what_one_rank_learns(
     assert found == {step: pytest.approx(values, abs=1e-3) for step, values in wanted.items()}
     before, after = wanted[4][chain.metric], wanted[STEPS][chain.metric]
     assert after < before if chain.metric == "loss" else after > before
+    card = (together / "model" / "README.md").read_text()
+    assert f"evaluation {chain.metric}: " in card
     asked = {
         "model": str(together / "model"), "run": str(together), "own": True, "against": None,
         "trusted": False, "tasks": [],

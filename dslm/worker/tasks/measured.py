@@ -45,7 +45,7 @@ class MeasuredAlone:
 
 
 def means_of(counts: Counts) -> Measure:
-    """Return what evaluates with a trainer, as means over all samples: `loss` and those named."""
+    """Return what evaluates with a trainer: means over all samples of what is named."""
     return partial(_means, counts)
 
 
