@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks import (
+    against_trl,
     attention,
     checkpoints,
     data,
@@ -28,6 +29,7 @@ def main() -> None:
         "first-step": first_step.report,
         "first-step-hosts": first_step.on_hosts,
         "example": example.report,
+        "against-trl": against_trl.report,
         "data": data.report,
         "checkpoints": checkpoints.report,
         "guards": guards.report,
