@@ -18,8 +18,8 @@ Shared = Literal["tensor", "sequence"]
 # Tasks in which ranks can share layers (AutoTP) or sequences (Ulysses). Whoever teaches the worker
 # another one adds it here.
 TASKS: dict[Shared, frozenset[str]] = {
-    "tensor": frozenset({"pretrain", "sequence"}),
-    "sequence": frozenset({"pretrain"}),
+    "tensor": frozenset({"pretrain", "sequence", "sft"}),
+    "sequence": frozenset({"pretrain", "sequence", "sft"}),
 }
 
 

@@ -49,7 +49,7 @@ def quantizes_gradients(recipe: Recipe) -> bool:
 
 _GROUPS = 20
 _LOSS = ("pretrain", "sequence")
-_STACKED = ("pretrain", "sft", "sequence", "mlm")  # whose batches all have as many tokens
+_TILED = ("pretrain", "sft", "sequence", "mlm")  # in which that was tried
 FEATURES = (
     Feature(
         key="parallel.hpz", what="the second partition of ZeRO++", on=is_second,
@@ -93,7 +93,7 @@ FEATURES = (
     ),
     Feature(
         key="model.tiled_mlp", what="the computation of MLPs in tiles of tokens",
-        on=lambda r: r.model.tiled_mlp is True, tasks=_STACKED,
+        on=lambda r: r.model.tiled_mlp is True, tasks=_TILED,
     ),
     Feature(
         key="model.tiled_loss", what="the computation of logits and loss in tiles of tokens",

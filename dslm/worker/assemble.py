@@ -53,7 +53,7 @@ class Training:
 def arguments_of(given: Assignment, inputs: Inputs) -> TrainingArguments:
     """Return the arguments of the Trainer; transformers partitions models while they are alive."""
     _let_trackers_write_into(given.run)
-    _, kind = _classes(inputs)
+    _, kind = _classes(given, inputs)
     return training_arguments(
         given.recipe,
         given.config,
@@ -62,7 +62,7 @@ def arguments_of(given: Assignment, inputs: Inputs) -> TrainingArguments:
         on_cpu=given.on_cpu,
         liger=liger(given.recipe),
         kind=kind,
-        extra=inputs.task.arguments(given.recipe),
+        extra=inputs.task.arguments(given.recipe) if _own_trainer(given, inputs) else {},
     )
 
 
@@ -75,8 +75,8 @@ def assemble(
     writer = _writer(given, inputs, events.on_checkpoint)
     sampler = _sampler(given, inputs)
     guards = Guards(given, sampler)
-    own_data = not task.trainer
-    trainer = run_trainer(_classes(inputs)[0])(
+    own_data = not _own_trainer(given, inputs)
+    trainer = run_trainer(_classes(given, inputs)[0])(
         given=given,
         sampler=sampler,
         collate=task.collator(recipe, inputs.tokenizer, models.model.config),
@@ -109,9 +109,20 @@ def share_of(given: Assignment) -> Share:
     )
 
 
-def _classes(inputs: Inputs) -> tuple[type, type]:
+def _classes(given: Assignment, inputs: Inputs) -> tuple[type, type]:
     """Return the class of the Trainer and of its arguments."""
-    return inputs.task.trainer() if inputs.task.trainer else (Trainer, TrainingArguments)
+    own = _own_trainer(given, inputs)
+    return own() if own is not None else (Trainer, TrainingArguments)
+
+
+def _own_trainer(given: Assignment, inputs: Inputs) -> Callable[[], tuple[type, type]] | None:
+    """Return what gives a task's own Trainer, if it has one.
+
+    TRL's for answers computes its loss from hidden states and the head, of which ranks that share
+    layers or sequences have parts; the model's own loss of the same labels is the same.
+    """
+    shares = given.layout.sharing > 1
+    return None if shares and given.recipe.task == "sft" else inputs.task.trainer
 
 
 def _sampler(given: Assignment, inputs: Inputs) -> GlobalBatchSampler:

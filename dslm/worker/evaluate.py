@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from dslm.worker.data.packing import IGNORED
 from dslm.worker.layout.ranks import Layout
-from dslm.worker.layout.sequence import part_of
+from dslm.worker.layout.sequence import part_of, whole_samples
 from dslm.worker.layout.tensor import whole_logits
 from dslm.worker.layout.tiles import summed_in_tiles
 from dslm.worker.metrics import Metric, TokenLoss
@@ -69,17 +69,20 @@ def evaluate(
             batch["labels"][[i >= count for i in indices]] = IGNORED
             batch = part_of(batch, layout)
             labels, shifted = batch.pop("labels"), batch.pop("shift_labels", None)
-            if type(metric) is TokenLoss:
+            if isinstance(metric, TokenLoss) and not metric.of_samples:
                 sums = summed_in_tiles(model, batch, labels, shifted)
                 if sums is not None:
                     total += sums if layout.reads_first or shifted is not None else 0
                     on_batch()
                     continue
             logits = whole_logits(model(**batch).logits, layout, model)
-            if shifted is not None:  # a metric shifts labels itself
+            if shifted is not None and metric.of_samples:
+                logits, labels, batch = whole_samples((logits, labels, batch))
+            elif shifted is not None:  # a metric shifts labels itself
                 labels = torch.nn.functional.pad(shifted, (1, 0), value=IGNORED)
                 logits = torch.nn.functional.pad(logits, (0, 0, 0, 1))
-            if layout.reads_first or layout.sequence > 1:  # of equal results count one
+            # of equal results count one
+            if layout.reads_first or (shifted is not None and not metric.of_samples):
                 total += metric.sums(logits, labels, batch)
             on_batch()
     dist.all_reduce(total)

@@ -16,6 +16,7 @@ class Metric(Protocol):
     """A metric: `size` sums a batch, and `values` the names and numbers made of all sums."""
 
     size: int
+    of_samples: bool  # looks at whole samples, not at single tokens
 
     def sums(self, logits: torch.Tensor, labels: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the sums of one batch, float64, shape (size,)."""
@@ -30,6 +31,7 @@ class TokenLoss:
     """Mean loss per predicted token, in nats, and its exponential, the perplexity."""
 
     size = 2
+    of_samples = False
 
     def __init__(self, *, shifted: bool = False) -> None:
         self._shifted = shifted  # a token is predicted from those before it (causal models)
@@ -49,6 +51,8 @@ class TokenLoss:
 
 class Classification:
     """Loss per sample, accuracy, and F1 as the mean over classes (macro)."""
+
+    of_samples = True
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
@@ -86,6 +90,7 @@ class NextItem(TokenLoss):
     """
 
     size = 5
+    of_samples = True
 
     def __init__(self, k: int = 10) -> None:
         super().__init__(shifted=True)

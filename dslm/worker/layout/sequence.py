@@ -11,18 +11,21 @@ groups: it would weight gradients by their size, at stage 3 in one of two ways t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import AttentionInterface, PreTrainedModel
 
 from dslm.worker.data.packing import IGNORED
 from dslm.worker.layout.attention import attend, watch, without_adapters
 from dslm.worker.layout.ranks import Layout
 
+T = TypeVar("T")
 _SHARED = "documents_of_shared_sequences"
+_groups: list[Any] = []  # the group of this rank, since sequences are shared
 
 
 def share_sequences(model: PreTrainedModel, layout: Layout, micro_batch: int) -> None:
@@ -30,6 +33,7 @@ def share_sequences(model: PreTrainedModel, layout: Layout, micro_batch: int) ->
     starts = range(0, layout.world_size, layout.sequence)
     groups = [dist.new_group(range(start, start + layout.sequence)) for start in starts]
     group = groups[layout.rank // layout.sequence]
+    _groups[:] = [group]
     base = without_adapters(model)
     config = base.config.get_text_config()
     heads = config.num_attention_heads
@@ -47,9 +51,7 @@ def share_sequences(model: PreTrainedModel, layout: Layout, micro_batch: int) ->
 
     def gathered(positions: torch.Tensor) -> torch.Tensor:
         parts[:] = [positions.contiguous()]
-        found = [torch.empty_like(parts[0]) for _ in range(layout.sequence)]
-        dist.all_gather(found, parts[0], group=group)
-        return torch.cat(found, dim=1)
+        return _whole(parts[0])
 
     def attend_shared(
         module: torch.nn.Module,
@@ -81,3 +83,19 @@ def part_of(batch: dict[str, Any], layout: Layout) -> dict[str, Any]:
         if isinstance(value, torch.Tensor) and value.shape[:2] == shifted.shape
     }
     return {**batch, **parts}
+
+
+def whole_samples(parts: T) -> T:
+    """Return whole samples (B, L, …) of this rank's part of their tokens, in whatever they lie."""
+    tensors, kind = tree_flatten(parts)
+    whole: T = tree_unflatten(
+        [_whole(each) if isinstance(each, torch.Tensor) else each for each in tensors], kind
+    )
+    return whole
+
+
+def _whole(part: torch.Tensor) -> torch.Tensor:
+    group = _groups[0]
+    found = [torch.empty_like(part) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(found, part.contiguous(), group=group)
+    return torch.cat(found, dim=1)
