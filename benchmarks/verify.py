@@ -72,7 +72,7 @@ LAYOUTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("quickstart-reward", {"parallel.zero_stage": 3}),
     *(
         ("quickstart", {"parallel.zero_stage": stage, **LORA, **_BF16, "quantize": few})
-        for stage, few in ((2, "nf4"), (3, "nf4"), (2, "int8"))
+        for stage, few in ((2, "nf4"), (3, "nf4"))
     ),
     ("quickstart", {"parallel.zero_stage": 1, "parallel.tensor": 2}),
     ("quickstart", {"parallel.zero_stage": 1, "parallel.tensor": 2, **_BF16}),
