@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,8 +86,15 @@ EXAMPLES = (
 )  # fmt: skip
 
 
-def run(example: Example, seconds: float = 120.0) -> tuple[int, str]:
+def run(
+    example: Example, seconds: float = 120.0, program: Sequence[str] = (str(DSLM),)
+) -> tuple[int, str]:
     """Run an example in an empty folder.
+
+    Args:
+        example: which.
+        seconds: for all of it.
+        program: what stands for `dslm`.
 
     Returns:
         Exit code, and stderr from its first finding or error on, without what differs from run to
@@ -98,7 +105,7 @@ def run(example: Example, seconds: float = 120.0) -> tuple[int, str]:
         for file, text in example.files.items():
             (folder / file).write_text(text)
         process = subprocess.Popen(
-            [str(DSLM), *example.argv],
+            [*program, *example.argv],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -137,9 +137,9 @@ def _tree(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("argv", "said"), [row[1:] for row in TABLE], ids=[r[0] for r in TABLE])
-def test_bad_input(dslm: Dslm, folder: Path, argv: list[str], said: list[str]) -> None:
+def test_bad_input(warm: Dslm, folder: Path, argv: list[str], said: list[str]) -> None:
     before = _tree(folder)
-    done = dslm(*argv)
+    done = warm(*argv)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     flat = " ".join(done.stderr.split())
@@ -151,17 +151,17 @@ def test_bad_input(dslm: Dslm, folder: Path, argv: list[str], said: list[str]) -
     assert _tree(folder) == before
 
 
-def test_a_port_in_use(dslm: Dslm, folder: Path) -> None:
+def test_a_port_in_use(warm: Dslm, folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
-        done = dslm(*TRAIN, "--master-port", port)
+        done = warm(*TRAIN, "--master-port", port)
     assert done.returncode == 2
     assert port in done.stderr
     assert not (folder / "runs").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_output_folder(dslm: Dslm, folder: Path) -> None:
+def test_a_full_output_folder(warm: Dslm, folder: Path) -> None:
     disk = folder / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -171,7 +171,7 @@ def test_a_full_output_folder(dslm: Dslm, folder: Path) -> None:
         pytest.skip("mounting is not allowed here")
     try:
         (disk / "filler").write_bytes(b"x" * 12 * 1024)
-        done = dslm(*TRAIN, "-o", "disk/run")
+        done = warm(*TRAIN, "-o", "disk/run")
         assert done.returncode == 2, done.stderr
         assert "No space left" in done.stderr
         assert [path.name for path in disk.iterdir()] == ["filler"]
@@ -179,6 +179,6 @@ def test_a_full_output_folder(dslm: Dslm, folder: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_debug_shows_the_traceback(dslm: Dslm) -> None:
-    done = dslm("train", "quickstrat", "--debug")
+def test_debug_shows_the_traceback(warm: Dslm) -> None:
+    done = warm("train", "quickstrat", "--debug")
     assert "Traceback" in done.stderr

@@ -8,8 +8,8 @@ from pathlib import Path
 from tests.conftest import Dslm
 
 
-def test_the_list_is_an_array_of_presets(dslm: Dslm) -> None:
-    rows = json.loads(dslm("recipes", "list", "--json").stdout)
+def test_the_list_is_an_array_of_presets(warm: Dslm) -> None:
+    rows = json.loads(warm("recipes", "list", "--json").stdout)
     assert len(rows) >= 31
     for row in rows:
         assert set(row) == {"name", "task", "parameters", "description"}
@@ -17,22 +17,22 @@ def test_the_list_is_an_array_of_presets(dslm: Dslm) -> None:
     sizes = {row["name"]: row["parameters"] for row in rows}
     assert sizes["gpt2-124m"] == 124_439_808
     assert {
-        row["task"] for row in json.loads(dslm("recipes", "list", "--task", "mlm", "--json").stdout)
+        row["task"] for row in json.loads(warm("recipes", "list", "--task", "mlm", "--json").stdout)
     } == {"mlm"}
 
 
-def test_a_new_recipe_extends_its_preset_and_loads(dslm: Dslm, tmp_path: Path) -> None:
-    assert dslm("recipes", "new", "mine", "--from", "smollm2-135m").returncode == 0
-    shown = dslm("recipes", "show", "mine.yaml", "--json")
+def test_a_new_recipe_extends_its_preset_and_loads(warm: Dslm, tmp_path: Path) -> None:
+    assert warm("recipes", "new", "mine", "--from", "smollm2-135m").returncode == 0
+    shown = warm("recipes", "show", "mine.yaml", "--json")
     recipe = json.loads(shown.stdout)
     assert recipe["model"]["name"].endswith("SmolLM2-135M")
-    again = dslm("recipes", "new", "mine.yaml")
+    again = warm("recipes", "new", "mine.yaml")
     assert again.returncode == 2
     assert "already exists" in again.stderr
 
 
-def test_a_recipe_shows_what_is_known_to_work_with_its_model(dslm: Dslm) -> None:
-    known = json.loads(dslm("recipes", "show", "llama-3.2-1b", "--json").stdout)["matrix"]
+def test_a_recipe_shows_what_is_known_to_work_with_its_model(warm: Dslm) -> None:
+    known = json.loads(warm("recipes", "show", "llama-3.2-1b", "--json").stdout)["matrix"]
     assert known["family"] == "llama"
     assert {"made", "versions", "installed", "cpu", "cuda"} < set(known)
     places = [
@@ -42,19 +42,19 @@ def test_a_recipe_shows_what_is_known_to_work_with_its_model(dslm: Dslm) -> None
         for stage in stages
     ]
     assert len(places) == len(set(places)) == 8
-    shown = json.loads(dslm("recipes", "show", "vit-base", "--json").stdout)
+    shown = json.loads(warm("recipes", "show", "vit-base", "--json").stdout)
     assert shown["matrix"] is None
 
 
-def test_the_schema_is_json_schema(dslm: Dslm) -> None:
-    schema = json.loads(dslm("recipes", "schema").stdout)
+def test_the_schema_is_json_schema(warm: Dslm) -> None:
+    schema = json.loads(warm("recipes", "schema").stdout)
     assert schema["$schema"].startswith("https://json-schema.org/")
     assert schema["additionalProperties"] is False
     assert "extends" in schema["properties"]
 
 
-def test_version_and_completion(dslm: Dslm) -> None:
-    assert dslm("--version").stdout.startswith("dslm ")
-    assert "--install-completion" in dslm("--help").stdout
+def test_version_and_completion(warm: Dslm) -> None:
+    assert warm("--version").stdout.startswith("dslm ")
+    assert "--install-completion" in warm("--help").stdout
     words = {"_DSLM_COMPLETE": "complete_bash", "COMP_WORDS": "dslm rec", "COMP_CWORD": "1"}
-    assert dslm(**words).stdout.split() == ["recipes"]
+    assert warm(**words).stdout.split() == ["recipes"]

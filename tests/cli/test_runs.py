@@ -24,8 +24,8 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def test_a_run_of_version_0_1_is_shown_with_dates_and_four_digits(dslm: Dslm, runs: Path) -> None:
-    done = dslm("runs", "show", "stopped")
+def test_a_run_of_version_0_1_is_shown_with_dates_and_four_digits(warm: Dslm, runs: Path) -> None:
+    done = warm("runs", "show", "stopped")
     assert done.returncode == 0, done.stderr
     for words in (
         "started     2026-11-25", "step        56 of 120", "loss        2.7158",
@@ -36,35 +36,35 @@ def test_a_run_of_version_0_1_is_shown_with_dates_and_four_digits(dslm: Dslm, ru
 
 
 def test_a_run_that_is_not_done_is_shown_with_the_command_that_resumes_it(
-    dslm: Dslm, runs: Path
+    warm: Dslm, runs: Path
 ) -> None:
-    shown = dslm("runs", "show", "stopped").stdout
+    shown = warm("runs", "show", "stopped").stdout
     again = "dslm train tiny.yaml -o /home/ada/runs/stopped --max-restarts 1 --resume"
     assert f"resume with: {again}\n" in shown
-    assert "resume with" not in dslm("runs", "show", "done").stdout
+    assert "resume with" not in warm("runs", "show", "done").stdout
     manifest = runs / "stopped" / "manifest.json"
     launched = {**json.loads(manifest.read_text()), "command": ["dslm", "launch", "train"]}
     manifest.write_text(json.dumps(launched))
-    assert "resume with" not in dslm("runs", "show", "stopped").stdout
+    assert "resume with" not in warm("runs", "show", "stopped").stdout
 
 
-def test_a_name_that_is_listed_is_taken_by_every_verb(dslm: Dslm, runs: Path) -> None:
-    listed = dslm("runs", "list").stdout
+def test_a_name_that_is_listed_is_taken_by_every_verb(warm: Dslm, runs: Path) -> None:
+    listed = warm("runs", "list").stdout
     assert "2026-11-25" in listed
     for name in ("done", "stopped"):
         assert name in listed
         for verb in (["show", name], ["show", name, "--json"], ["stop", name]):
-            done = dslm("runs", *verb)
+            done = warm("runs", *verb)
             assert done.returncode == 0, done.stderr
-    found = dslm("export", "done", "--dtype", "fp7")
+    found = warm("export", "done", "--dtype", "fp7")
     assert "fp7" in found.stderr
     # a table cuts a long path
-    elsewhere = json.loads(dslm("runs", "list", str(runs.parent / "runs"), "--json").stdout)
+    elsewhere = json.loads(warm("runs", "list", str(runs.parent / "runs"), "--json").stdout)
     assert str(runs / "done") in [run["path"] for run in elsewhere]
 
 
-def test_a_name_that_is_misspelt_has_a_hint(dslm: Dslm, runs: Path) -> None:
-    done = dslm("runs", "show", "stoped")
+def test_a_name_that_is_misspelt_has_a_hint(warm: Dslm, runs: Path) -> None:
+    done = warm("runs", "show", "stoped")
     assert done.returncode == 2
     assert "did you mean `stopped`?" in done.stderr
 
@@ -111,20 +111,20 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
 
 @pytest.mark.parametrize(("damage", "said"), DAMAGES, ids=[d.__name__ for d, _ in DAMAGES])
 def test_no_damage_breaks_a_verb(
-    dslm: Dslm, runs: Path, damage: Callable[[Path], None], said: str
+    warm: Dslm, runs: Path, damage: Callable[[Path], None], said: str
 ) -> None:
     damage(runs / "stopped")
-    done = dslm("runs", "list")
+    done = warm("runs", "list")
     assert done.returncode == 0, done.stderr
     assert "2.4220" in done.stdout  # the other run
     assert said in done.stderr
     for verb in (["show"], ["stop"]):
-        done = dslm("runs", *verb, "stopped")
+        done = warm("runs", *verb, "stopped")
         assert done.returncode == 0, done.stderr
         assert "itself failed" not in done.stderr
-    shown = dslm("runs", "show", "stopped")
+    shown = warm("runs", "show", "stopped")
     assert said in shown.stdout
-    document = json.loads(dslm("runs", "show", "stopped", "--json").stdout)
+    document = json.loads(warm("runs", "show", "stopped", "--json").stdout)
     assert bool(document["problems"]) == bool(said)
     if damage is not _all:
         assert document["step"] == (55 if damage is _torn else 56)
@@ -134,23 +134,23 @@ def test_no_damage_breaks_a_verb(
     "argv", [["runs", "show"], ["runs", "stop"], ["runs", "watch"], ["export"]], ids=" ".join
 )
 def test_a_run_of_a_later_format_is_refused_by_name_and_version(
-    dslm: Dslm, runs: Path, argv: list[str]
+    warm: Dslm, runs: Path, argv: list[str]
 ) -> None:
     manifest = runs / "done" / "manifest.json"
     later = {"format": FORMAT + 1, "versions": {"dslm": "3.1.4"}, "renamed": True}
     manifest.write_text(json.dumps(later))
-    done: subprocess.CompletedProcess[str] = dslm(*argv, str(runs / "done"))
+    done: subprocess.CompletedProcess[str] = warm(*argv, str(runs / "done"))
     assert done.returncode == 2
     assert f"by dslm 3.1.4, in format {FORMAT + 1}" in done.stderr
     assert "manifest.json" in done.stderr
-    assert dslm("runs", "list").returncode == 0
+    assert warm("runs", "list").returncode == 0
 
 
-def test_nobody_is_asked_to_stop_where_nobody_trains(dslm: Dslm, runs: Path) -> None:
+def test_nobody_is_asked_to_stop_where_nobody_trains(warm: Dslm, runs: Path) -> None:
     events = runs / "stopped" / "events.jsonl"
     lines = events.read_text().splitlines(keepends=True)
     events.write_text("".join(line for line in lines if '"end"' not in line))
-    done = dslm("runs", "stop", "stopped")
+    done = warm("runs", "stop", "stopped")
     assert done.returncode == 0
     assert "no process trains in stopped" in done.stderr
     assert not (runs / "stopped" / "stop-requested").exists()

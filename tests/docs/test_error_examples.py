@@ -8,29 +8,30 @@ import pytest
 
 from dslm import errors
 from scripts.error_examples import EXAMPLES, Example, run
+from tests.support.warm import warm_dslm
 
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
-STARTING = ("launch", "verify")
-QUICK = [example for example in EXAMPLES if example.argv[0] not in STARTING]
-LAUNCHING = [example for example in EXAMPLES if example.argv[0] in STARTING]
+LAUNCHING = [example for example in EXAMPLES if example.argv[0] == "launch"]
+OTHERS = [example for example in EXAMPLES if example not in LAUNCHING]
 
 
-def _check(example: Example) -> None:
-    code, said = run(example)
+def _check(example: Example, *program: str) -> None:
+    code, said = run(example, program=program) if program else run(example)
     assert code == getattr(errors, example.error).exit_code, said
     assert said.startswith("error: ")
     if example.is_stable:
         assert said in PAGE, f"{said}\n\nWrite it down: python scripts/docs.py --examples"
 
 
-@pytest.mark.parametrize("example", QUICK, ids=lambda example: example.error)
+@pytest.mark.slow
+@pytest.mark.parametrize("example", OTHERS, ids=lambda example: example.error)
 def test_an_example_is_what_the_command_says(example: Example) -> None:
-    _check(example)
+    _check(example, *warm_dslm())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", LAUNCHING, ids=lambda example: example.error)
-def test_an_example_that_starts_ranks_is_what_the_command_says(example: Example) -> None:
+def test_an_example_that_starts_a_script_is_what_the_command_says(example: Example) -> None:
     _check(example)
 
 

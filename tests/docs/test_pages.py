@@ -61,17 +61,17 @@ PURPOSES = ("sft", "lora", "qlora", "continue", "long-context")
 
 @pytest.mark.slow
 def test_the_commands_that_a_purpose_begins_with_run_on_a_laptop(
-    dslm: Dslm, tmp_path: Path
+    warm: Dslm, tmp_path: Path
 ) -> None:
     """The first one, which all pages have, makes a small model; the others are run dry."""
     first = {tuple(_commands(ROOT / f"docs/{name}.md")[0][1:]) for name in PURPOSES}
     assert len(first) == 1
-    done = dslm(*first.pop(), "--set", "duration.steps=2")
+    done = warm(*first.pop(), "--set", "duration.steps=2")
     assert done.returncode == 0, done.stderr
     for name in PURPOSES:
         _, (_, *second) = _commands(ROOT / f"docs/{name}.md")
         dry = ["--dry-run"] if second[0] in HEAVY else []
-        done = dslm(*second, *dry)
+        done = warm(*second, *dry)
         assert done.returncode == 0, f"{name}: {done.stderr}"
 
 

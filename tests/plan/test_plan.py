@@ -107,8 +107,8 @@ def test_every_device_has_a_source_and_plausible_numbers() -> None:
         assert 1e11 < device.memory_bandwidth < 2e13
 
 
-def test_the_document_has_what_other_programs_rely_on(dslm: Dslm) -> None:
-    done = dslm("plan", "llama-3.1-8b", "--gpus", "16", "--device", "h100-80gb", "--json")
+def test_the_document_has_what_other_programs_rely_on(warm: Dslm) -> None:
+    done = warm("plan", "llama-3.1-8b", "--gpus", "16", "--device", "h100-80gb", "--json")
     plan = json.loads(done.stdout)
     assert plan["model"]["parameters"] == 8030261248
     for key in (
@@ -139,10 +139,10 @@ TINY = {
 }  # fmt: skip
 
 
-def test_a_model_folder_or_config_can_be_planned(dslm: Dslm, tmp_path: Path) -> None:
+def test_a_model_folder_or_config_can_be_planned(warm: Dslm, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     for name in (".", "config.json"):
-        plan = json.loads(dslm("plan", name, "--gpus", "1", "--device", "l4", "--json").stdout)
+        plan = json.loads(warm("plan", name, "--gpus", "1", "--device", "l4", "--json").stdout)
         assert plan["model"]["exact"] is True
         # two matrices of embeddings; four square ones, three of the MLP and two norms a layer
         layer = 4 * 64 * 64 + 3 * 64 * 128 + 2 * 2 * 64
@@ -150,44 +150,44 @@ def test_a_model_folder_or_config_can_be_planned(dslm: Dslm, tmp_path: Path) -> 
         assert plan["fits"] is True
 
 
-def test_a_model_that_cannot_be_traced_never_fits(dslm: Dslm, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_traced_never_fits(warm: Dslm, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**TINY, "model_type": "newfangled"}))
     argv = ["plan", "config.json", "--gpus", "1", "--device", "l4"]
-    found = json.loads(dslm(*argv, "--json").stdout)
+    found = json.loads(warm(*argv, "--json").stdout)
     assert found["fits"] is None
     assert "newfangled" in found["model"]["untraced"]
     assert found["memory"]["device"] is None
-    done = dslm(*argv)
+    done = warm(*argv)
     assert done.returncode == 0
     assert "has no model type `newfangled`" in done.stdout
     verdicts = re.findall(r"fits\s+(\w+)", done.stdout)
     assert verdicts == ["unknown"]
 
 
-def test_every_term_of_a_plan_is_explained(dslm: Dslm) -> None:
+def test_every_term_of_a_plan_is_explained(warm: Dslm) -> None:
     argv = [
         "plan", "llama-3.1-8b", "--gpus", "16", "--device", "h100-80gb",
         "-s", "parallel.zero_stage=3",
     ]  # fmt: skip
-    found = json.loads(dslm(*argv, "--json").stdout)["memory"]
+    found = json.loads(warm(*argv, "--json").stdout)["memory"]
     moment = found["peak_moment"]
     terms = [t for t in found["terms"] if t["place"] == "device"]
     assert all(t["source"] and t["lives"] for t in terms)
     alive = sum(t["bytes"] for t in terms if moment in t["lives"])
     assert alive == found["device"]["total"]
-    done = dslm(*argv, "--explain")
+    done = warm(*argv, "--explain")
     for words in ("gathered parameters", "partitioned_param_coordinator", "traced", moment):
         assert words in done.stdout
 
 
-def test_sizes_are_understood_as_people_write_them(dslm: Dslm) -> None:
+def test_sizes_are_understood_as_people_write_them(warm: Dslm) -> None:
     for text, parameters in (("7.5B", 7_500_000_000), ("128b", 128 * 10**9), ("1e12", 10**12)):
-        found = json.loads(dslm("plan", "--params", text, "--zero", "3", "--json").stdout)
+        found = json.loads(warm("plan", "--params", text, "--zero", "3", "--json").stdout)
         assert found["model"]["parameters"] == parameters
 
 
-def test_a_sweep_compares_stages_and_cluster_sizes(dslm: Dslm) -> None:
-    done = dslm("plan", "llama-3.1-8b", "--device", "a100-80gb", "--sweep", "--json")
+def test_a_sweep_compares_stages_and_cluster_sizes(warm: Dslm) -> None:
+    done = warm("plan", "llama-3.1-8b", "--device", "a100-80gb", "--sweep", "--json")
     rows = json.loads(done.stdout)
     assert {row["zero_stage"] for row in rows} == {0, 1, 2, 3}
     assert {row["gpus"] for row in rows} >= {1, 8, 64}
@@ -195,16 +195,16 @@ def test_a_sweep_compares_stages_and_cluster_sizes(dslm: Dslm) -> None:
     assert next(r for r in rows if r["gpus"] == 64 and r["zero_stage"] == 3)["fits"]
 
 
-def test_a_hostfile_says_how_many_devices_there_are(dslm: Dslm, tmp_path: Path) -> None:
+def test_a_hostfile_says_how_many_devices_there_are(warm: Dslm, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("alpha slots=4\nbeta slots=4\n")
     argv = ["plan", "llama-3.2-1b", "-H", "hosts", "--device", "l40s", "--json"]
-    found = json.loads(dslm(*argv).stdout)
+    found = json.loads(warm(*argv).stdout)
     found["cluster"].pop("peak_flops")
     assert found["cluster"] == {"device": "l40s", "hosts": 2, "world_size": 8}
 
 
-def test_the_screen_shows_bars_the_peak_and_why_others_lost(dslm: Dslm) -> None:
-    done = dslm("plan", "llama-3.1-8b", "--gpus", "16", "--device", "h100-80gb")
+def test_the_screen_shows_bars_the_peak_and_why_others_lost(warm: Dslm) -> None:
+    done = warm("plan", "llama-3.1-8b", "--gpus", "16", "--device", "h100-80gb")
     for words in ("activations", "█", "peak", "in backward", "fits", "slower", "at least", "host"):
         assert words in done.stdout
 
@@ -238,11 +238,11 @@ def test_a_host_without_room_is_foreseen() -> None:
         assert choice.fits is fits
 
 
-def test_the_price_of_an_hour_gives_the_cost_of_a_run(dslm: Dslm) -> None:
+def test_the_price_of_an_hour_gives_the_cost_of_a_run(warm: Dslm) -> None:
     argv = ["plan", "llama-3.2-1b", "--gpus", "8", "--device", "h100-80gb", "--price", "2.5"]
-    found = json.loads(dslm(*argv, "--json").stdout)["time"]
+    found = json.loads(warm(*argv, "--json").stdout)["time"]
     assert found["cost"] == pytest.approx(2.5 * found["gpu_hours"])
-    assert "costs" in dslm(*argv).stdout
+    assert "costs" in warm(*argv).stdout
 
 
 BAD = [
@@ -263,15 +263,15 @@ BAD = [
 
 
 @pytest.mark.parametrize(("argv", "said"), BAD)
-def test_nonsense_is_refused(dslm: Dslm, argv: list[str], said: str) -> None:
-    done = dslm(*argv)
+def test_nonsense_is_refused(warm: Dslm, argv: list[str], said: str) -> None:
+    done = warm(*argv)
     assert done.returncode == 2
     assert said in done.stderr + done.stdout
 
 
-def test_train_refuses_what_cannot_fit(dslm: Dslm, tmp_path: Path) -> None:
+def test_train_refuses_what_cannot_fit(warm: Dslm, tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("words " * 1000)
-    done = dslm("train", "llama-3.1-70b", "-s", "data.train=corpus.txt", "-s", "parallel.ranks=1")
+    done = warm("train", "llama-3.1-70b", "-s", "data.train=corpus.txt", "-s", "parallel.ranks=1")
     assert done.returncode == 4
     assert "GiB" in done.stderr
     assert "--force" in done.stderr

@@ -58,16 +58,16 @@ def test_the_written_file_says_the_same(tmp_path: Path) -> None:
     assert recipe.lora is not None
 
 
-def test_every_verb_takes_any_model(dslm: Dslm, tmp_path: Path) -> None:
+def test_every_verb_takes_any_model(warm: Dslm, tmp_path: Path) -> None:
     model = str(_folder(tmp_path / "llama", **SMALL))
     put = ("--model", model, "--with", "sft,lora")
     for verb in ("plan", "config"):
-        done = dslm(verb, *put, "--set", "precision=fp32", "--json")
+        done = warm(verb, *put, "--set", "precision=fp32", "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)
-    shown = dslm("recipes", "show", *put, "--json")
+    shown = warm("recipes", "show", *put, "--json")
     assert json.loads(shown.stdout)["model"]["name"] == model
-    written = dslm("recipes", "new", "mine", *put)
+    written = warm("recipes", "new", "mine", *put)
     assert written.returncode == 0, written.stderr
 
 

@@ -100,15 +100,15 @@ def test_a_new_recipe_has_the_purposes_and_their_comments(tmp_path: Path) -> Non
     assert "# When memory is short" in file.read_text()
 
 
-def test_the_command_line_lists_and_takes_purposes(dslm: Dslm, tmp_path: Path) -> None:
-    said = dslm("recipes", "list").stdout
+def test_the_command_line_lists_and_takes_purposes(warm: Dslm, tmp_path: Path) -> None:
+    said = warm("recipes", "list").stdout
     assert said.index("qwen3-8b") < said.index("purpose ") < said.index("lora")
-    rows = {row["name"]: row for row in json.loads(dslm("recipes", "list", "--json").stdout)}
+    rows = {row["name"]: row for row in json.loads(warm("recipes", "list", "--json").stdout)}
     assert rows["lora"]["parameters"] is None
     assert rows["gpt2-124m"]["parameters"]
-    shown = json.loads(dslm("recipes", "show", "gpt2-124m", "--with", "sft,lora", "--json").stdout)
+    shown = json.loads(warm("recipes", "show", "gpt2-124m", "--with", "sft,lora", "--json").stdout)
     assert shown["task"] == "sft"
-    script = dslm(
+    script = warm(
         *("train", "gpt2-124m", "--with", "sft", "-s", "data.train=stdlib", "--slurm"),
         *("--num-gpus", "1", "--dry-run", "--force"),
     )

@@ -309,8 +309,7 @@ def _call_itself(words: Sequence[str], variables: Mapping[str, str] | None = Non
         (start, end - start, words),
         (variables_start, variables_end - variables_start, texts),
     ):
-        whole = "\0".join(parts).encode().ljust(size, b"\0")
-        assert len(whole) <= size, "there is no room for a command line"
+        whole = "\0".join(parts).encode()[: size - 1].ljust(size, b"\0")
         if parts:
             ctypes.memmove(place, whole, size)
 

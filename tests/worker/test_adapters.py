@@ -237,7 +237,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("settings", REFUSED)
 def test_what_does_not_go_together_is_refused_before_anything_starts(
-    settings: str, made: Path, dslm: Dslm
+    settings: str, made: Path, warm: Dslm
 ) -> None:
     if "quantize" in settings and not FEW_BITS:
         pytest.skip("needs bitsandbytes")
@@ -246,6 +246,6 @@ def test_what_does_not_go_together_is_refused_before_anything_starts(
     argv += ["-s", "data.sequence_length=64"]
     for word in settings.split():
         argv += ["-s", word]
-    done = dslm(*argv)
+    done = warm(*argv)
     assert done.returncode == 2, done.stdout
     assert REFUSED[settings] in done.stderr

@@ -25,10 +25,10 @@ from tests.support.warm import warm_dslm
 from tests.worker.conftest import SMALL, Train, losses
 
 pytestmark = pytest.mark.slow
-STEPS = 40
+STEPS = 24
 LONG = {
     "duration.steps": STEPS,
-    "checkpoint.every": 10,
+    "checkpoint.every": 6,
     "data.eval": 0,
     "log.samples": "true",
     "data.sharding": "hash",
@@ -98,7 +98,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Pat
     def made(ranks: int, stage: int) -> Path:
         if (ranks, stage) not in known:
             known[ranks, stage] = tmp_path_factory.mktemp("killed") / "run"
-            _train_until_killed(known[ranks, stage], ranks, stage, at=25)
+            _train_until_killed(known[ranks, stage], ranks, stage, at=17)
         return known[ranks, stage]
 
     return made
@@ -137,11 +137,10 @@ CHAINS = {
     "stage 1": ((2, 1), (1, 1), (4, 1), (2, 1)),
     "stage 2": ((2, 2), (1, 2), (4, 2), (2, 2)),
     "stage 3": ((2, 3), (1, 3), (4, 3), (2, 3)),
-    "stages 1 and 2": ((2, 1), (2, 2), (1, 1)),
-    "all stages": ((2, 0), (2, 3), (1, 2), (2, 1)),
+    "all stages": ((2, 0), (2, 3), (1, 2), (2, 1), (2, 2)),
 }
-_CHAIN_STEPS = 60
-_KILLED_AT = (17, 32, 47)
+_CHAIN_STEPS = 40
+_KILLED_AT = (11, 19, 27, 35)
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -182,7 +181,7 @@ def test_in_other_layouts_the_curve_is_the_same(trained: Train, tmp_path: Path, 
         (ranks, stage, more | {f"parallel.{key}": size for key, size in sizes.items()})
         for ranks, stage, sizes in LAYOUTS[chain]
     ]
-    for (ranks, stage, settings), step in zip(ways[:-1], _KILLED_AT, strict=True):
+    for (ranks, stage, settings), step in zip(ways[:-1], _KILLED_AT, strict=False):
         _train_until_killed(run, ranks, stage, step, **settings)
     ranks, stage, settings = ways[-1]
     _go_on(run, ranks, stage, attempts=len(ways), **settings)
@@ -243,7 +242,7 @@ def test_other_data_is_refused(killed: Killed, tmp_path: Path) -> None:
         manifest.write_text(json.dumps({**facts, "data": "of another time"}))
     done = subprocess.run(_argv(run, 2, 2), capture_output=True, text=True)
     assert done.returncode == 1
-    assert "the data has changed since step 20" in done.stderr
+    assert "the data has changed since step 12" in done.stderr
 
 
 def test_a_checkpoint_holds_what_a_run_needs(killed: Killed) -> None:
@@ -261,7 +260,7 @@ def test_a_checkpoint_holds_what_a_run_needs(killed: Killed) -> None:
 def test_killed_while_saving_the_older_checkpoint_stays(trained: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(_argv(run, 2, 2), stderr=subprocess.DEVNULL)
-    partial = run / "checkpoints" / ".step-20.partial"
+    partial = run / "checkpoints" / ".step-12.partial"
     while not partial.is_dir():
         assert process.poll() is None
         time.sleep(0.0005)
@@ -271,7 +270,7 @@ def test_killed_while_saving_the_older_checkpoint_stays(trained: Train, tmp_path
     assert process.wait(HANGS) == 1
     found, problems = newest_sound(run / "checkpoints")
     assert found is not None
-    assert found.step == 10
+    assert found.step == 6
     assert problems == []
     _go_on(run, 2, 2)
     undisturbed = trained(ranks=2, parallel__zero_stage=2, **SETTINGS)
@@ -300,8 +299,8 @@ def test_killed_after_its_model_was_written_it_still_ends(trained: Train, tmp_pa
         ("24k", None),  # there is no room for what dslm itself writes down
         ("256k", None),  # nor for the tokenizer
         ("2m", None),  # nor for the last of the first checkpoint's files
-        ("4m", 10),  # there is for one checkpoint, not for the last of the second one's files
-        ("5m", 20),
+        ("4m", 6),  # there is for one checkpoint, not for the last of the second one's files
+        ("5m", 12),
     ],
 )
 def test_a_full_disk_leaves_the_older_checkpoint_and_is_said(
