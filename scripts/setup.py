@@ -112,7 +112,8 @@ def main() -> None:
     screen, log = Screen(), given.folder / "setup.log"
     screen.say(f"making {given.folder} with torch, DeepSpeed, transformers: {SIZES[given.torch]}")
     if given.torch == "default" and shutil.which("nvidia-smi") is None:
-        screen.say("no NVIDIA driver is here: `TORCH=cpu` takes the smaller build without CUDA")
+        screen.say("no NVIDIA driver is here: `make setup TORCH=cpu` takes the build without CUDA")
+    screen.update(now=True)
     venv.create(given.folder, with_pip=True)
     log.unlink(missing_ok=True)
     pip = [
