@@ -14,7 +14,8 @@ import pytest
 
 from dslm.cluster.detect import local_cluster
 from dslm.cluster.wrong_versions import Setting, When, WrongVersion
-from dslm.decide.checks import every, features, layout, machine, versions
+from dslm.decide import axes, matrix
+from dslm.decide.checks import every, features, known, layout, machine, versions
 from dslm.decide.checks.base import Apart, Case, Check, Problem, Verb, apart, data_problem
 from dslm.decide.checks.every import Asking
 from dslm.decide.job import resolve_job
@@ -291,9 +292,9 @@ def test_what_is_sure_is_refused_and_what_may_be_is_said(
         )
 
 
-@pytest.mark.parametrize(("stage", "known"), [(1, []), (2, ["sure", "perhaps"])])
+@pytest.mark.parametrize(("stage", "met"), [(1, []), (2, ["sure", "perhaps"])])
 def test_a_resolved_job_knows_what_it_meets(
-    stage: int, known: list[str], monkeypatch: pytest.MonkeyPatch
+    stage: int, met: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dslm.decide.job.profile_of", lambda *args, **more: (None, "not traced"))
     monkeypatch.setattr(
@@ -309,8 +310,37 @@ def test_a_resolved_job_knows_what_it_meets(
         {"sure": "dslm-a 1.0: is wrong; here", "perhaps": "dslm-b 3.0: is wrong (at times); here"}[
             name
         ]
-        for name in known
+        for name in met
     )
+
+
+@pytest.mark.parametrize(
+    ("feature", "plan", "key", "what"),
+    [
+        (axes.PLAIN, {}, "parallel.zero_stage", "training"),
+        (
+            "model.activation_checkpointing=true",
+            {"activation_checkpointing": True},
+            "model.activation_checkpointing",
+            "`model.activation_checkpointing=true`",
+        ),
+    ],
+)
+def test_what_failed_is_found_in_what_the_plan_chose(
+    feature: str, plan: dict[str, object], key: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = axes.Cell("cpu", "llama", feature, "fp32", 2)
+    outcome = matrix.Outcome(matrix.Result.FAILED.value, "", "it stops")
+    found = matrix.filled(
+        matrix.Matrix(made="today", versions={"deepspeed": "1.0"}), {cell: outcome}
+    )
+    monkeypatch.setattr(matrix, "recorded", lambda: found)
+    monkeypatch.setattr(matrix, "installed", lambda: {"deepspeed": "1.0"})
+    (problem,) = known._known(case_of(Given(plan=plan)))
+    assert problem.key == key
+    assert problem.message.startswith(f"{what} fails with a model of type `llama`")
+    other = {"activation_checkpointing": not plan.get("activation_checkpointing")}
+    assert list(known._known(case_of(Given(plan={**plan, **other})))) == []
 
 
 def test_a_table_of_what_clashes_is_judged_row_by_row() -> None:
