@@ -340,6 +340,11 @@ DOUBTFUL: list[dict[str, Any]] = [
     {**OK, "optimizer": {"type": "Mine", "params": {"lr": "auto", "mine": "auto", "x": math.nan}}},
     {**OK, "gradient_clipping": math.nan, "steps_per_print": math.inf},
     {**OK, "zero_allow_untested_optimizer": "auto", "_remark": "auto", "zero_optimization": True},
+    {"_remark": "auto", **OK, "steps_per_print": "auto"},
+    {
+        **OK, "expert_parallel": {"enabled": True, "autoep_size": 2, "score_func": "auto"},
+        "steps_per_print": "auto",
+    },
 ]  # fmt: skip
 
 

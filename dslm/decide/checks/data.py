@@ -46,7 +46,7 @@ _NO_MASK_OF_ITS_OWN = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"}
 
 
 def _named(case: Case) -> Iterator[Problem]:
-    if case.recipe.data.train in (None, "", []):
+    if not case.recipe.data.train:
         yield data_problem(
             "data.train",
             "the recipe names no training data",
@@ -114,7 +114,7 @@ def _holds(origin: DataSource, known: set[str]) -> bool:
 def _evaluation(case: Case) -> Iterator[Problem]:
     """Find keys that need evaluation data where none is held out or named."""
     recipe = case.recipe
-    if recipe.data.eval not in (None, 0, 0.0, [], ""):
+    if recipe.data.eval:
         if recipe.checkpoint.keep_best and recipe.evaluation.every is None:
             yield Problem(
                 key="checkpoint.keep_best",

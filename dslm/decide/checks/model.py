@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from dslm.decide.checks import facts
 from dslm.decide.checks.base import ALL, RECIPES, TRAINING, Case, Check, Problem, divisors
+from dslm.decide.checks.facts import ModelType
 from dslm.errors import did_you_mean
 from dslm.units import number_of
 
@@ -125,18 +126,22 @@ def _number(case: Case, name: str) -> int | None:
     return value if type(value) is int else None
 
 
-def _own(case: Case, name: str) -> str:
+def _own(case: Case, kind: ModelType, name: str) -> str:
     """A size by the name under which it is given."""
-    own = case.kind.own(name) if case.kind is not None else name
+    own = kind.own(name)
     return own if own in case.architecture or name not in case.architecture else name
 
 
 def _positive(case: Case) -> Iterator[Problem]:
+    kind = case.kind
+    if kind is None:
+        return
     for name in _POSITIVE:
         size = _number(case, name)
         if size is not None and size <= 0:
-            text = f"`{_own(case, name)}` must be a positive whole number, not {size}"
-            yield Problem(key=case.at(_own(case, name)), message=text)
+            own = _own(case, kind, name)
+            text = f"`{own}` must be a positive whole number, not {size}"
+            yield Problem(key=case.at(own), message=text)
 
 
 def _heads(case: Case) -> Iterator[Problem]:
@@ -149,9 +154,9 @@ def _heads(case: Case) -> Iterator[Problem]:
         near = divisors(width)
         place = bisect(near, heads)
         yield Problem(
-            key=case.at(_own(case, "num_attention_heads")),
+            key=case.at(_own(case, kind, "num_attention_heads")),
             message=f"{heads} heads can't share a width of {width} "
-            f"(`{_own(case, 'hidden_size')}`): it is not a multiple",
+            f"(`{_own(case, kind, 'hidden_size')}`): it is not a multiple",
             hint=f"{' or '.join(map(str, near[place - 1 : place + 1]))} would work",
         )
         return
@@ -161,7 +166,7 @@ def _heads(case: Case) -> Iterator[Problem]:
     )
     if turns and size % 2 and kind.own("head_dim") == "head_dim":
         yield Problem(
-            key=case.at(_own(case, "num_attention_heads")),
+            key=case.at(_own(case, kind, "num_attention_heads")),
             message=f"heads of size {size} can't be turned by rotary positions: it is odd",
             hint="choose `hidden_size` / `num_attention_heads` even",
         )
