@@ -520,7 +520,8 @@ GIVEN: dict[str, tuple[Given, ...]] = {
                 f"model.tokenizer=./{name} {A}.vocab_size={size}"
                 for name, size in (("words", 59), ("words", 60), ("words", 61), ("listed", 2),
                                    ("listed", 3), ("added", 61), ("added", 62), ("unsaid", 1),
-                                   ("broken", 1), ("words", "many"), ("words", "null"),
+                                   ("broken", 1), ("gapped", 11), ("gapped", 12),
+                                   ("words", "many"), ("words", "null"),
                                    ("sentences", 1))
             ),
             *(f"model.tokenizer.vocab_size={size}" for size in (1023, 1024, 1025)),
@@ -528,6 +529,10 @@ GIVEN: dict[str, tuple[Given, ...]] = {
             "model.init=pretrained model.name=./hollow2 model.tokenizer=null",
             "model.init=pretrained model.name=some/hub model.tokenizer.vocab_size=2048",
             "model.init=pretrained model.name=./llama model.tokenizer=null",
+            "model.init=pretrained model.name=./own model.tokenizer=null",
+            "model.init=pretrained model.name=./own model.tokenizer=./own",
+            f"model.init=pretrained model.name=some/hub {A}.model_type=llama {A}.vocab_size=50 "
+            "model.tokenizer=./words",
         ),
         *(
             G(sets, recipe=f"quickstart-{task}")
@@ -558,7 +563,7 @@ GIVEN: dict[str, tuple[Given, ...]] = {
             "data.eval=pairs.jsonl", "data.train=[records.jsonl,pairs.jsonl]",
             "data.train=[chats.jsonl,records.jsonl]", "data.train=[records.jsonl,chats.jsonl]",
             "data.train=gone.jsonl", "data.eval=gone.jsonl data.train=pairs.jsonl",
-            "data.train=mixed", "data.train=deep.jsonl",
+            "data.train=mixed", "data.train=deep.jsonl", "data.train=long.jsonl",
             "data.train=odd.jsonl data.fields.prompt=frage data.fields.completion=antwort",
             "data.train=odd.jsonl data.fields.prompt=frage",
             'data.train=[{"path":"odd.jsonl","fields":{"prompt":"frage","completion":"antwort"}}]',
@@ -628,6 +633,8 @@ GIVEN: dict[str, tuple[Given, ...]] = {
                          'rewards=[{"function":"length","tokens":4}]')
         ),
         G("data.train=asked.jsonl data.format=prompts", recipe=GRPO),
+        G("data.train=pairs.jsonl data.format=prompts", recipe=GRPO),
+        G("data.train=long.jsonl", recipe=GRPO),
         G("data.train=asked.jsonl", recipe=GRPO, here=False),
         G(f"data.train=asked.jsonl {_FUNCTION.format('exact_match')}", recipe=SFT),
         G('data.train=asked.jsonl rewards=[{"function":"length","tokens":4},'

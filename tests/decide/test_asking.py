@@ -292,6 +292,17 @@ def test_what_is_sure_is_refused_and_what_may_be_is_said(
         )
 
 
+def test_what_is_avoided_by_a_key_alone_is_refused_at_that_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bare = replace(SURE, avoid="model.compile", below="")
+    monkeypatch.setattr("dslm.cluster.wrong_versions.wrong_versions", lambda: (bare,))
+    monkeypatch.setattr("dslm.cluster.wrong_versions._installed", {"dslm-a": "1.0"}.get)
+    (problem,) = versions._known_wrong(case_of(Given(plan={})))
+    assert problem.key == "model.compile"
+    assert problem.hint.startswith("another `model.compile`; ")
+
+
 @pytest.mark.parametrize(("stage", "met"), [(1, []), (2, ["sure", "perhaps"])])
 def test_a_resolved_job_knows_what_it_meets(
     stage: int, met: list[str], monkeypatch: pytest.MonkeyPatch

@@ -60,6 +60,7 @@ def _write_data(folder: Path) -> None:
         '\ufeff{"prompt": "a", "completion": "b"}\n', "deep.jsonl": "[" * 100_000,
         "turned.jsonl": '{"prompt": [{"role": "user", "content": "a"}], "completion": '
         '[{"role": "assistant", "content": "b"}]}\n',
+        "long.jsonl": json.dumps({"prompt": "a" * 2**20}) + "\n",
         "answered.jsonl": '{"prompt": "2+2=", "answer": "4"}\n',
         "star.py": "from os.path import *\n", "nothing.py": "", "nul.py": "\0",
         "a:b.py": "def worth(completions): ...\n",
@@ -110,7 +111,9 @@ def _write_tokenizers(folder: Path) -> None:
     plain = {"model": {"vocab": words}}
     added = {"model": {"vocab": words}, "added_tokens": [{"id": 60}, {"id": 61}, {"id": 5}, "x"]}
     for name, tokenizer, config in (
-        ("listed", {"model": {"vocab": LISTED}}, {}), ("added", added, {}),
+        ("listed", {"model": {"vocab": LISTED}}, {}),
+        ("gapped", {"model": {"vocab": {"a": 10, "b": 11}}, "added_tokens": [{"id": 0}]}, {}),
+        ("added", added, {}), ("own", added, {}),
         ("unsaid", {"model": {"vocab": "many"}}, {}), ("many", plain, {}),
         ("masked", plain, masked), ("mapped", plain, fast),
         ("backend", plain, {"tokenizer_class": "TokenizersBackend"}),
@@ -120,6 +123,8 @@ def _write_tokenizers(folder: Path) -> None:
         (folder / name).mkdir()
         (folder / name / "tokenizer.json").write_text(json.dumps(tokenizer))
         (folder / name / "tokenizer_config.json").write_text(json.dumps(config))
+    own = {"model_type": "llama", "vocab_size": 60}
+    (folder / "own" / "config.json").write_text(json.dumps(own))
     many = {"model": {"vocab": {f"w{number}": number for number in range(2048)}}}
     (folder / "many" / "tokenizer.json").write_text(json.dumps(many))
     mapped = json.dumps({"mask_token": "[MASK]"})

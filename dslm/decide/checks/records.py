@@ -85,7 +85,7 @@ def _has_no_template(case: Case) -> bool:
 def _read(file: Path) -> Message:
     """A JSON object; empty where it can't be read: a rank says why."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
