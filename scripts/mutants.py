@@ -55,8 +55,21 @@ class Mutant:
         return f"{self.file}, {self.function}:\n{self.change}"
 
 
+def forget() -> None:
+    """Forget what survived, and which test executes what: tests may have been written since."""
+    Path("mutants", "mutmut-stats.json").unlink(missing_ok=True)
+    for path in walk_mutatable_files():
+        data = SourceFileMutationData(path=path)
+        data.load()
+        for name, code in data.exit_code_by_key.items():
+            if status_by_exit_code[code] not in NOTICED:
+                data.exit_code_by_key[name] = None
+        data.save()
+
+
 def run(names: list[str], children: int) -> None:
-    """Make the mutants that there aren't yet, and try them."""
+    """Make the mutants that there aren't yet, and try them and those that survived."""
+    forget()
     operators = mutators.mutation_operators
     kept = [pair for pair in operators if pair[1] is not mutators.operator_string]
     vars(file_mutation)["mutation_operators"] = kept

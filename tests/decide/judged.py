@@ -366,6 +366,7 @@ GIVEN: dict[str, tuple[Given, ...]] = {
             for kind, sets in (
                 ("llama", ""), ("llama", f"{A}.num_experts=4"), ("mixtral", ""),
                 ("mixtral", f"{A}.num_local_experts=4"), ("mixtral", f"{A}.num_local_experts=0"),
+                ("mixtral", f"{A}.num_local_experts=0 {A}.n_routed_experts=5"),
                 ("mixtral", f"{A}.num_local_experts=5"), ("mixtral", f"{A}.num_experts=5"),
                 ("deepseek_v3", f"{A}.n_routed_experts=12"), ("jamba", f"{A}.num_experts=4"),
                 ("mixtral", f"{A}.num_local_experts=1"), ("jamba", f"{A}.num_experts=one"),
@@ -706,6 +707,7 @@ GIVEN: dict[str, tuple[Given, ...]] = {
             for key in ("bf16", "bfloat16", "fp16") for on in ("true", "false")
             for number in ("bf16", "fp16", "fp32")
         ),
+        G("deepspeed.wall_clock_breakdown=true deepspeed.train_batch_size=8", plan={}),
         G(plan={}), G("deepspeed.train_batch_size=8 deepspeed.zero_optimization.stage=1", plan={}),
     ),
     "an optimizer that there is": (

@@ -103,7 +103,7 @@ def is_of(value: object, kind: str, *, exact: bool) -> bool:
     if kind == "any":
         return True
     kinds = kind.split("|")
-    own = "none" if value is None else _KINDS.get(type(value), "any")
+    own = "none" if value is None else _KINDS.get(type(value))
     return own in kinds or (not exact and own == "int" and "float" in kinds)
 
 

@@ -183,7 +183,7 @@ def _quoted(decided: str) -> str:
 
 def _deepspeed(case: Case) -> Iterator[Problem]:
     """Find values of the section that contradict the recipe's own keys."""
-    for path, value in leaves(case.recipe.deepspeed) if case.recipe.deepspeed else ():
+    for path, value in leaves(case.recipe.deepspeed):
         own = _OF_THE_RECIPE.get(path)
         if own is None:
             continue
@@ -203,7 +203,7 @@ def _said_by_recipe(case: Case, path: str) -> tuple[Json, bool]:
         return None, False
     section, _, last = path.rpartition(".")
     if last == "device":
-        return _OFFLOADED[section.rpartition(".")[2]][strategy.offload], True
+        return _OFFLOADED[section.removeprefix("zero_optimization.")][strategy.offload], True
     values: Mapping[str, Json] = {
         "train_batch_size": recipe.batch.global_size,
         "train_micro_batch_size_per_gpu": strategy.micro_batch_size,
