@@ -54,6 +54,7 @@ PLAN: dict[str, Any] = {
         {**_CHOICE, "offload": "none", "why": "does not fit: 91.3 GiB"},
     ],
     "smallest_world_size": 4,
+    "long_samples": {"on": {}, "left_out": {}},
 }  # fmt: skip
 
 HOSTS = (Host("w1", 8), Host("w2", 8), Host("worker-3.example.org", 8))
