@@ -169,7 +169,9 @@ def recorded(file: Path = FILE) -> Found:
 
 def _half(whole: Path, run: Path) -> Path:
     """A copy of a run as it was when half of its steps were made and saved."""
-    shutil.copytree(whole, run, ignore=shutil.ignore_patterns(f"step-{WHOLE}", "model", "lock"))
+    shutil.copytree(whole, run)
+    for later in (run / "checkpoints" / f"step-{WHOLE}", run / "model"):
+        shutil.rmtree(later)
     events = (run / "events.jsonl").read_text().splitlines(keepends=True)
     saved = f'"path": "checkpoints/step-{HALF}"'
     end = next(number for number, line in enumerate(events, 1) if saved in line)

@@ -1,7 +1,8 @@
 """Which samples a run was trained on, step by step, as its ranks wrote them down (`log.samples`).
 
-A line of JSON a step and rank: `step` (from 1) and `places`. A place is epoch × count + index, so
-that a sample seen in a second epoch can be told from the first time.
+A line of JSON a step and rank: `step` (from 1) and `places`. Of ranks that share layers or
+sequences, and so are trained on the same samples, the first writes. A place is
+epoch × count + index, so that a sample seen in a second epoch can be told from the first time.
 """
 
 from __future__ import annotations

@@ -146,7 +146,8 @@ class RunTrainer:
     def _after_step(self) -> None:
         self._writer.check()
         if self._places:
-            append_samples(self._events.samples, self.state.global_step, self._places)
+            if self.layout.reads_first:  # of the ranks that were trained on the same ones
+                append_samples(self._events.samples, self.state.global_step, self._places)
             self._places = []
 
     def evaluate(
