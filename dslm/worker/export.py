@@ -8,9 +8,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -18,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dslm import environment
-from dslm.errors import InputError, RunFailed, Where
+from dslm.errors import RunFailed, Where
 from dslm.files import write_json
 from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
@@ -40,11 +39,10 @@ from dslm.worker.layout.whole import WEIGHT
 from dslm.worker.model_card import model_card
 from dslm.worker.number_formats import DTYPES
 from dslm.worker.portable import BUFFERS, PORTABLE, Tensors
+from dslm.worker.tensor_files import type_in_file, write_safetensors
 from dslm.worker.zero_tensors import StoredTensor, stored_tensors
 
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # of safetensors
 _SHARD = "5GB"
-_PIECE = 2**24  # elements converted at a time
 
 
 def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
@@ -107,7 +105,7 @@ def write_model(
 ) -> None:
     """Write safetensors files, and their index when there are several, in transformers' naming."""
     shapes = {
-        name: torch.empty(tensor.shape, dtype=_type(tensor, dtype), device="meta")
+        name: torch.empty(tensor.shape, dtype=type_in_file(tensor, dtype), device="meta")
         for name, tensor in tensors.items()
     }
     plan = split_torch_state_dict_into_shards(
@@ -122,58 +120,6 @@ def write_model(
         write_json(folder / "model.safetensors.index.json", index)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
-
-
-def write_safetensors(
-    stream: IO[bytes], tensors: dict[str, StoredTensor], dtype: torch.dtype
-) -> None:
-    """Write one safetensors file, piece by piece; the library's own writer wants all at once.
-
-    Its `save_file` (0.8.0) doesn't copy any more, but takes tensors, converted and put together, of
-    a whole file: of 1 GiB it needed 1088 MiB where this needs 176, whatever the file's size, and
-    twice the CPU time. In files of 500 MB it needed 512 MiB.
-
-    Source of the format: huggingface.co/docs/safetensors, "Format": eight bytes with the header's
-    length, the header in JSON, the tensors' bytes.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        kind = _type(tensor, dtype)
-        start, end = end, end + tensor.numel * kind.itemsize
-        header[name] = {
-            "dtype": _NAMES.get(kind) or _integer_name(kind, name),
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    stream.write(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors.values():
-        for piece in _pieces(tensor):
-            converted = piece.to(_type(tensor, dtype)).contiguous()
-            stream.write(converted.view(torch.uint8).numpy().data)
-
-
-def _pieces(tensor: StoredTensor) -> Iterator[torch.Tensor]:
-    """The elements of a tensor in order, flat, a part at a time and without the padding."""
-    left = tensor.numel
-    for piece in tensor.pieces:
-        for part in piece.reshape(-1).split(_PIECE):
-            yield part[:left].reshape(-1)
-            left -= min(left, part.numel())
-
-
-def _type(tensor: StoredTensor, dtype: torch.dtype) -> torch.dtype:
-    """Floating-point tensors change their type, others (counters, indices) keep theirs."""
-    return dtype if tensor.dtype.is_floating_point else tensor.dtype
-
-
-def _integer_name(kind: torch.dtype, name: str) -> str:
-    known = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
-    if kind not in known:
-        raise InputError(f"`{name}` has a type that safetensors doesn't know: {kind}")
-    return known[kind]
 
 
 def _export_adapter(

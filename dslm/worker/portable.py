@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import DeepSpeedSchedulerWrapper
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import trainer as trainer_module
 from transformers.trainer import SCHEDULER_NAME
 
@@ -24,6 +24,8 @@ from dslm.files import write_json
 from dslm.recipe.schema import Checkpoint
 from dslm.worker.layout.ranks import Layout
 from dslm.worker.layout.whole import WEIGHT, WholeState, buffers
+from dslm.worker.tensor_files import write_safetensors
+from dslm.worker.zero_tensors import StoredTensor
 
 PORTABLE = "portable"
 BUFFERS = "buffers"
@@ -165,7 +167,9 @@ def write_tensors(folder: Path, tensors: Named) -> None:
     total = 0
     for number, part in enumerate(_parts(tensors), 1):
         file = f"model-{number:05d}.safetensors"
-        save_file(part, folder / file, metadata={"format": "pt"})
+        stored = {name: StoredTensor(t.shape, t.dtype, (t,)) for name, t in part.items()}
+        with (folder / file).open("wb") as stream:
+            write_safetensors(stream, stored)
         files |= dict.fromkeys(part, file)
         total += sum(value.nbytes for value in part.values())
     write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": files})
@@ -175,7 +179,7 @@ def _parts(tensors: Named) -> Iterator[dict[str, torch.Tensor]]:
     part: dict[str, torch.Tensor] = {}
     size = 0
     for name, value in tensors:
-        part[name] = value.detach().cpu().contiguous().clone()
+        part[name] = value.detach().cpu()
         size += value.nbytes
         if size >= _FILE_BYTES:
             yield part
