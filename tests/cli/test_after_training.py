@@ -68,18 +68,18 @@ def _expected(model: Path, question: str) -> str:
 
 
 def test_answers_are_those_of_the_model_one_by_one_in_batches_and_beside_its_base(
-    model: Path, adapter: Path, dslm: Dslm, tmp_path: Path
+    model: Path, adapter: Path, warm: Dslm, tmp_path: Path
 ) -> None:
     greedy = ("--max-tokens", "6", "--temperature", "0")
     expected = [_expected(model, question) for question in ("alpha?", "what is beta, then?")]
-    one = dslm("generate", str(model), "--prompt", "alpha?", *greedy)
+    one = warm("generate", str(model), "--prompt", "alpha?", *greedy)
     assert one.returncode == 0, one.stderr
     assert one.stdout == expected[0] + "\n"
     (tmp_path / "prompts.jsonl").write_text(
         '{"prompt": "alpha?"}\n{"messages": [{"role": "user", "content": "what is beta, then?"}]}\n'
     )
     argv = ("--file", "prompts.jsonl", "-o", "out.jsonl", "--against", str(model))
-    both = dslm("generate", str(adapter), *argv, *greedy)
+    both = warm("generate", str(adapter), *argv, *greedy)
     assert both.returncode == 0, both.stderr
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["against"] for row in rows] == expected
@@ -101,7 +101,7 @@ def test_answers_are_those_of_the_model_one_by_one_in_batches_and_beside_its_bas
     ],
 )
 def test_what_cannot_be_asked_is_refused(
-    argv: tuple[str, ...], said: str, model: Path, dslm: Dslm, tmp_path: Path
+    argv: tuple[str, ...], said: str, model: Path, warm: Dslm, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
     headless = tmp_path / "headless"
@@ -109,7 +109,7 @@ def test_what_cannot_be_asked_is_refused(
         shutil.copytree(model, headless)
         AutoModel.from_pretrained(model).save_pretrained(headless)
     named = {"MODEL": str(model), "HEADLESS": str(headless)}
-    done = dslm(*(named.get(word, word) for word in argv))
+    done = warm(*(named.get(word, word) for word in argv))
     assert done.returncode == 2
     assert said in done.stderr
 
@@ -158,7 +158,7 @@ def test_a_chat_in_a_terminal(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval")
 def test_a_task_of_the_harness_in_a_file_needs_no_network(
-    model: Path, adapter: Path, dslm: Dslm, tmp_path: Path
+    model: Path, adapter: Path, dslm: Dslm, warm: Dslm, tmp_path: Path
 ) -> None:
     (tmp_path / "tasks").mkdir()
     questions = tmp_path / "tasks" / "questions.jsonl"
@@ -166,7 +166,7 @@ def test_a_task_of_the_harness_in_a_file_needs_no_network(
              for n in range(9)]  # fmt: skip
     questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "tasks" / "sums.yaml").write_text(_TASK.format(file=questions))
-    done = dslm(
+    done = dslm(  # whose libraries read the variable as they are imported
         *("evaluate", str(adapter), "--tasks", "sums", "--task-folder", "tasks", "--json"),
         *("--against", str(model)),
         HF_HUB_OFFLINE="1",
@@ -177,5 +177,5 @@ def test_a_task_of_the_harness_in_a_file_needs_no_network(
         # one of nine questions more or less right makes a ninth
         assert re.fullmatch(r"[0-9]", str(round(scores["sums"]["acc"] * 9)))
         assert scores["sums"]["acc"] * 9 == pytest.approx(round(scores["sums"]["acc"] * 9))
-    refused = dslm("evaluate", str(model), "--tasks", "nope", "--task-folder", "tasks")
+    refused = warm("evaluate", str(model), "--tasks", "nope", "--task-folder", "tasks")
     assert "has no task `nope`" in refused.stderr

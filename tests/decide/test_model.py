@@ -81,8 +81,8 @@ def test_a_plan_has_the_ranks_that_training_has(dslm: Dslm) -> None:
     assert dict(told["attempt"]["hosts"]) == {"localhost": 2}
 
 
-def test_a_plan_that_does_not_fit_says_what_would(dslm: Dslm) -> None:
-    done = dslm("plan", "llama-3.1-8b", "--gpus", "1", "--device", "l4", "--json")
+def test_a_plan_that_does_not_fit_says_what_would(warm: Dslm) -> None:
+    done = warm("plan", "llama-3.1-8b", "--gpus", "1", "--device", "l4", "--json")
     assert done.returncode == 4
     assert json.loads(done.stdout)["fits"] is False
     assert "such devices" in done.stderr

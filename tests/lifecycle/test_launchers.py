@@ -1,4 +1,8 @@
-"""Real trainings on real hosts: every launcher, the same losses, no secret anywhere."""
+"""Real trainings on real hosts: every launcher, the same losses, no secret anywhere.
+
+DeepSpeed's launcher of a host is real under pdsh on two hosts and under Open MPI; where a test is
+about more hosts or other folders, the ranks are forked.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,16 @@ from tests.cluster.namespaces import Cluster, MakeHosts, wait_for
 from tests.cluster.slurm import start_slurm
 from tests.conftest import DSLM
 from tests.processes import command_line
+from tests.support.warm import warm_dslm
 from tests.worker.conftest import SMALL, losses, run_dslm
 
 pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
 STEPS = 4
-BATCH = {"batch__global_size": 12, "batch__micro_size": 1}  # for 1, 2, 3 and 4 ranks
+BATCH: dict[str, Any] = {
+    "batch__global_size": 12,
+    "batch__micro_size": 1,
+}  # for 1, 2, 3 and 4 ranks
 SECRETS = {"HF_TOKEN": "hunter2-hub", "WANDB_API_KEY": "hunter2-wandb"}
 # in the recipe, the environment and the run directory's path
 ODD = "x'\"$HOME;`touch dslm-was-here`"
@@ -38,10 +46,13 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     return losses(run_dslm(folder, "quickstart", {**SMALL, **short, **batch}))
 
 
-def argv_of(run: Path, *options: str | Path, **settings: Any) -> list[str | Path]:
+def argv_of(
+    run: Path, *options: str | Path, warm: bool = False, **settings: Any
+) -> list[str | Path]:
     """`dslm train` of a few steps; settings have `__` where keys have a dot."""
     given = {key.replace("__", "."): value for key, value in settings.items()}
-    argv: list[str | Path] = [DSLM, "train", "quickstart", "-o", run, *options]
+    program = warm_dslm(own_process=True) if warm else [DSLM]
+    argv: list[str | Path] = [*program, "train", "quickstart", "-o", run, *options]
     for key, value in {**SMALL, "duration.steps": STEPS, "parallel.zero_stage": 2, **given}.items():
         argv += ["-s", f"{key}={value}"]
     return argv
@@ -108,13 +119,14 @@ def test_two_hosts_under_pdsh_give_the_losses_of_one_and_no_secret_leaves(
     assert losses(run) == pytest.approx(one_rank, abs=1e-4)
 
 
-@pytest.mark.parametrize(("launcher", "count"), [("pdsh", 4), ("openmpi", 2)])
+@pytest.mark.parametrize(("launcher", "count", "warm"), [("pdsh", 4, True), ("openmpi", 2, False)])
 def test_hosts_under_a_launcher_give_the_losses_of_one(
-    launcher: str, count: int, hosts: MakeHosts, tmp_path: Path, one_rank: list[float]
+    launcher: str, count: int, warm: bool, hosts: MakeHosts, tmp_path: Path, one_rank: list[float]
 ) -> None:
     cluster = hosts(count)
     run = tmp_path / "a run"
-    argv = argv_of(run, "-H", cluster.hostfile(tmp_path), "--launcher", launcher, **BATCH)
+    hostfile = cluster.hostfile(tmp_path)
+    argv = argv_of(run, "-H", hostfile, "--launcher", launcher, warm=warm, **BATCH)
     train_on(cluster, argv, **SECRETS)
     assert hosts_of(run) == [f"w{number + 1}" for number in range(count)]
     wait_for(lambda: not cluster.processes())
@@ -129,7 +141,7 @@ def test_hosts_without_a_shared_folder_train_on_copies(hosts: MakeHosts, tmp_pat
     run = shared / "run"
     cluster["w2"].hide(shared)
     hostfile = cluster.hostfile(tmp_path)
-    train_on(cluster, argv_of(run, "-H", hostfile, checkpoint__every="null"))
+    train_on(cluster, argv_of(run, "-H", hostfile, warm=True, checkpoint__every="null"))
     assert hosts_of(run) == ["w1", "w2"]
     assert len(losses(run)) == STEPS
     assert (run / "logs" / "attempt-1" / "rank-1.log").stat().st_size > 0

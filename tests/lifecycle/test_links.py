@@ -14,7 +14,7 @@ from dslm.cluster.devices import device_named
 from dslm.cluster.measurement import LinkMeasurement
 from dslm.lifecycle.links import judged
 from tests.cluster.namespaces import MakeHosts
-from tests.conftest import DSLM
+from tests.support.warm import warm_dslm
 
 Links = dict[str, list[float]]  # latency in seconds and bytes a second, by collective
 _MEGABITS = 100
@@ -32,7 +32,7 @@ def test_a_planted_delay_and_bandwidth_are_measured_within_a_tenth(
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
     def measure() -> Links:
-        argv = [str(DSLM), "doctor", "--measure", "-H", str(hostfile), "--json"]
+        argv = [*warm_dslm(), "doctor", "--measure", "-H", str(hostfile), "--json"]
         done = cluster.head.run(argv, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr
         links: dict[str, Links] = json.loads(done.stdout)["links"]

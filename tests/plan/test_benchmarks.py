@@ -16,11 +16,13 @@ from dslm.decide.job import resolve_job
 from dslm.plan.report import cluster_of
 from dslm.recipe.load import load_recipe
 
+pytestmark = pytest.mark.usefixtures("warm_asks")
+
 ROOT = Path(__file__).parent.parent.parent
 
 
 def _run(*argv: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.planner_gpu", *argv]
+    command = [sys.executable, "-P", "-m", "benchmarks.planner_gpu", *argv]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 

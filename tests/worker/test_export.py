@@ -88,7 +88,7 @@ def test_lora_gives_adapters_and_merged_a_whole_model(trained: Train, tmp_path: 
     assert not torch.allclose(_logits(base), trained_logits, atol=1e-4)
 
 
-def test_what_can_not_be_exported_says_why(dslm: Dslm, trained: Train, tmp_path: Path) -> None:
+def test_what_can_not_be_exported_says_why(warm: Dslm, trained: Train, tmp_path: Path) -> None:
     run = trained(ranks=2, parallel__zero_stage=2)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
@@ -98,7 +98,7 @@ def test_what_can_not_be_exported_says_why(dslm: Dslm, trained: Train, tmp_path:
         (["--merge"], "no adapters to merge"),
         (["-o", str(tmp_path / "full")], "already exists"),
     ):
-        done = dslm("export", str(run), *options)
+        done = warm("export", str(run), *options)
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr

@@ -30,7 +30,7 @@ def _settings(ranks: int, stage: int, **more: Any) -> dict[str, Any]:
     return {**SHORT, **micro, "parallel.ranks": ranks, "parallel.zero_stage": stage, **more}
 
 
-def test_the_reward_rises_and_answers_are_kept(tmp_path: Path, dslm: Dslm) -> None:
+def test_the_reward_rises_and_answers_are_kept(tmp_path: Path, warm: Dslm) -> None:
     """On two ranks at stage 2; held-out sums are answered too."""
     twice = "[{function: number_match}, {function: number_match, weight: 0.0}]"  # named apart
     more = {
@@ -52,7 +52,7 @@ def test_the_reward_rises_and_answers_are_kept(tmp_path: Path, dslm: Dslm) -> No
     evaluation = history.all(Eval)[-1].metrics
     assert 0 <= (evaluation["reward"] or 0.0) <= 1
     assert evaluation["prompts"]
-    said = dslm("runs", "show", str(run)).stdout
+    said = warm("runs", "show", str(run)).stdout
     assert "reward" in said
     assert answers[-1].prompt in said
 
@@ -76,11 +76,11 @@ def test_a_killed_run_of_two_ranks_gives_the_losses_and_rewards_of_one(tmp_path:
     assert list((killed / "checkpoints" / "step-9").glob("answers-*")), "it was within a round"
 
 
-def test_a_reward_that_fails_ends_the_run_with_its_name(tmp_path: Path, dslm: Dslm) -> None:
+def test_a_reward_that_fails_ends_the_run_with_its_name(tmp_path: Path, warm: Dslm) -> None:
     (tmp_path / "rewards.py").write_text("def worth(completions, **more):\n    return [1 / 0]\n")
     recipe = "extends: quickstart-grpo\nrewards: [{function: rewards.py:worth}]\n"
     (tmp_path / "mine.yaml").write_text(recipe)
-    done = dslm("train", "mine.yaml", "-o", "run", "-s", "duration.steps=2")
+    done = warm("train", "mine.yaml", "-o", "run", "-s", "duration.steps=2")
     assert done.returncode == 1
     assert "the reward `worth`" in done.stderr
     assert "ZeroDivisionError" in done.stderr

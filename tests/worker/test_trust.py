@@ -101,8 +101,9 @@ def test_neither_export_nor_conversion_runs_what_looks_harmless(
     assert not mark.exists()
 
 
+@pytest.mark.usefixtures("warm_asks")
 def test_ranks_load_tensors_only_at_every_stage(tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "tests.worker.hostile", str(tmp_path), str(free_port())]
+    argv = [sys.executable, "-P", "-m", "tests.worker.hostile", str(tmp_path), str(free_port())]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     touched = json.loads(done.stdout.splitlines()[-1])

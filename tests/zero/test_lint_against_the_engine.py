@@ -82,10 +82,11 @@ def _whole(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_asks")
 def test_the_engine_and_the_linter_agree() -> None:
     configs = [_whole(config) for config in [*(row[1] for row in REFUSED), *TAKEN]]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.zero.engine_says"],
+        [sys.executable, "-P", "-m", "tests.zero.engine_says"],
         input=json.dumps(configs),
         cwd=Path(__file__).parents[2],
         capture_output=True,
