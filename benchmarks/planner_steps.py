@@ -44,8 +44,8 @@ MODELS: dict[str, tuple[dict[str, Any], int, int, str]] = {
                         "num_hidden_layers": 4, "pad_token_id": 0, **_LLAMA}, 256, 4, "bf16"),
     "olmo2, 256 wide": ({"model_type": "olmo2", "hidden_size": 256, "intermediate_size": 1024,
                          "num_hidden_layers": 4, **_LLAMA}, 128, 8, "fp32"),
-    "bloom, 256 wide": ({"model_type": "bloom", "hidden_size": 256, "n_layer": 4, "n_head": 8},
-                        128, 4, "fp32"),
+    "granite, 256 wide": ({"model_type": "granite", "hidden_size": 256, "intermediate_size": 1024,
+                           "num_hidden_layers": 4, **_LLAMA}, 128, 4, "fp32"),
 }  # fmt: skip
 
 
