@@ -20,6 +20,7 @@ SHARED = {
 }
 # group -> seconds, about; only their order matters, and what isn't here comes last
 SECONDS: dict[str, int] = {
+    "tests/worker/test_purposes.py": 400,
     "tests/lifecycle/test_many_hosts.py": 220,
     "tests/worker/test_resume.py": 300,
     "tests/lifecycle/test_launchers.py": 220,
@@ -37,6 +38,8 @@ SECONDS: dict[str, int] = {
     "tests/diagnose/test_failures.py": 40,
     "tests/cli/test_pairs.py": 80,
     "tests/worker/test_layouts.py": 75,
+    "tests/worker/test_layout_tasks.py": 75,
+    "tests/worker/test_long_context.py": 75,
     "tests/lifecycle/test_one_load.py": 40,
     "tests/worker/test_quickstart.py": 70,
     "tests/launch/test_slurm_batch.py": 70,
@@ -51,6 +54,9 @@ SECONDS: dict[str, int] = {
     "tests/lifecycle/test_run_of_0_1.py": 50,
     "tests/docs/test_error_examples.py": 40,
     "tests/reach/test_copies.py": 30,
+    "tests/decide/test_matrix.py": 30,
+    "tests/worker/test_grpo.py": 40,
+    "tests/cli/test_after_training.py": 40,
     "tests/test_wheel.py": 30,
 }
 
