@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _COUNT_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
@@ -58,3 +59,9 @@ def parse_count(text: str) -> int:
     if not math.isfinite(value) or value < 1:
         raise ValueError(f"`{text}` is not a positive count")
     return round(value)
+
+
+def listed(words: Iterable[str]) -> str:
+    """Name several things: `a, b and c`."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last

@@ -92,6 +92,11 @@ GIVEN: dict[str, tuple[Given, ...]] = {
     "a task that dslm trains": _all("", "task=script"),
     "a task that a verification has a reference for": (G(), *(
         G(recipe=f"quickstart-{task}") for task in ("dpo", "orpo", "kto", "reward", "grpo", "sft")
+    ), *_all(
+        *(f"{LOADED} lora={{}} quantize={bits}" for bits in ("nf4", "int8")),
+        "training_args.neftune_noise_alpha=5", "training_args.neftune_noise_alpha=null",
+        "training_args.use_weighting=true", "training_args.use_weighting=false",
+        "training_args.f_divergence_type=js_divergence", "training_args.loss_type=[sigmoid,sft]",
     )),
     "adapters on a trained model": _all("", "lora={}", f"{LOADED} lora={{}}", LOADED),
     "packages that the recipe needs": (
@@ -178,9 +183,6 @@ GIVEN: dict[str, tuple[Given, ...]] = {
             for stage, offload in ((2, "none"), (2, "optimizer"), (3, "none"), (3, "all"),
                                    (3, "nvme"))
         ),
-    ),
-    "a model that adapters can be verified beside": _all(
-        "", f"{LOADED} lora={{}}", f"{LOADED} lora={{}} quantize=nf4"
     ),
     "adapters that there are": _all(
         "", f"{LOADED} lora={{}}", f"{LOADED} lora={{}} lora.adapter=./adapter",

@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 from accelerate import ParallelismConfig
 from accelerate.utils import DeepSpeedSequenceParallelConfig
@@ -71,6 +72,8 @@ def train(path: str) -> list[float]:
         sp_seq_length_is_variable=True, sp_attn_implementation="sdpa"
     )
     shared = ParallelismConfig(sp_size=size, sp_backend="deepspeed", sp_handler=handler)
+    if size > 1:
+        deepspeed.init_distributed()  # on a CPU, accelerate asks for the groups before it does so
     set_seed(1)
     arguments = TrainingArguments(
         output_dir="out",

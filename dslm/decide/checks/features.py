@@ -10,6 +10,7 @@ from pathlib import Path
 from dslm.decide.checks.base import Apart, Case, Check, Problem, apart
 from dslm.recipe.features import Feature, features_of, given_by, is_second, quantizes_weights
 from dslm.recipe.long_context import clashes_of
+from dslm.units import listed
 
 _ADAM = ("adamw", "adam")
 
@@ -68,7 +69,7 @@ def _place(case: Case, feature: Feature) -> _Said:
 
 def _task(case: Case, feature: Feature) -> _Said:
     if feature.tasks and case.recipe.task not in feature.tasks:
-        tasks = " and ".join(f"`{task}`" for task in feature.tasks)
+        tasks = listed(f"`{task}`" for task in feature.tasks)
         yield f"{feature.what} is for the tasks {tasks}, not `{case.recipe.task}`", ""
 
 

@@ -12,7 +12,7 @@ from dslm.decide.model import ModelSource
 from dslm.plan.runnable import TASKS, Permits, Shared, Sizes, can_share
 from dslm.recipe.packs import leaks, refusal
 from dslm.recipe.schema import Recipe
-from dslm.units import number_of
+from dslm.units import listed, number_of
 from dslm.zero.experts import EXPERT_TYPES
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -134,8 +134,7 @@ def _portable(case: Case, sizes: Sizes) -> bool:
 
 def _of(what: Shared) -> str:
     """Name the tasks in which ranks can share something."""
-    *others, last = sorted(TASKS[what])
-    return f"{', '.join(others)} and {last}" if others else last
+    return listed(sorted(TASKS[what]))
 
 
 _APART = (

@@ -6,6 +6,7 @@ import ctypes.util
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
+from json import dumps
 from pathlib import Path
 
 from dslm.decide.checks.base import (
@@ -198,8 +199,9 @@ def _without_reference(case: Case) -> Iterator[Problem]:
         if value not in (plain, [plain]):
             yield Problem(
                 key=f"training_args.{name}",
-                message=f"`dslm verify` has no reference for a loss with `{name}: {value}`",
-                hint=f"`--set training_args.{name}={plain}` verifies the same layout without it",
+                message=f"`dslm verify` has no reference for a loss with `{name}: {dumps(value)}`",
+                hint=f"`--set training_args.{name}={dumps(plain)}` verifies the same layout "
+                "without it",
             )
 
 
