@@ -98,6 +98,14 @@ GIVEN: dict[str, tuple[Given, ...]] = {
         "training_args.use_weighting=true", "training_args.use_weighting=false",
         "training_args.f_divergence_type=js_divergence", "training_args.loss_type=[sigmoid,sft]",
     )),
+    "savings for long samples that go with the rest": _all(
+        "", "model.tiled_mlp=true", "model.tiled_loss=true", "model.long_context=true",
+        "model.tiled_mlp=true model.compile=true", "model.tiled_mlp=true model.compile=false",
+        "model.tiled_loss=true model.chunked_loss=true", "model.tiled_loss=true parallel.tensor=2",
+        "model.tiled_loss=true parallel.sequence=2",
+        "model.offload_activations=true model.activation_checkpointing=false",
+        "model.offload_activations=true model.activation_checkpointing=true",
+    ),
     "adapters on a trained model": _all("", "lora={}", f"{LOADED} lora={{}}", LOADED),
     "packages that the recipe needs": (
         G(), G(recipe=SFT), G(recipe=SFT, missing=("trl",)), G(missing=("trl",)),
