@@ -26,6 +26,7 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     LlamaForCausalLM,
+    PreTrainedModel,
     Trainer,
     modeling_utils,
 )
@@ -178,6 +179,9 @@ GUARDS = {
         _parameters(Trainer._get_num_items_in_batch) == ["self", "batch_samples", "device"]
     ),
     # the tracer's modules of torch, and what it reads of a model
+    "_set_gradient_checkpointing": lambda: (
+        "gradient_checkpointing_func" in _parameters(PreTrainedModel._set_gradient_checkpointing)
+    ),
     "_python_dispatch": lambda: hasattr(_python_dispatch.TorchDispatchMode, "__torch_dispatch__"),
     "_subclasses": lambda: callable(FakeTensorMode.from_tensor),
     "_pytree": lambda: _pytree.tree_leaves([1, {"a": (2,)}]) == [1, 2],
@@ -196,8 +200,9 @@ GUARDS = {
 }
 # guarded, though dslm has methods and attributes of these names itself
 OVERRIDDEN = {
-    "_prepare_dataset", "_precompute_ref_logps", "_compute_kl_logps", "_train_batch_size",
-    "_get_num_items_in_batch", "engine_timers", "_tokenize_prompts", "_generate_single_turn",
+    "_metrics", "_prepare_dataset", "_precompute_ref_logps", "_compute_kl_logps",
+    "_train_batch_size", "_get_num_items_in_batch", "engine_timers", "_tokenize_prompts",
+    "_generate_single_turn",
     "_generate_and_score_completions", "_load_rng_state", "_save_rng_state", "_generate",
     "_prepare_inputs", "_tokenizer", "_buffered_inputs",
 }  # fmt: skip

@@ -75,7 +75,10 @@ STRICTER: list[tuple[str, Callable[[Config, Finding], bool], str]] = [
         "DeepSpeed's models read text and truth values as numbers; transformers and accelerate, "
         "which read the same file, take them as they stand",
     ),
-    ("value", _is_unread, "`bfloat16` is given beside `bf16`, which DeepSpeed reads"),
+    *(
+        (rule, _is_unread, "`bfloat16` is given beside `bf16`, which DeepSpeed reads")
+        for rule in ("value", "unknown key")
+    ),
     (
         "value",
         lambda _, f: not _in_a_model(f.where.key or ""),
