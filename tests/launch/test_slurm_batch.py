@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -82,6 +83,29 @@ def submit_stand_in(slurm: Slurm, folder: Path, *options: str) -> str:
     done = slurm.run(["sbatch", "--parsable", *options, script])
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def test_a_run_that_ends_right_behind_the_notice_is_queued_again(tmp_path: Path) -> None:
+    ends = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(130)); "
+    program = shlex.join([sys.executable, "-c", ends + "print('on', flush=True); time.sleep(60)"])
+    text = text_of(tmp_path / "run").replace(
+        shlex.join([sys.executable, "-P", "-m", "dslm"]), program
+    )
+    # bash has noticed the end before it looks: its `wait` was ended by the signal
+    text = text.replace('wait "$dslm"\n', 'wait "$dslm"\nsleep 1\n', 1)
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\necho "JobState=RUNNING"; echo "$@" >> asked\n')
+    scontrol.chmod(0o755)
+    script = tmp_path / "script"
+    script.write_text(text)
+    job = subprocess.Popen(
+        ["bash", script], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+    )  # fmt: skip
+    assert job.stdout is not None and job.stdout.readline() == "on\n"
+    job.terminate()
+    assert job.wait(60) == 130
+    assert "requeue 7" in (tmp_path / "asked").read_text()
 
 
 @pytest.mark.hosts

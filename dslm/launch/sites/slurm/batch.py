@@ -42,11 +42,11 @@ trap end_soon TERM
 {command} &
 dslm=$!
 wait "$dslm"
-code=$?
 while kill -0 "$dslm" 2>/dev/null; do # a trapped signal ends `wait` early
   wait "$dslm"
-  code=$?
 done
+wait "$dslm" # it may have ended right behind a signal; bash remembers how
+code=$?
 # a job whose script ends before the grace time is over is not queued again by Slurm itself;
 # one that was cancelled does not run any more
 state=$(scontrol show job "$SLURM_JOB_ID")
