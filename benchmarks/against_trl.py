@@ -12,8 +12,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from benchmarks.commands import checked
-from benchmarks.training import BIN
+from benchmarks.commands import BIN, checked, training
 from dslm.host.network import free_port
 from dslm.recipe.load import read_resolved
 from dslm.run.directory import RunDirectory
@@ -38,9 +37,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "dpo": _TEXT,
     "grpo": {"batch.global_size": 256, "batch.micro_size": 32, "rollout.max_tokens": 4},
 }
-_LONGEST = (
-    100  # letters of a record: none is cut at 128 tokens, which each side does by its own way
-)
+# letters of a record: none is cut at 128 tokens, which each side does in its own way
+_LONGEST = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,10 +88,8 @@ def in_order(records: Path, run: Path) -> Path:
 def with_dslm(task: str, records: Path, folder: Path) -> tuple[Path, Side]:
     """Train by `dslm train`; return the run as well."""
     run = folder / f"{task}-{time.monotonic_ns()}"
-    argv = [str(BIN / "dslm"), "train", f"quickstart-{task}", "-o", str(run)]
-    for key, value in {**_COMMON, "data.train": records, **TASKS[task]}.items():
-        argv += ["-s", f"{key}={value}"]
-    checked(argv)
+    settings = {**_COMMON, "data.train": records, **TASKS[task]}
+    checked(training(run, settings, recipe=f"quickstart-{task}"))
     steps = read_history(RunDirectory(run)).steps
     losses = [step.loss or 0.0 for step in steps]
     return run, Side(losses=losses, ends=[step.time for step in steps])

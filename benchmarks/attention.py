@@ -5,18 +5,16 @@ The same recipe each time, alternating: what differs is one key.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.commands import checked
+from benchmarks.commands import checked, training
 from dslm.run.directory import RunDirectory
 from dslm.run.events import Accuracy
 from dslm.run.history import read_history
 
-BIN = Path(sys.executable).parent
 REPEATS = 2
 _WARM = 2  # steps that aren't counted
 # name, tokens of a sample, steps
@@ -45,10 +43,7 @@ class Measured:
 def trained(folder: Path, settings: dict[str, object]) -> Measured:
     """Train, and say how it went."""
     run = folder / f"run-{len(list(folder.iterdir()))}"
-    argv = [str(BIN / "dslm"), "train", "quickstart", "-o", str(run)]
-    for key, value in {**_COMMON, **settings}.items():
-        argv += ["-s", f"{key}={value}"]
-    checked(argv)
+    checked(training(run, {**_COMMON, **settings}))
     history = read_history(RunDirectory(run))
     steps = history.steps
     accuracy = history.last(Accuracy)

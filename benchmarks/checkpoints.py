@@ -14,12 +14,11 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.commands import checked
+from benchmarks.commands import BIN, checked, training
 from dslm.run.directory import RunDirectory
 from dslm.run.events import CheckpointSaved, Convert, Step
 from dslm.run.history import read_history
 
-BIN = Path(sys.executable).parent
 # about 180 million parameters; in fp32 with AdamW a checkpoint has 16 bytes for each under ZeRO-2
 MODEL = {
     "model.architecture.hidden_size": 1024, "model.architecture.intermediate_size": 4096,
@@ -32,10 +31,8 @@ MODEL = {
 
 
 def _train(run: Path, stage: int, ranks: int) -> None:
-    argv = [str(BIN / "dslm"), "train", "quickstart", "-o", str(run), "--num-gpus", str(ranks)]
-    for key, value in {**MODEL, "parallel.zero_stage": stage}.items():
-        argv += ["-s", f"{key}={value}"]
-    checked([*argv, "--force"])
+    argv = training(run, {**MODEL, "parallel.zero_stage": stage})
+    checked([*argv, "--num-gpus", str(ranks), "--force"])
 
 
 def _size(folder: Path) -> int:

@@ -5,6 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+DSLM = (str(BIN / "dslm"),)
+
+
+def training(
+    run: Path,
+    settings: Mapping[str, object],
+    *,
+    recipe: str = "quickstart",
+    program: Sequence[str] = DSLM,
+) -> list[str]:
+    """Return the command that trains a recipe with other values of its keys."""
+    words = [word for key, value in settings.items() for word in ("-s", f"{key}={value}")]
+    return [*program, "train", recipe, "-o", str(run), *words]
 
 
 def checked(argv: list[str], **environment: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from benchmarks.commands import checked
+from benchmarks.commands import BIN, checked
 from dslm.recipe.load import load_recipe
 from dslm.recipe.schema import Recipe
 from dslm.run.directory import RunDirectory
@@ -25,7 +24,6 @@ REPEATS = 5
 LENGTH = 1024
 TEXT_REPEATS = 4  # the standard library, so many times
 BATCHES = 300
-BIN = Path(sys.executable).parent
 _T = TypeVar("_T")
 
 

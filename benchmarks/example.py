@@ -25,8 +25,8 @@ from statistics import median
 
 import yaml
 
-from benchmarks.commands import checked
-from benchmarks.training import BIN, MODEL
+from benchmarks.commands import BIN, checked, training
+from benchmarks.training import MODEL
 from dslm.host.network import free_port
 from dslm.recipe.load import read_resolved
 from dslm.run.directory import RunDirectory
@@ -156,11 +156,8 @@ def _dslm(folder: Path) -> tuple[RunDirectory, Speed]:
         **MODEL, "parallel.zero_stage": 2, "duration.steps": STEPS, "log.every": WARM,
         "checkpoint.every": "null", "evaluation.sample": "null", "data.eval": 0,
     }  # fmt: skip
-    argv = [str(BIN / "dslm"), "train", "quickstart", "-o", str(run.path)]
-    for key, value in settings.items():
-        argv += ["-s", f"{key}={value}"]
     began = time.time()
-    checked(argv)
+    checked(training(run.path, settings))
     ends = {e.step: e.time for e in read_history(run).steps}
     return run, (ends[1] - began, (STEPS - WARM) / (ends[STEPS] - ends[WARM]))
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.commands import checked
-from benchmarks.training import BIN, HANDWRITTEN, MODEL, data_of
+from benchmarks.commands import BIN, checked, training
+from benchmarks.training import HANDWRITTEN, MODEL, data_of
 from dslm.host.network import free_port
 from dslm.run.directory import RunDirectory
 from dslm.run.history import read_history
@@ -90,9 +90,7 @@ def _dslm(place: Place, run: Path) -> float:
         **MODEL, "parallel.zero_stage": 2, "duration.steps": STEPS, "log.every": 1,
         "checkpoint.every": "null", "evaluation.sample": "null", "data.eval": 0,
     }  # fmt: skip
-    argv = [str(BIN / "dslm"), "train", "quickstart", "-o", str(run), *place.ours]
-    for key, value in settings.items():
-        argv += ["-s", f"{key}={value}"]
+    argv = [*training(run, settings), *place.ours]
     start = time.time()
     place.start(argv)
     return read_history(RunDirectory(run)).steps[0].time - start

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.commands import training
 from benchmarks.training import MODEL
 from dslm.run.directory import RunDirectory
 from dslm.run.history import read_history
@@ -55,9 +56,7 @@ def _share(folder: Path, stage: int, every: int) -> tuple[float, float]:
         "checkpoint.every": "null", "evaluation.sample": "null", "data.eval": 0,
         "guards.every": every,
     }  # fmt: skip
-    argv = [*warm_dslm(), "train", "quickstart", "-o", str(run)]
-    for key, value in settings.items():
-        argv += ["-s", f"{key}={value}"]
+    argv = training(run, settings, program=warm_dslm())
     told = {**os.environ, PLANT: "benchmarks.guards:timed", _SECONDS: str(file)}
     subprocess.run(argv, check=True, capture_output=True, env=told)
     spent = json.loads(file.read_text())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.commands import checked
+from benchmarks.commands import checked, training
 from dslm.run.directory import RunDirectory
 from dslm.run.events import Accuracy
 from dslm.run.history import read_history
@@ -22,7 +21,6 @@ MODEL = {
     "checkpoint.every": "null", "evaluation.sample": "null", "parallel.ranks": 1,
     "precision": "fp32", "log.every": 1, "parallel.offload": "none",
 }  # fmt: skip
-BIN = Path(sys.executable).parent
 
 
 def measured(folder: Path, length: int, *, long: bool, **more: object) -> Accuracy:
@@ -31,10 +29,7 @@ def measured(folder: Path, length: int, *, long: bool, **more: object) -> Accura
     settings = {
         **MODEL, "data.sequence_length": length, "model.long_context": str(long).lower(), **more,
     }  # fmt: skip
-    argv = [str(BIN / "dslm"), "train", "quickstart", "-o", str(run), "--force"]
-    for key, value in settings.items():
-        argv += ["-s", f"{key}={value}"]
-    checked(argv)
+    checked([*training(run, settings), "--force"])
     found = read_history(RunDirectory(run)).last(Accuracy)
     assert found is not None
     return found

@@ -64,13 +64,12 @@ class Layout:
         return f"{self.shared} 2 × {self.ranks}" if self.shared else f"{self.stage} × {self.ranks}"
 
     @property
-    def settings(self) -> list[str]:
+    def settings(self) -> dict[str, int]:
         """What it sets in a recipe."""
         sizes = {f"parallel.{name}": 1 for name in ("tensor", "sequence", "expert")}
         if self.shared:
             sizes[f"parallel.{self.shared}"] = 2
-        given = {"parallel.zero_stage": self.stage, "parallel.ranks": self.ranks, **sizes}
-        return [f"{key}={value}" for key, value in given.items()]
+        return {"parallel.zero_stage": self.stage, "parallel.ranks": self.ranks, **sizes}
 
 
 _PLAIN = tuple(Layout(ranks, stage) for stage in (0, 1, 2, 3) for ranks in (1, 2, 4))
@@ -91,7 +90,7 @@ class Found(Strict):
 
     def bound(self, family: str) -> float:
         """How far the losses of two undisturbed runs differ at most that began with one model."""
-        return max((_off(a, b) for a, b in self._alike(family)), default=0.0)
+        return max((off_by(a, b) for a, b in self._alike(family)), default=0.0)
 
     def _alike(self, family: str) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
         # under stage 3 transformers draws the initial weights in another order than below it
@@ -111,7 +110,8 @@ def wanted(family: str) -> list[tuple[Layout, Layout]]:
 def _train(family: str, layout: Layout, run: Path) -> str:
     """Train in a layout, anew or on; says what went wrong."""
     architecture = next(each.architecture for each in FAMILIES if each.name == family)
-    given = [f"model.architecture={json.dumps(architecture)}", *SETTINGS, *layout.settings]
+    given = [f"model.architecture={json.dumps(architecture)}", *SETTINGS]
+    given += [f"{key}={value}" for key, value in layout.settings.items()]
     loaded = load_recipe("quickstart", [*given, f"duration.steps={WHOLE}"])
     fleet = fleet_of(Placement(num_gpus=layout.ranks))
     request = TrainingRequest(recipe=loaded, fleet=fleet, output=run, force=True)
@@ -125,11 +125,13 @@ def _train(family: str, layout: Layout, run: Path) -> str:
     return event.message if event else ended.outcome.reason
 
 
-def _curve(run: Path) -> tuple[float, ...]:
+def curve(run: Path) -> tuple[float, ...]:
+    """The loss of every step of a run."""
     return tuple(step.loss or 0.0 for step in read_history(RunDirectory(run)).steps)
 
 
-def _off(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+def off_by(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """How far the losses of two runs differ at most."""
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
@@ -159,7 +161,7 @@ def pair(family: str, before: Layout, after: Layout) -> float | str:
         second = [s.step for s in read_history(RunDirectory(run)).steps if s.attempt == 2]
         if second != list(range(HALF + 1, WHOLE + 1)):
             return f"the second attempt made the steps {second}"
-        return _off(_curve(run), _curve(whole))
+        return off_by(curve(run), curve(whole))
 
 
 def recorded(file: Path = FILE) -> Found:
@@ -228,8 +230,8 @@ def run(words: tuple[str, ...], minutes: float | None, file: Path) -> Found:
             break
         for layout in (before, after):
             if str(layout) not in found.curves.get(family, {}):
-                curve = _curve(_made(family, layout))
-                found = kept(file, found, "curves", family, {str(layout): curve})
+                losses = curve(_made(family, layout))
+                found = kept(file, found, "curves", family, {str(layout): losses})
         off = pair(family, before, after)
         row = {**found.pairs.get(family, {}).get(str(before), {}), str(after): off}
         found = kept(file, found, "pairs", family, {str(before): row})

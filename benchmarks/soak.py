@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.commands import checked
+from benchmarks.commands import checked, training
 from benchmarks.pages import Section
 from dslm import environment
 from dslm.host.network import free_port
@@ -78,11 +78,8 @@ class Tally:
 
 
 def _argv(run: Path, stage: int, sharding: str) -> list[str]:
-    argv = [str(DSLM), "train", "quickstart", "-o", str(run), "--num-gpus", str(RANKS)]
     given = {**SETTINGS, "parallel.zero_stage": stage, "data.sharding": sharding}
-    for key, value in given.items():
-        argv += ["-s", f"{key}={value}"]
-    return argv
+    return [*training(run, given), "--num-gpus", str(RANKS)]
 
 
 def _curve(run: Path) -> list[float]:

@@ -27,8 +27,9 @@ from typing import Any
 
 import psutil
 
+from benchmarks.commands import training
 from benchmarks.pages import Section
-from benchmarks.resumes import Layout
+from benchmarks.resumes import Layout, curve, off_by
 from dslm.files import append_line
 from dslm.run.checkpoints import newest_sound
 from dslm.run.directory import RunDirectory
@@ -82,9 +83,7 @@ class Soak:
 
     def argv(self, run: Path, layout: Layout) -> list[str]:
         """The command of a life."""
-        given = [f"{key}={value}" for key, value in SETTINGS.items()] + layout.settings
-        words = [word for setting in given for word in ("-s", setting)]
-        return [*self._program, "train", "quickstart", "-o", str(run), *words]
+        return training(run, {**SETTINGS, **layout.settings}, program=self._program)
 
     def kill(self) -> None:
         """Let a run live once more, and kill it; or let it come to its end."""
@@ -159,20 +158,12 @@ def _kill(run: Path, process: subprocess.Popen[Any], dice: random.Random, began:
     return who if not alive else f"{who}, and {len(alive)} ranks stayed"
 
 
-def _curve(run: Path) -> list[float]:
-    return [step.loss or 0.0 for step in read_history(RunDirectory(run)).steps]
-
-
-def _off(one: list[float], other: list[float]) -> float:
-    return max(abs(a - b) for a, b in zip(one, other, strict=True))
-
-
 def report(soak: Soak) -> str:
     """Compare each run with an undisturbed one."""
     whole = [FOLDER / f"whole-{number}" for number in range(len(FIRST))]
     for run, layout in zip(whole, FIRST, strict=True):
         soak.finish(run, layout)
-    bound = max(_off(_curve(a), _curve(b)) for a, b in combinations(whole, 2))
+    bound = max(off_by(curve(a), curve(b)) for a, b in combinations(whole, 2))
     samples = samples_of_steps(RunDirectory(whole[0]))
     off, problems = [], [kill for kill in soak.kills if kill.problem or "stayed" in kill.who]
     lost = redone = converted = 0
@@ -182,7 +173,7 @@ def report(soak: Soak) -> str:
         found = samples_of_steps(RunDirectory(run))
         places = [place for step in found.values() for place in step]
         lost += found != samples or len({*places}) != STEPS * BATCH
-        off.append(min(_off(_curve(run), _curve(each)) for each in whole))
+        off.append(min(off_by(curve(run), curve(each)) for each in whole))
         redone += len(_steps(run)) - STEPS
         converted += len(read_history(RunDirectory(run)).all(Convert))
     kills = soak.kills

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.commands import checked
+from benchmarks.commands import BIN, checked, training
 from dslm.host.network import free_port
 from dslm.recipe.load import read_resolved
 from dslm.run.directory import RunDirectory
@@ -25,7 +25,6 @@ MODEL = {
     "model.architecture.num_hidden_layers": 4, "model.architecture.num_attention_heads": 6,
     "data.sequence_length": 256,
 }  # fmt: skip
-BIN = Path(sys.executable).parent
 HANDWRITTEN = Path(__file__).with_name("handwritten.py")
 
 
@@ -36,10 +35,7 @@ def _dslm(folder: Path, stage: int, steps: int) -> float:
         **MODEL, "parallel.zero_stage": stage, "duration.steps": steps, "log.every": WARM,
         "checkpoint.every": "null", "evaluation.sample": "null", "data.eval": 0,
     }  # fmt: skip
-    argv = [str(BIN / "dslm"), "train", "quickstart", "-o", str(run)]
-    for key, value in settings.items():
-        argv += ["-s", f"{key}={value}"]
-    checked(argv)
+    checked(training(run, settings))
     ends = {e.step: e.time for e in read_history(RunDirectory(run)).steps}
     return (steps - WARM) / (ends[steps] - ends[WARM])
 

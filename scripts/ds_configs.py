@@ -1,7 +1,6 @@
 """ds_configs/: a DeepSpeed config for each partitioning strategy, composed from a few parts.
 
-`make docs` writes them and the table of their README; `make check` says which are not current. What
-a feature of DeepSpeed sets is taken from dslm's own table of features.
+`make docs` writes them and the table of their README; `make check` says which are not current.
 """
 
 from __future__ import annotations
