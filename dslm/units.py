@@ -1,4 +1,7 @@
-"""Bytes, seconds and counts, to and from people's text. Nothing else formats a size."""
+"""Bytes, seconds and counts, to and from people's text, and what divides a count.
+
+Nothing else formats a size.
+"""
 
 from __future__ import annotations
 
@@ -65,3 +68,8 @@ def listed(words: Iterable[str]) -> str:
     """Name several things: `a, b and c`."""
     *others, last = words
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def divisors(number: int, *, least: int = 1) -> list[int]:
+    """Return what divides a number evenly, from `least` on."""
+    return [each for each in range(least, number + 1) if number % each == 0]

@@ -9,6 +9,7 @@ import typer
 
 from dslm.cli import complete, options, terminal
 from dslm.errors import Finding
+from dslm.units import number_of
 
 if TYPE_CHECKING:
     from dslm.zero.generate import ResolvedConfig
@@ -148,9 +149,9 @@ def _check(file: Path, json: bool) -> None:
     if (mark := mark_of(config.values)) is not None:
         terminal.say(f"made for {mark}")
     if errors:
-        raise ConfigError(f"{_count(len(errors), 'error')} found", where=Where(file=file))
+        raise ConfigError(f"{number_of(len(errors), 'error')} found", where=Where(file=file))
     terminal.say(
-        f"{file}: no errors" + (f", {_count(len(findings), 'warning')}" if findings else "")
+        f"{file}: no errors" + (f", {number_of(len(findings), 'warning')}" if findings else "")
     )
 
 
@@ -168,10 +169,6 @@ def _show(findings: list[Finding]) -> None:
     more = findings[_MOST_SHOWN:]
     errors = sum(finding.severity == "error" for finding in more)
     if more:
-        parts = [_count(errors, "error")] if errors else []
-        parts += [_count(len(more) - errors, "warning")] if len(more) > errors else []
+        parts = [number_of(errors, "error")] if errors else []
+        parts += [number_of(len(more) - errors, "warning")] if len(more) > errors else []
         terminal.say(f"and {' and '.join(parts)} more: `--json` gives them all")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -22,6 +22,7 @@ from dslm.errors import DataError, OptionError, RecipeError, Where
 from dslm.plan.report import document
 from dslm.plan.runnable import Permits
 from dslm.plan.search import Plan, choose, traced
+from dslm.plan.strategy import settled
 from dslm.presets import ANY_MODEL
 from dslm.profile.value import Profile
 from dslm.recipe.data_paths import check_data
@@ -271,28 +272,13 @@ def resolve_recipe(recipe: Recipe, plan: Plan, cluster: Cluster, source: ModelSo
 
     Sizes that are of another model than the one that is trained are left out.
     """
-    strategy = plan.strategy
+    made = settled(recipe, plan.strategy)
     of_recipe = source.file is None and source.architecture
-    return recipe.model_copy(
+    model = {"architecture": dict(source.architecture) if of_recipe else {}}
+    return made.model_copy(
         update={
-            "batch": recipe.batch.model_copy(update={"micro_size": strategy.micro_batch_size}),
-            "model": recipe.model.model_copy(
-                update={
-                    "activation_checkpointing": strategy.activation_checkpointing,
-                    "architecture": dict(source.architecture) if of_recipe else {},
-                }
-            ),
-            "parallel": recipe.parallel.model_copy(
-                update={
-                    "zero_stage": strategy.zero_stage,
-                    "offload": strategy.offload,
-                    "tensor": strategy.tensor_parallel,
-                    "sequence": strategy.sequence_parallel,
-                    "expert": strategy.expert_parallel,
-                    "hpz": strategy.second_partition and not recipe.parallel.zeropp,
-                    "ranks": cluster.slots_per_host,
-                }
-            ),
+            "model": made.model.model_copy(update=model),
+            "parallel": made.parallel.model_copy(update={"ranks": cluster.slots_per_host}),
         }
     )
 

@@ -23,7 +23,7 @@ from dslm.reach.checks import CheckResult, wrong
 from dslm.reach.preflight import Requirements, ask_hosts, judge_hosts
 from dslm.recipe.load import LoadedRecipe
 from dslm.recipe.schema import Recipe
-from dslm.units import number_of
+from dslm.units import divisors, number_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,10 +146,7 @@ def _sharing_less(loaded: LoadedRecipe) -> Iterator[LoadedRecipe]:
     """A recipe, then the same with fewer ranks that share, down to none."""
     parallel = loaded.recipe.parallel
     asked = (parallel.tensor, parallel.sequence, parallel.expert)
-    sizes = [
-        [n for n in range(size, 0, -1) if size % n == 0] if isinstance(size, int) else [size]
-        for size in asked
-    ]
+    sizes = [divisors(size)[::-1] if isinstance(size, int) else [size] for size in asked]
     every = list(itertools.product(*sizes))
     every.sort(key=lambda each: -math.prod(size for size in each if isinstance(size, int)))
     for tensor, sequence, expert in every:

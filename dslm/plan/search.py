@@ -13,14 +13,15 @@ from typing import TypeGuard
 
 from dslm.cluster.hosts import Cluster
 from dslm.errors import RecipeError, Where
+from dslm.plan.buckets import bucket_elements
 from dslm.plan.memory import HOST_MARGIN, MARGIN, Memory, estimate
 from dslm.plan.runnable import Permits, Sizes, goes, nothing_shared
 from dslm.plan.strategy import Strategy
-from dslm.plan.time import SMALLEST_BUCKET, StepTime, predict
+from dslm.plan.time import StepTime, predict
 from dslm.profile.value import Profile
 from dslm.recipe.features import ANY_STAGE, is_second, offloads_of, stages_of
 from dslm.recipe.schema import Recipe
-from dslm.units import number_of
+from dslm.units import divisors, number_of
 
 _OFFLOADS = ("none", "optimizer", "all")
 _EXPERT_STAGES = (1, 2)  # with which DeepSpeed's AutoEP has been seen to train
@@ -227,17 +228,6 @@ def _divides(profile: Profile | None, sizes: Sizes) -> bool:
     return size == 1 or (all(heads) and all(number % size == 0 for number in heads))
 
 
-def bucket_elements(profile: Profile | None) -> int:
-    """Elements in DeepSpeed's communication buckets.
-
-    Source: transformers' integrations/deepspeed.py, trainer_config_finalize: hidden size squared;
-    at least what torch's DistributedDataParallel has, since smaller messages only cost latency.
-    """
-    if profile is None:
-        return 5 * 10**8  # DeepSpeed's own default
-    return max(SMALLEST_BUCKET, profile.hidden_size**2)
-
-
 def smallest_world(
     recipe: Recipe, cluster: Cluster, profile: Profile, permits: Permits = nothing_shared
 ) -> int | None:
@@ -317,7 +307,7 @@ def _micro_batches(
     if not known:
         return [1]
     largest = _CPU_MICRO_BATCH if cluster.device.kind == "cpu" else per_rank
-    return [size for size in range(1, per_rank + 1) if per_rank % size == 0 and size <= largest]
+    return [size for size in divisors(per_rank) if size <= largest]
 
 
 def _seconds(recipe: Recipe, cluster: Cluster) -> tuple[bool, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dslm.recipe.schema import Recipe
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Strategy:
@@ -24,3 +26,24 @@ class Strategy:
     def global_batch_size(self) -> int:
         """Sequences per optimizer step."""
         return self.micro_batch_size * self.gradient_accumulation_steps * self.data_parallel_size
+
+
+def settled(recipe: Recipe, strategy: Strategy) -> Recipe:
+    """Return a recipe with every `auto` of batch and partitioning replaced by what was chosen."""
+    parallel = {
+        "zero_stage": strategy.zero_stage,
+        "offload": strategy.offload,
+        "tensor": strategy.tensor_parallel,
+        "sequence": strategy.sequence_parallel,
+        "expert": strategy.expert_parallel,
+        "hpz": strategy.second_partition and not recipe.parallel.zeropp,
+    }
+    model = {"activation_checkpointing": strategy.activation_checkpointing}
+    batch = {"micro_size": strategy.micro_batch_size}
+    return recipe.model_copy(
+        update={
+            "batch": recipe.batch.model_copy(update=batch),
+            "model": recipe.model.model_copy(update=model),
+            "parallel": recipe.parallel.model_copy(update=parallel),
+        }
+    )

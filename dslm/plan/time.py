@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from dslm.cluster.hosts import Cluster
 from dslm.cluster.speed import Link, Speed, sent
 from dslm.plan.away import away_bytes
+from dslm.plan.buckets import bucket_elements
 from dslm.plan.experts import experts_of_a_token, held
 from dslm.plan.generation import generation_seconds
 from dslm.plan.optimizers import updating
@@ -29,8 +30,6 @@ from dslm.recipe.schema import Recipe
 # multiprocessors and memory bandwidth. Fitted by benchmarks/planner_published.py.
 EXPOSED = 0.367
 PCIE_BANDWIDTH = 25e9  # PCIe 4.0 x16, pinned copies, bytes/s
-# elements: 25 MiB in fp32 (torch, nn/parallel/distributed.py, _DEFAULT_BUCKET_CAP_MB)
-SMALLEST_BUCKET = 6_553_600
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,7 +208,7 @@ def _sending(
     links = cluster.device.links(slots, hosts=hosts)
     near = cluster.device.links(slots, hosts=1)
     beside = dict(zip(("forward", "backward"), seconds, strict=True))
-    bucket = max(SMALLEST_BUCKET, profile.hidden_size**2)
+    bucket = bucket_elements(profile)
     wire = exposed = 0.0
     hidden: dict[str, float] = {}  # by pass, seconds of the wire beside it
     for one in collectives(

@@ -32,6 +32,16 @@ class Feature:
     torch: str = ""  # the oldest torch that has what it uses
 
 
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Parts of a recipe that don't go together, whatever the plan."""
+
+    key: str
+    clashes: Callable[[Recipe], object]
+    message: str
+    hint: str
+
+
 def is_second(recipe: Recipe) -> bool:
     """Return whether parameters have a second partition inside each host (hpZ), as asked for."""
     return recipe.parallel.zeropp or recipe.parallel.hpz is True

@@ -6,27 +6,16 @@ against a part is found by a trace of the model: `leave_out` takes that in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 from dslm.errors import RecipeError, Where
-from dslm.recipe.features import FEATURES, Feature
+from dslm.recipe.features import FEATURES, Apart, Feature
 from dslm.recipe.schema import Recipe
 
 _KEYS = ("tiled_mlp", "tiled_loss", "offload_activations")
 PARTS: tuple[Feature, ...] = tuple(
     feature for feature in FEATURES if feature.key.removeprefix("model.") in _KEYS
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Clash:
-    """A part, and what of a recipe it doesn't go with."""
-
-    key: str
-    meets: Callable[[Recipe], object]
-    message: str
-    hint: str
 
 
 def _compiled(recipe: Recipe) -> bool:
@@ -38,21 +27,21 @@ _UNCOMPILED = "`--set model.compile=false` and `model.deepcompile=false`"
 _LIGER = "Liger's kernels take the place of what is computed in tiles"
 _NO_LIGER = "`--set model.liger=false`"
 CLASHES = (
-    Clash("model.tiled_mlp", _compiled, _TILES, _UNCOMPILED),
-    Clash("model.tiled_loss", _compiled, _TILES, _UNCOMPILED),
-    Clash("model.tiled_mlp", lambda r: r.model.liger is True, _LIGER, _NO_LIGER),
-    Clash("model.tiled_loss", lambda r: r.model.liger is True, _LIGER, _NO_LIGER),
-    Clash(
+    Apart("model.tiled_mlp", _compiled, _TILES, _UNCOMPILED),
+    Apart("model.tiled_loss", _compiled, _TILES, _UNCOMPILED),
+    Apart("model.tiled_mlp", lambda r: r.model.liger is True, _LIGER, _NO_LIGER),
+    Apart("model.tiled_loss", lambda r: r.model.liger is True, _LIGER, _NO_LIGER),
+    Apart(
         "model.tiled_loss", lambda r: r.model.chunked_loss,
         "a loss in tiles never has the logits that are taken in chunks",
         "`--set model.chunked_loss=false`",
     ),
-    Clash(
+    Apart(
         "model.tiled_loss", lambda r: r.parallel.tensor != 1,
         "ranks that share layers share the head, and a loss in tiles is computed there",
         "`--set parallel.tensor=1`, or `model.chunked_loss: true`",
     ),
-    Clash(
+    Apart(
         "model.offload_activations", lambda r: r.model.activation_checkpointing is False,
         "what is kept in the host's memory is what activations are recomputed from",
         "`--set model.activation_checkpointing=true`",
@@ -60,10 +49,10 @@ CLASHES = (
 )  # fmt: skip
 
 
-def clashes_of(recipe: Recipe) -> Iterator[Clash]:
+def clashes_of(recipe: Recipe) -> Iterator[Apart]:
     """Return what parts that are on don't go with."""
     on = {part.key for part in PARTS if part.on(recipe)}
-    return (clash for clash in CLASHES if clash.key in on and clash.meets(recipe))
+    return (row for row in CLASHES if row.key in on and row.clashes(recipe))
 
 
 def switch_on(recipe: Recipe, *, on_cpu: bool) -> tuple[Recipe, dict[str, str]]:
@@ -90,7 +79,7 @@ def _against(part: Feature, recipe: Recipe, *, on_cpu: bool) -> str:
         return "on a CPU they are there already"
     if part.tasks and recipe.task not in part.tasks:
         return f"not in the task `{recipe.task}`"
-    clashes = (c.message for c in CLASHES if c.key == part.key and c.meets(recipe))
+    clashes = (c.message for c in CLASHES if c.key == part.key and c.clashes(recipe))
     return next(clashes, "")
 
 

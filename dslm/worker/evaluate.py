@@ -17,7 +17,7 @@ from dslm.worker.data.packing import IGNORED
 from dslm.worker.layout.ranks import Layout
 from dslm.worker.layout.sequence import part_of, whole_samples
 from dslm.worker.layout.tensor import whole_logits
-from dslm.worker.layout.tiles import summed_in_tiles
+from dslm.worker.layout.tiles import has_loss_in_tiles, summed_in_tiles
 from dslm.worker.metrics import Metric, TokenLoss
 from dslm.worker.tasks.base import Collate, Measure
 
@@ -61,6 +61,7 @@ def evaluate(
     rank, world_size = layout.data_rank, layout.data_size
     count = len(dataset)  # type: ignore[arg-type]
     total = torch.zeros(metric.size, dtype=torch.float64, device=device)
+    in_tiles = isinstance(metric, TokenLoss) and not metric.of_samples and has_loss_in_tiles(model)
     with torch.no_grad():
         for start in range(0, count, micro_batch * world_size):
             indices = range(start + rank, start + micro_batch * world_size, world_size)
@@ -69,7 +70,7 @@ def evaluate(
             batch["labels"][[i >= count for i in indices]] = IGNORED
             batch = part_of(batch, layout)
             labels, shifted = batch.pop("labels"), batch.pop("shift_labels", None)
-            if isinstance(metric, TokenLoss) and not metric.of_samples:
+            if in_tiles:
                 sums = summed_in_tiles(model, batch, labels, shifted)
                 if sums is not None:
                     total += sums if layout.reads_first or shifted is not None else 0

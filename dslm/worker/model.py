@@ -21,7 +21,7 @@ from dslm.recipe.schema import Recipe
 from dslm.worker.adapters import keep_packing, quantized, with_lora
 from dslm.worker.loading import LoadingReport, check_loaded, check_patterns, left_out
 from dslm.worker.number_formats import DTYPES
-from dslm.worker.weight_files import stored_tensors, whole_numbers, wrongly_tied
+from dslm.worker.weight_files import tensors_in_files, whole_numbers, wrongly_tied
 
 
 def build_model(
@@ -80,7 +80,7 @@ def examine_weights(recipe: Recipe, auto_class: str, **settings: Any) -> Loading
         return None
     factory = getattr(transformers, auto_class)
     built, report = _from_pretrained(recipe, factory, device_map="meta", **settings)
-    tensors = stored_tensors(str(recipe.model.name), recipe.model.revision)
+    tensors = tensors_in_files(str(recipe.model.name), recipe.model.revision)
     report = replace(report, whole=whole_numbers(tensors, built))
     for one, other in wrongly_tied(tensors, built):
         raise RecipeError(

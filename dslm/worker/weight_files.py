@@ -29,7 +29,7 @@ class Stored:
     kind: str
 
 
-def stored_tensors(name: str, revision: str | None) -> Mapping[str, Stored]:
+def tensors_in_files(name: str, revision: str | None) -> Mapping[str, Stored]:
     """Return the tensors of a model that was loaded, by name; only of safetensors files."""
     try:
         config = cached_file(name, _CONFIG, revision=revision, local_files_only=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from dslm.cluster.hosts import Cluster
 from dslm.errors import RecipeError, Where
-from dslm.plan.search import bucket_elements
+from dslm.plan.buckets import bucket_elements
 from dslm.plan.strategy import Strategy
 from dslm.presets import preset_path
 from dslm.profile.value import Profile

@@ -16,13 +16,13 @@ from dslm.cluster.detect import local_cluster
 from dslm.cluster.wrong_versions import Setting, When, WrongVersion
 from dslm.decide import axes, matrix
 from dslm.decide.checks import every, features, known, layout, machine, versions
-from dslm.decide.checks.base import Apart, Case, Check, Problem, Verb, apart, data_problem
+from dslm.decide.checks.base import Case, Check, Problem, Verb, apart, data_problem
 from dslm.decide.checks.every import Asking
 from dslm.decide.job import resolve_job
 from dslm.decide.model import ModelSource
 from dslm.errors import DataError, DslmError, RecipeError
 from dslm.plan.runnable import Sizes
-from dslm.recipe.features import FEATURES
+from dslm.recipe.features import FEATURES, Apart
 from dslm.recipe.load import load_recipe
 from dslm.recipe.schema import Recipe
 from tests.decide.judged import Given

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from dslm.ask.profile import profile_request
 from dslm.cluster.devices import DEVICES, device_named
+from dslm.plan.buckets import bucket_elements
 from dslm.plan.memory import Memory, estimate
 from dslm.plan.report import cluster_of
-from dslm.plan.search import bucket_elements, choose
+from dslm.plan.search import choose
 from dslm.plan.strategy import Strategy
 from dslm.plan.time import EXPOSED, predict
 from dslm.profile.store import stored

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from dslm.cli import terminal
 from dslm.reach.checks import CHECKS, CheckResult, State
+from dslm.units import number_of
 
 if TYPE_CHECKING:
     from dslm.cluster.hosts import Host
@@ -35,8 +36,7 @@ def show_preflight(hosts: Sequence[Host], preflight: Preflight) -> None:
         if len(over) > 1:
             over = [f"{name} ({host})" for host, name in preflight.interfaces.items()]
         terminal.say(f"the ranks meet at {preflight.master_address}, over {', '.join(over)}")
-    count = f"{len(hosts)} host{'' if len(hosts) == 1 else 's'}"
-    terminal.say(f"checked {count} in {preflight.seconds:.1f} s")
+    terminal.say(f"checked {number_of(len(hosts), 'host')} in {preflight.seconds:.1f} s")
 
 
 def _line(results: Sequence[CheckResult]) -> Text:

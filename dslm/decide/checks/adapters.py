@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dslm.decide.checks.base import TRAINING, Apart, Case, Check, Problem, apart
+from dslm.decide.checks.base import TRAINING, Case, Check, Problem, apart
 from dslm.files import expanded
 from dslm.plan.runnable import CLASHES, begins_as_a_part, has_two_rates
+from dslm.recipe.features import Apart
 
 _APART = (
     Apart(

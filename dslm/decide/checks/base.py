@@ -16,6 +16,7 @@ from dslm.decide.model import ModelSource
 from dslm.errors import DataError, InputError, RecipeError
 from dslm.plan.strategy import Strategy
 from dslm.profile.value import Profile
+from dslm.recipe.features import Apart
 from dslm.recipe.schema import Recipe
 
 
@@ -92,16 +93,6 @@ class Check:
     of_machine: bool = False  # asks this machine: not when it is planned for another
 
 
-@dataclass(frozen=True, slots=True)
-class Apart:
-    """Parts of a recipe that don't go together, whatever the plan."""
-
-    key: str
-    clashes: Callable[[Recipe], object]
-    message: str
-    hint: str
-
-
 def apart(rows: Iterable[Apart]) -> Judge:
     """Return the judge of a table of what doesn't go together."""
 
@@ -111,11 +102,6 @@ def apart(rows: Iterable[Apart]) -> Judge:
                 yield Problem(key=row.key, message=row.message, hint=row.hint)
 
     return judge
-
-
-def divisors(number: int, *, least: int = 1) -> list[int]:
-    """Return what divides a number evenly, from `least` on."""
-    return [each for each in range(least, number + 1) if number % each == 0]
 
 
 def data_problem(key: str, message: str, hint: str = "") -> Problem:

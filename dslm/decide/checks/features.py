@@ -7,8 +7,8 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from dslm.decide.checks.base import Apart, Case, Check, Problem, apart
-from dslm.recipe.features import Feature, features_of, given_by, is_second, quantizes_weights
+from dslm.decide.checks.base import Case, Check, Problem, apart
+from dslm.recipe.features import Apart, Feature, features_of, given_by, is_second, quantizes_weights
 from dslm.recipe.long_context import clashes_of
 from dslm.units import listed
 

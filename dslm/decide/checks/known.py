@@ -12,39 +12,21 @@ from dslm.decide import matrix
 from dslm.decide.axes import FAMILIES, ROWS, Cell, Row
 from dslm.decide.checks.base import STARTING, Case, Check, Problem, Verb
 from dslm.decide.checks.model import HEADS
-from dslm.recipe.schema import Recipe
+from dslm.plan.strategy import settled
 
 _TRIES = "`--set guards.on_trouble=warn` trains all the same"
 
 
-def _planned(case: Case) -> Recipe | None:
-    """The recipe with what the plan chose; None before it is planned."""
-    chosen = case.strategy
-    if chosen is None:
-        return None
-    parallel = {
-        "zero_stage": chosen.zero_stage,
-        "offload": chosen.offload,
-        "tensor": chosen.tensor_parallel,
-        "sequence": chosen.sequence_parallel,
-        "expert": chosen.expert_parallel,
-    }
-    model = {"activation_checkpointing": chosen.activation_checkpointing}
-    return case.recipe.model_copy(
-        update={
-            "parallel": case.recipe.parallel.model_copy(update=parallel),
-            "model": case.recipe.model.model_copy(update=model),
-        }
-    )
-
-
 def failing(case: Case) -> Iterator[tuple[Row, Cell, matrix.Outcome]]:
     """Find the features of a planned recipe that are known to fail with its model where it runs."""
-    recipe, found = _planned(case), matrix.recorded()
+    found = matrix.recorded()
     kind = case.architecture.get("model_type")
     family = next((each for each in FAMILIES if each.name == kind), None)
-    if recipe is None or family is None or not found.applies or case.cluster.world_size == 1:
+    if case.strategy is None or family is None:
         return
+    if not found.applies or case.cluster.world_size == 1:
+        return
+    recipe = settled(case.recipe, case.strategy)
     if HEADS.get(recipe.task) != HEADS[family.task]:
         return
     stage, device = recipe.parallel.zero_stage, case.cluster.device.kind

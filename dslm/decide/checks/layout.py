@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from dslm.cluster.hosts import Cluster
 from dslm.decide.checks import facts
-from dslm.decide.checks.base import ONLY_TRAIN, TRAINING, Case, Check, Problem, divisors
+from dslm.decide.checks.base import ONLY_TRAIN, TRAINING, Case, Check, Problem
 from dslm.decide.model import ModelSource
 from dslm.plan.runnable import TASKS, Permits, Shared, Sizes, can_share
 from dslm.recipe.packs import leaks, refusal
 from dslm.recipe.schema import Recipe
-from dslm.units import listed, number_of
+from dslm.units import divisors, listed, number_of
 from dslm.zero.experts import EXPERT_TYPES
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")

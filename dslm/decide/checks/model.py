@@ -6,10 +6,10 @@ from bisect import bisect
 from collections.abc import Iterator
 
 from dslm.decide.checks import facts
-from dslm.decide.checks.base import ALL, RECIPES, TRAINING, Case, Check, Problem, divisors
+from dslm.decide.checks.base import ALL, RECIPES, TRAINING, Case, Check, Problem
 from dslm.decide.checks.facts import ModelType
 from dslm.errors import did_you_mean
-from dslm.units import number_of
+from dslm.units import divisors, number_of
 
 CAUSAL = "AutoModelForCausalLM"
 # The auto class of each task; held equal to the worker's tasks by a test.

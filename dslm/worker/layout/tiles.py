@@ -289,6 +289,11 @@ def tile_loss(model: PreTrainedModel) -> None:
     model.register_forward_hook(after)
 
 
+def has_loss_in_tiles(model: nn.Module) -> bool:
+    """Return whether a model, or the one inside an engine, computes its loss in tiles."""
+    return any(getattr(module, "loss_in_tiles", False) for module in model.modules())
+
+
 def summed_in_tiles(
     model: nn.Module, batch: dict[str, Any], labels: torch.Tensor, shifted: torch.Tensor | None
 ) -> torch.Tensor | None:
@@ -300,7 +305,7 @@ def summed_in_tiles(
         labels: (B, L).
         shifted: of ranks that share sequences, what each of their tokens is to predict.
     """
-    if not any(getattr(module, "loss_in_tiles", False) for module in model.modules()):
+    if not has_loss_in_tiles(model):
         return None
     following = labels[:, 1:] if shifted is None else shifted
     count = (following != IGNORED).sum()

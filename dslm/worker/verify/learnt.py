@@ -6,6 +6,7 @@ masked tokens of `mlm`, which are drawn, and images. Tasks of preferences: see p
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,22 +22,25 @@ CAUSAL = ("pretrain", "sft", "sequence")
 _WORDS = ("input_ids", "labels", "decoder_input_ids", "KL_input_ids")
 
 
-class Learnt:
+class Learnt(ABC):
     """What samples teach: a loss of each, summed over what is counted."""
 
-    def begin(self, model: nn.Module) -> None:
+    # most tasks need nothing of these two
+    def begin(self, model: nn.Module) -> None:  # noqa: B027
         """Look at the model as it is before the first step."""
 
-    def prepare(self, model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> None:
+    def prepare(  # noqa: B027
+        self, model: nn.Module, samples: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Compute what the losses of a global batch share; called without gradients."""
 
+    @abstractmethod
     def count(self, sample: Mapping[str, Any]) -> int:
         """How much is learnt of a sample: what its weight in the global batch is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, model: nn.Module, sample: dict[str, Any]) -> torch.Tensor:
         """The loss of a sample, summed."""
-        raise NotImplementedError
 
 
 class Tokens(Learnt):
