@@ -24,7 +24,6 @@ from benchmarks.planner_architectures import ARCHITECTURES, TASKS
 from benchmarks.planner_large import trained
 from dslm.cluster.detect import local_cluster
 from dslm.decide.job import Job, resolve_job
-from dslm.host.network import free_port
 from dslm.recipe.load import load_recipe
 
 PHASES = ("init", "forward", "backward", "step")
@@ -226,11 +225,12 @@ def _loss(job: Job, engine: Any, batch: dict[str, Any]) -> Any:
     return cross_entropy(engine(**batch), labels)
 
 
-def worker(source: Path, target: Path) -> None:
-    """Measure every configuration of a file, on two ranks; rank 0 writes."""
+def worker(meeting: str, source: Path, target: Path) -> None:
+    """Measure every configuration of a file, on two ranks that meet at a file; rank 0 writes."""
     import deepspeed
     import torch.distributed as dist
 
+    dist.init_process_group("gloo", meeting, rank=int(os.environ["RANK"]), world_size=2)
     deepspeed.init_distributed("gloo")
     rows = []
     for configuration in json.loads(source.read_text()):
@@ -256,9 +256,9 @@ def run(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _ranks(folder: Path, *arguments: str) -> str:
     """Run two ranks of this module to their end, which the failure of one is; what they print."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    environment = {**os.environ, **place, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-P", "-m", "benchmarks.planner_memory", *arguments]
+    environment = {**os.environ, "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    meeting = (folder / "meeting").as_uri()
+    argv = [sys.executable, "-P", "-m", "benchmarks.planner_memory", meeting, *arguments]
     with (folder / "log").open("w+") as log:
         ranks = [
             subprocess.Popen(
@@ -343,4 +343,4 @@ def _settings(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    worker(Path(sys.argv[1]), Path(sys.argv[2]))
+    worker(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

@@ -3,13 +3,17 @@
 Twin-Flow updates what stays on the device by an optimizer of its own, whose learning rate nobody
 sets again: it would learn at the first step's rate for ever (DeepSpeed 0.19.8,
 runtime/zero/stage3.py, backup_optimizer). ZenFlow decides by itself after which micro batches the
-columns of less weight are updated, and accelerate decides for it.
+columns of less weight are updated, and accelerate decides for it. ZeRO-3 learns which weights a
+pass takes beside their module when it finds them partitioned; it doesn't find those that it has
+prefetched, as an earlier pass took them, and their gradients come to partitioned weights
+(runtime/zero/parameter_offload.py, ZeROOrderedDict).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from deepspeed.runtime.zero.partition_parameters import register_external_parameter
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -48,6 +52,17 @@ def put_on(model: PreTrainedModel, recipe: Recipe) -> None:
         check_loss(base)
         rows = max(1, LOSS_BLOCK // int(base.config.get_text_config().vocab_size))
         install_chunked_causal_lm_loss(base, block_rows=rows)
+
+
+def hold_head(model: Any) -> None:
+    """Let ZeRO-3 gather the head for whole passes, where a loss takes its weights by itself.
+
+    TRL's losses do (trl/trainer/utils.py, add_fused_lm_head, which sets `forward`).
+    """
+    if "forward" not in vars(without_adapters(model)):
+        return
+    for weights in model.get_output_embeddings().parameters():
+        register_external_parameter(model, weights)
 
 
 def mend(recipe: Recipe) -> None:

@@ -109,7 +109,7 @@ def read_portable(engine: Any, folder: Path) -> None:
         if name in kept.names:
             value.copy_(kept.read(name))
     if state["schedule"] is not None and engine.lr_scheduler is not None:
-        engine.lr_scheduler.load_state_dict(state["schedule"])
+        load_schedule(engine.lr_scheduler, state["schedule"])
     _continue_rates(
         engine, state["schedule"] or torch.load(folder / SCHEDULER_NAME, weights_only=True)
     )
@@ -118,6 +118,23 @@ def read_portable(engine: Any, folder: Path) -> None:
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     if scaler is not None and state["loss_scale"] is not None:
         scaler.cur_scale = state["loss_scale"]
+
+
+def load_schedule(schedule: Any, kept: dict[str, Any]) -> None:
+    """Load what was kept of a schedule, also where it was of more or fewer groups of parameters.
+
+    DeepSpeed puts experts that ranks share into groups of their own, behind the group that they
+    are from and with its rates.
+    """
+    own = vars(schedule)
+    schedule.load_state_dict({name: _of_groups(each, own.get(name)) for name, each in kept.items()})
+
+
+def _of_groups(kept: Any, own: Any) -> Any:
+    """A value of each group, for as many groups as there are now; other values as they are."""
+    if not (isinstance(kept, list) and isinstance(own, list) and kept):
+        return kept
+    return [kept[min(number, len(kept) - 1)] for number in range(len(own))]
 
 
 def _continue_rates(engine: Any, schedule: dict[str, Any]) -> None:

@@ -6,10 +6,13 @@ Everything else, the training loop itself included, is the Trainer's own.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DeepSpeedSchedulerWrapper
 from torch.utils.data import DataLoader, Dataset
+from transformers.trainer import SCHEDULER_NAME
 
 from dslm.run.events import Eval
 from dslm.run.samples import append_samples
@@ -19,8 +22,10 @@ from dslm.worker.callbacks import Events
 from dslm.worker.checkpoint import CheckpointWriter
 from dslm.worker.data.order import GlobalBatchSampler
 from dslm.worker.data.store import Samples
+from dslm.worker.features import hold_head
 from dslm.worker.guards import Guards
 from dslm.worker.layout.sequence import part_of
+from dslm.worker.portable import load_schedule
 from dslm.worker.tasks.base import Collate, Measure
 
 PLACES = "places"  # in a batch, while it is on its way to the training step: what is in it
@@ -35,10 +40,12 @@ class RunTrainer:
     """dslm's own part of any Trainer; comes before it in the list of bases."""
 
     args: Any
+    model: Any
     state: Any
     control: Any
     callback_handler: Any
     model_wrapped: Any
+    lr_scheduler: Any
     train_dataset: Any
     eval_dataset: Any
 
@@ -69,6 +76,8 @@ class RunTrainer:
         events.engine = lambda: self.model_wrapped
         with as_they_are(settings["model"]):
             super().__init__(data_collator=collate, callbacks=[events, events.measure], **settings)  # type: ignore[call-arg]
+        if given.stage == 3:
+            hold_head(self.model)
         # TRL's trainers insist on a `datasets.Dataset` when they are made, and read it nowhere else
         self.train_dataset, self.eval_dataset = train, evaluation
 
@@ -121,6 +130,12 @@ class RunTrainer:
         groups = self.optimizer.param_groups  # ZeRO can't flatten an empty one
         groups[:] = [group for group in groups if group["params"]]
         return self.optimizer
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load a schedule of torch's; DeepSpeed has loaded all else."""
+        if checkpoint and not isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper):
+            kept = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+            load_schedule(self.lr_scheduler, kept)
 
     def get_train_dataloader(self) -> DataLoader:
         """The batches of this rank; accelerate must not share them out a second time."""

@@ -21,7 +21,7 @@ import pytest
 
 from dslm.cluster.devices import cpu_device, device_named
 from dslm.cluster.hosts import Cluster, Host
-from dslm.decide.checks import facts, machine
+from dslm.decide.checks import facts, machine, settings
 from dslm.decide.checks.base import Case, Problem
 from dslm.decide.checks.every import CHECKS
 from dslm.decide.model import model_of
@@ -183,9 +183,15 @@ def case_of(given: Given) -> Case:
     )
 
 
+# wherever the tests run
+TRACKERS = {package for package, _ in settings._TRACKERS.values()}
+
+
 def surround(given: Given, patch: pytest.MonkeyPatch) -> None:
-    """Let be installed what a row says."""
-    for name in given.installed:
+    """Let be installed what a row says; of all trackers, one."""
+    for name in TRACKERS:
+        patch.setitem(sys.modules, name, None)
+    for name in ("tensorboard", *given.installed):
         module = ModuleType(name)
         module.__spec__ = ModuleSpec(name, None)
         patch.setitem(sys.modules, name, module)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from dslm.run.checkpoints import complete_checkpoints
 from dslm.run.directory import RunDirectory
 from dslm.run.events import Step
 from dslm.run.history import read_history
@@ -36,6 +37,15 @@ SMALL = {
     "batch.micro_size": 2,
     "checkpoint.every": "null",
     "evaluation.sample": "null",
+}
+# a mixture of its sizes
+EXPERTS: dict[str, Any] = {
+    "model__architecture__model_type": "qwen3_moe",
+    "model__architecture__num_key_value_heads": 2,
+    "model__architecture__head_dim": 16,
+    "model__architecture__moe_intermediate_size": 32,
+    "model__architecture__num_experts": 8,
+    "model__architecture__num_experts_per_tok": 2,
 }
 Train = Callable[..., Path]
 
@@ -70,7 +80,8 @@ def run_killed(
     output = subprocess.DEVNULL
     process = subprocess.Popen(_argv(run, recipe, given), stderr=output, stdout=output)
     deadline = time.monotonic() + 120
-    while at not in (step.step for step in read_history(RunDirectory(run)).all(Step)):
+    saved = at - at % int(given["checkpoint.every"])
+    while not (has_made(run, at) and has_saved(run, saved)):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -81,6 +92,19 @@ def run_killed(
     again = [step.step for step in read_history(RunDirectory(run)).all(Step) if step.attempt == 2]
     assert min(again) > 1, "it began again instead of going on"
     return run
+
+
+def has_made(run: Path, step: int) -> bool:
+    """Whether a run has made a step."""
+    return step in (made.step for made in read_history(RunDirectory(run)).all(Step))
+
+
+def has_saved(run: Path, step: int) -> bool:
+    """Whether the checkpoint of a step is complete: it's written beside training. 0: none."""
+    folder = run / "checkpoints"
+    if not step:
+        return True
+    return folder.is_dir() and step in (one.step for one in complete_checkpoints(folder))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.worker.conftest import Train, losses
+from tests.worker.conftest import EXPERTS, Train, losses
 
 pytestmark = pytest.mark.slow
 
@@ -38,14 +38,5 @@ def test_who_reads_which_sample_does_not_matter(trained: Train, sharding: str) -
 
 
 def test_a_mixture_of_experts_is_no_exception(trained: Train) -> None:
-    experts = {
-        "model__architecture__model_type": "qwen3_moe",
-        "model__architecture__num_key_value_heads": 2,
-        "model__architecture__head_dim": 16,
-        "model__architecture__moe_intermediate_size": 32,
-        "model__architecture__num_experts": 8,
-        "model__architecture__num_experts_per_tok": 2,
-        "parallel__zero_stage": 3,
-    }
-    together, alone = (trained(ranks=ranks, **experts) for ranks in (2, 1))
+    together, alone = (trained(ranks=ranks, **EXPERTS, parallel__zero_stage=3) for ranks in (2, 1))
     assert losses(together) == pytest.approx(losses(alone), abs=1e-4)

@@ -11,8 +11,7 @@ import pytest
 from dslm.run.directory import RunDirectory
 from dslm.run.events import Eval
 from dslm.run.history import read_history
-from tests.worker.conftest import SMALL, losses, run_dslm
-from tests.worker.test_layouts import EXPERTS
+from tests.worker.conftest import EXPERTS, SMALL, losses, run_dslm
 
 pytestmark = pytest.mark.slow
 

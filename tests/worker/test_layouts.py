@@ -9,19 +9,11 @@ import pytest
 from dslm.run.directory import RunDirectory
 from dslm.run.events import Eval
 from dslm.run.history import read_history
-from tests.worker.conftest import Train, losses
+from tests.worker.conftest import EXPERTS, Train, losses
 
 pytestmark = pytest.mark.slow
 
 FP32 = {"precision": "fp32"}
-EXPERTS: dict[str, Any] = {
-    "model__architecture__model_type": "qwen3_moe",
-    "model__architecture__num_key_value_heads": 2,
-    "model__architecture__head_dim": 16,
-    "model__architecture__moe_intermediate_size": 32,
-    "model__architecture__num_experts": 8,
-    "model__architecture__num_experts_per_tok": 2,
-}
 # name: ranks, stage, sizes, what else; more of them in `make matrix`
 LAYOUTS: dict[str, tuple[int, int, dict[str, int], dict[str, Any]]] = {
     "sequence": (2, 2, {"sequence": 2}, {}),

@@ -153,3 +153,18 @@ def test_a_chain_of_two_ranks_learns_what_one_rank_learns(
     # the adapters that were exported are for the model as it is, not in few bits
     within = 0.1 if "qlora" in chain.purposes else 1e-3
     assert again == pytest.approx(found[STEPS], rel=within, abs=within)
+
+
+@pytest.mark.parametrize("purposes", ["sft", "sft,lora", "dpo", "kto"])
+def test_a_head_of_its_own_learns_at_stage_3_from_the_first_step(
+    purposes: str, base: Path, tmp_path: Path
+) -> None:
+    """TRL takes its weights beside its module, which ZeRO-3 has to know from the start."""
+    given = {**COMMON, "duration.steps": 3, "checkpoint.every": "null", "evaluation.every": "null"}
+    if "lora" in purposes:
+        given |= {**ADAPTERS, "lora.modules_to_save": "[lm_head]"}
+    recipe = f"--model {base} --with {purposes}"
+    alone = run_dslm(tmp_path / "alone", recipe, {**given, **ALONE})
+    shared = {**given, "parallel.ranks": 2, "parallel.zero_stage": 3, "batch.micro_size": 2}
+    together = run_dslm(tmp_path / "together", recipe, shared)
+    assert losses(together) == pytest.approx(losses(alone), abs=2e-4)
