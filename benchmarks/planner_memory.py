@@ -256,7 +256,9 @@ def run(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _ranks(folder: Path, *arguments: str) -> str:
     """Run two ranks of this module to their end, which the failure of one is; what they print."""
-    environment = {**os.environ, "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    # accelerate insists on an address, which nobody uses
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "WORLD_SIZE": "2"}
+    environment = {**os.environ, **place, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     meeting = (folder / "meeting").as_uri()
     argv = [sys.executable, "-P", "-m", "benchmarks.planner_memory", meeting, *arguments]
     with (folder / "log").open("w+") as log:
