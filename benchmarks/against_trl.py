@@ -1,4 +1,4 @@
-"""`dslm train` against TRL's own trainers: the same data, seed and model; losses and steps/s."""
+"""`dslm train` against TRL's trainers, with the same data, seed and model: numbers and steps/s."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from benchmarks.commands import BIN, checked, training
+from benchmarks.commands import BIN, checked, forget_shared_memory, training
 from dslm.host.network import free_port
 from dslm.recipe.load import read_resolved
 from dslm.run.directory import RunDirectory
 from dslm.run.history import read_history
 
-REPEATS = 1
+REPEATS = 3
 STEPS, WARM = 24, 6  # WARM aren't counted
 RANKS = 2
 SCRIPT = Path(__file__).with_name("trl_script.py")
@@ -29,8 +30,8 @@ _COMMON = {
 }  # fmt: skip
 _TEXT = {
     "data.sequence_length": 128, "batch.global_size": 16, "batch.micro_size": 4,
-    "model.architecture.hidden_size": 192, "model.architecture.intermediate_size": 512,
-    "model.architecture.num_hidden_layers": 4,
+    "model.architecture.hidden_size": 256, "model.architecture.intermediate_size": 704,
+    "model.architecture.num_hidden_layers": 6,
 }  # fmt: skip
 TASKS: dict[str, dict[str, Any]] = {
     "sft": _TEXT,
@@ -43,9 +44,10 @@ _LONGEST = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Side:
-    """What one training gave: the loss of every step, and when each ended."""
+    """What one training gave at every step: loss (GRPO: reward), gradient's norm, when it ended."""
 
-    losses: list[float]
+    values: list[float]
+    norms: list[float]
     ends: list[float]
 
     @property
@@ -91,8 +93,12 @@ def with_dslm(task: str, records: Path, folder: Path) -> tuple[Path, Side]:
     settings = {**_COMMON, "data.train": records, **TASKS[task]}
     checked(training(run, settings, recipe=f"quickstart-{task}"))
     steps = read_history(RunDirectory(run)).steps
-    losses = [step.loss or 0.0 for step in steps]
-    return run, Side(losses=losses, ends=[step.time for step in steps])
+    values = [step.metrics["reward"] if task == "grpo" else step.loss for step in steps]
+    return run, Side(
+        values=[value or 0.0 for value in values],
+        norms=[step.grad_norm or 0.0 for step in steps],
+        ends=[step.time for step in steps],
+    )
 
 
 def with_trl(run: Path, records: Path) -> Side:
@@ -104,6 +110,7 @@ def with_trl(run: Path, records: Path) -> Side:
         str(out),
     ]  # fmt: skip
     checked(argv, DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", PYTHONPATH=str(SCRIPT.parent.parent))
+    forget_shared_memory()
     return Side(**json.loads(out.read_text()))
 
 
@@ -116,14 +123,19 @@ def compared(task: str, folder: Path, repeats: int = REPEATS) -> str:
         run, mine = with_dslm(task, records, folder)
         ours.append(mine)
         theirs.append(with_trl(run, records))
-    both = zip(ours, theirs, strict=True)
-    pairs = [pair for mine, other in both for pair in zip(mine.losses, other.losses, strict=True)]
-    off = max(abs(mine - other) for mine, other in pairs)
+    both = list(zip(ours, theirs, strict=True))
+    off = max(abs(a - b) for one, other in both for a, b in _paired(one.values, other.values))
+    norms = max(abs(a / b - 1) for one, other in both for a, b in _paired(one.norms, other.norms))
     dslm, trl = rate(ours), rate(theirs)
+    first, last = ours[0].values[0], ours[0].values[-1]
     return (
         f"| {task} | {dslm:.2f} | {trl:.2f} | {dslm / trl:.2f} "
-        f"| {pairs[0][0]:.4f} → {pairs[STEPS - 1][0]:.4f} | {off:.1e} |"
+        f"| {first:.4f} → {last:.4f} | {off:.1e} | {norms:.1e} |"
     )
+
+
+def _paired(ours: list[float], theirs: list[float]) -> Iterator[tuple[float, float]]:
+    return zip(ours, theirs, strict=True)
 
 
 def rate(sides: list[Side]) -> float:
@@ -132,7 +144,7 @@ def rate(sides: list[Side]) -> float:
 
 
 def report() -> str:
-    """Losses and steps per second of both, for sft, dpo and grpo."""
+    """What both learn, and their steps per second, for sft, dpo and grpo."""
     with tempfile.TemporaryDirectory() as name:
         rows = [compared(task, Path(name)) for task in TASKS]
     return "\n".join(
@@ -143,8 +155,9 @@ def report() -> str:
             f"ZeRO-2, fp32, {STEPS - WARM} steps after {WARM} of {REPEATS} alternating rounds. For "
             "GRPO both draw tokens by dslm's noise, or they would learn from different answers. "
             "The speed is that of the lower quartile of steps; a ratio above 1: dslm is faster.\n",
-            "| task | dslm, steps/s | TRL, steps/s | ratio | loss | largest difference of a loss |",
-            "|---|---|---|---|---|---|",
+            "| task | dslm, steps/s | TRL, steps/s | ratio | loss (grpo: reward) | its largest "
+            "difference | of a gradient's norm, relative |",
+            "|---|---|---|---|---|---|---|",
             *rows,
         ]
     )

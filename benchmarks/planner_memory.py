@@ -24,6 +24,7 @@ from benchmarks.planner_architectures import ARCHITECTURES, TASKS
 from benchmarks.planner_large import trained
 from dslm.cluster.detect import local_cluster
 from dslm.decide.job import Job, resolve_job
+from dslm.host.network import free_port
 from dslm.recipe.load import load_recipe
 
 PHASES = ("init", "forward", "backward", "step")
@@ -230,8 +231,12 @@ def worker(meeting: str, source: Path, target: Path) -> None:
     import deepspeed
     import torch.distributed as dist
 
+    from dslm.worker.ranks import release_shared_memory
+
     dist.init_process_group("gloo", meeting, rank=int(os.environ["RANK"]), world_size=2)
     deepspeed.init_distributed("gloo")
+    dist.barrier()
+    release_shared_memory(dist.get_rank())
     rows = []
     for configuration in json.loads(source.read_text()):
         rows.append({**configuration, "measured": measure(configuration)})
@@ -256,8 +261,8 @@ def run(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _ranks(folder: Path, *arguments: str) -> str:
     """Run two ranks of this module to their end, which the failure of one is; what they print."""
-    # accelerate insists on an address, which nobody uses
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "WORLD_SIZE": "2"}
+    # accelerate insists on an address; DeepSpeed names its shared memory by it
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     environment = {**os.environ, **place, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     meeting = (folder / "meeting").as_uri()
     argv = [sys.executable, "-P", "-m", "benchmarks.planner_memory", meeting, *arguments]

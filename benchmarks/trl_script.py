@@ -3,8 +3,8 @@
     deepspeed --num_gpus 2 benchmarks/trl_script.py RUN RECORDS OUT
 
 RUN is a run directory of dslm (its recipe, ds_config.json and tokenizer), RECORDS the data in the
-order in which dslm reads them, a JSON object a line, OUT a JSON file that gets the loss and the
-wall-clock time of every step.
+order in which dslm reads them, a JSON object a line, OUT a JSON file that gets, of every step,
+the loss (GRPO: reward), the gradient's norm and the wall-clock time.
 """
 
 from __future__ import annotations
@@ -40,18 +40,21 @@ KINDS = {
 
 
 class Ends(TrainerCallback):  # type: ignore[misc]
-    """When each step ended, and its loss."""
+    """When each step ended, its loss (GRPO: reward) and its gradient's norm."""
 
-    def __init__(self) -> None:
+    def __init__(self, value: str) -> None:
+        self.value = value
         self.ends: list[float] = []
-        self.losses: list[float] = []
+        self.values: list[float] = []
+        self.norms: list[float] = []
 
     def on_step_end(self, *args: Any, **given: Any) -> None:
         self.ends.append(time.time())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
         if "loss" in logs:
-            self.losses.append(logs["loss"])
+            self.values.append(logs[self.value])
+            self.norms.append(logs["grad_norm"])
 
 
 def _arguments(recipe: Recipe, config: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def main() -> None:
     if recipe.task == "grpo":
         more["reward_funcs"] = [reward_function(reward) for reward in recipe.rewards]
         trainer_class = SameDraws
-    ends = Ends()
+    ends = Ends("reward" if recipe.task == "grpo" else "loss")
     places = [row.pop("place") for row in rows]
     trainer = trainer_class(
         model=model(), args=arguments, train_dataset=Dataset.from_list(rows),
@@ -134,7 +137,8 @@ def main() -> None:
     trainer.places = places
     trainer.train()
     if torch.distributed.get_rank() == 0:
-        out.write_text(json.dumps({"ends": ends.ends, "losses": ends.losses}))
+        found = {"ends": ends.ends, "values": ends.values, "norms": ends.norms}
+        out.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.commands import forget_shared_memory
 from dslm import environment
 from dslm.worker.extension_builds import build_folder
 from tests.cluster.namespaces import MakeHosts, make_hosts
@@ -39,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Take back what the test modules' own imports have set: no test depends on which there are."""
     _restore(_BEGAN_WITH)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Leave no memory behind that ranks of plain DeepSpeed shared, once no worker has any."""
+    if not hasattr(session.config, "workerinput"):
+        forget_shared_memory()
 
 
 @pytest.hookimpl(optionalhook=True)  # without xdist there is none

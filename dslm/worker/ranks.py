@@ -147,7 +147,7 @@ def _print(text: str) -> None:
         sys.stderr.flush()
 
 
-def release_shared_memory(rank: Rank) -> None:
+def release_shared_memory(rank: int) -> None:
     """Give back the name of the memory that DeepSpeed shares between the ranks of a CPU host.
 
     DeepSpeed never does, so every run would leave 66 MiB a rank in /dev/shm. Once all ranks have
@@ -155,7 +155,7 @@ def release_shared_memory(rank: Rank) -> None:
     Source of the name: `shm_initialize` in deepspeed/ops/csrc/cpu/comm/shm.cpp.
     """
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank.rank}"
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
     Path("/dev/shm", name).unlink(missing_ok=True)  # noqa: S108 - where shm_open(3) keeps it
 
 

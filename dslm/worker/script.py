@@ -66,7 +66,7 @@ def main() -> None:
         try:
             runpy.run_path(str(script), run_name="__main__")
         finally:
-            release_shared_memory(rank)
+            release_shared_memory(rank.rank)
 
     live(rank, work)
 

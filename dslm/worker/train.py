@@ -87,7 +87,7 @@ def join_ranks(given: Assignment) -> None:
         given.phase(Phase.JOINING, "building a DeepSpeed operator: once, about a minute")
     deepspeed.init_distributed("gloo" if given.on_cpu else "nccl", timeout=_JOIN_TIMEOUT)
     dist.barrier()
-    release_shared_memory(rank)
+    release_shared_memory(rank.rank)
 
 
 def prepare_inputs(given: Assignment) -> Inputs:

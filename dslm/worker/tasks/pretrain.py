@@ -15,7 +15,7 @@ from dslm.worker.data.tokenizer import token_ids
 from dslm.worker.metrics import TokenLoss
 from dslm.worker.tasks.base import Collate, Task, Tokenizer, pad_token
 
-_MULTIPLE = 8  # tokens, of samples that are as long as they need to be: what matrix units like
+_MULTIPLE = 8  # tokens, of samples that are as long as they need to be: what a GPU's units like
 
 
 class TextEncoder:
@@ -80,10 +80,11 @@ def stacking(recipe: Recipe, tokenizer: Tokenizer, config: Any) -> Collate:
     length, pad = recipe.data.sequence_length, pad_token(tokenizer)
     model, alike = recipe.model, recipe.data.packing or recipe.parallel.sequence != 1
     alike = alike or model.compile or model.deepcompile
+    multiple = _MULTIPLE if torch.cuda.is_available() else 1
 
     def stack(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(sample["input_ids"]) for sample in samples)
-        wanted = length if alike else min(length, -(-longest // _MULTIPLE) * _MULTIPLE)
+        wanted = length if alike else min(length, -(-longest // multiple) * multiple)
         made = [packed_sample(sample, wanted, pad) for sample in samples]
         batch = {name: torch.stack([sample[name] for sample in made]) for name in made[0]}
         if not recipe.data.packing:  # padding goes on with its document: attention is one product
