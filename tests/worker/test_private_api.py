@@ -178,6 +178,10 @@ GUARDS = {
     "_get_num_items_in_batch": lambda: (
         _parameters(Trainer._get_num_items_in_batch) == ["self", "batch_samples", "device"]
     ),
+    # overridden, so that a schedule goes on with other groups of parameters
+    "_load_optimizer_and_scheduler": lambda: (
+        _parameters(Trainer._load_optimizer_and_scheduler) == ["self", "checkpoint"]
+    ),
     # the tracer's modules of torch, and what it reads of a model
     "_set_gradient_checkpointing": lambda: (
         "gradient_checkpointing_func" in _parameters(PreTrainedModel._set_gradient_checkpointing)
@@ -204,7 +208,7 @@ OVERRIDDEN = {
     "_train_batch_size", "_get_num_items_in_batch", "engine_timers", "_tokenize_prompts",
     "_generate_single_turn",
     "_generate_and_score_completions", "_load_rng_state", "_save_rng_state", "_generate",
-    "_prepare_inputs", "_tokenizer", "_buffered_inputs",
+    "_prepare_inputs", "_tokenizer", "_buffered_inputs", "_load_optimizer_and_scheduler",
 }  # fmt: skip
 
 
