@@ -13,7 +13,7 @@ from typing import Any
 
 from dslm.errors import OptionError, RecipeError, Where, did_you_mean, shortened
 from dslm.files import exists, expanded, is_file
-from dslm.presets import is_purpose, is_shipped, preset_names, preset_path, purpose_names
+from dslm.presets import ANY_MODEL, is_purpose, is_shipped, preset_names, preset_path, purpose_names
 from dslm.reading import LONGEST_KEY, MOST_LEVELS, read_text, wrong_text
 from dslm.recipe.yaml import OPTION, Document, parse_value, parse_yaml
 
@@ -186,7 +186,7 @@ def _extended(tree: Tree, names: Sequence[str]) -> Tree:
 
 def place_of(key: str, places: Mapping[str, Where], source: Path) -> Where:
     """The place of a key; of one that is missing, the nearest above it that the user gave."""
-    own = shown(source)
+    own = None if source.stem == ANY_MODEL else shown(source)  # nobody's file, with `--model`
     parts = key.split(".") if key else []
     for length in range(len(parts), 0, -1):
         place = places.get(".".join(parts[:length]))

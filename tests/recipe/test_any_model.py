@@ -86,3 +86,17 @@ def test_what_names_no_model_or_two_is_refused(
     done = dslm(*argv)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_what_it_lacks_is_not_called_a_mistake_in_a_file_of_dslm(
+    tmp_path: Path, dslm: Dslm
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    chats.write_text(json.dumps({"messages": turns}) + "\n")
+    model = str(_folder(tmp_path / "llama", **SMALL))
+    done = dslm(
+        "train", "--model", str(model), "--with", "sft", "-s", f"data.train={chats}", "--dry-run"
+    )
+    assert done.returncode == 2
+    assert "error: data.chat_template: the data are chats, and the tokenizer has no" in done.stderr
