@@ -94,7 +94,8 @@ def test_what_it_lacks_is_not_called_a_mistake_in_a_file_of_dslm(
     chats = tmp_path / "chats.jsonl"
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     chats.write_text(json.dumps({"messages": turns}) + "\n")
-    model = str(_folder(tmp_path / "llama", **SMALL))
+    model = _folder(tmp_path / "llama", **SMALL)
+    (model / "tokenizer_config.json").write_text("{}")
     done = dslm(
         "train", "--model", str(model), "--with", "sft", "-s", f"data.train={chats}", "--dry-run"
     )
