@@ -19,7 +19,7 @@ from dslm.launch.outcome import Outcome
 from dslm.launch.supervise import read_rank_statuses
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import RankStatus
-from dslm.run.endings import ErrorReport, Kind
+from dslm.run.endings import ErrorReport, Kind, Loss
 
 # DeepSpeed's launcher, launch.py, sigkill_handler; under pdsh with the host before it.
 _RETURN_CODE = re.compile(r"^(?:(\S+): )?.*exits with return code = (-?\d+)", re.MULTILINE)
@@ -126,7 +126,28 @@ def witnesses(run: RunDirectory, outcome: Outcome) -> list[Witness]:
         for status in statuses
         if _failed(status, outcome)
     ]
+    first = _lost_before(statuses, outcome) if all(rank.follows for rank in ranks) else None
+    if ranks and first is not None:  # the others had their word in first
+        seen = replace(outcome, kind=Kind.PROCESS, failed_rank=first.rank)
+        ranks.append(
+            _of_rank(run, seen, first, launcher, _code_of(first, statuses, launcher), alone=alone)
+        )
     return [*ranks, _of_launcher(run, outcome, ranks, launcher, alone=alone)]
+
+
+def _lost_before(statuses: Sequence[RankStatus], outcome: Outcome) -> RankStatus | None:
+    """The first rank, if any, that was lost without a word before anybody could end it.
+
+    DeepSpeed's launcher ends the others once it has seen that a rank ended.
+    """
+    lost = [
+        (status.ended, status)
+        for status in statuses
+        if status.lost is Loss.PROCESS
+        and status.ended is not None
+        and status.ended < (outcome.noticed or 0.0)
+    ]
+    return min(lost, key=lambda each: each[0], default=(0.0, None))[1]
 
 
 def _failed(status: RankStatus, outcome: Outcome) -> bool:

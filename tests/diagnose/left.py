@@ -119,6 +119,20 @@ def killed_and_its_peer_is_seen_first(left: Left) -> Diagnosis:
     return left.diagnose(Kind.PROCESS, 1, host="w1")
 
 
+def killed_and_its_peer_has_a_word_first(left: Left) -> Diagnosis:
+    """Both end within a poll of the supervisor: the loss of a connection comes after a word."""
+    left.rank(0, PEER, ended=10.00)
+    left.rank(1, lost=Loss.PROCESS, ended=10.01)
+    return left.diagnose(Kind.RANK, 0, noticed=10.02)
+
+
+def ended_after_its_peer_was_cut_off(left: Left) -> Diagnosis:
+    """Of a link that broke nobody died: DeepSpeed's launcher ended the other."""
+    left.rank(0, PEER, ended=10.0)
+    left.rank(1, lost=Loss.PROCESS, ended=10.5)
+    return left.diagnose(Kind.RANK, 0, noticed=10.02)
+
+
 def signal_on_another_host(left: Left) -> Diagnosis:
     """The ranks of another host did not get so far as to write anything."""
     left.rank(0, PEER)
@@ -273,6 +287,8 @@ CASES: Mapping[Callable[[Left], Diagnosis], tuple[str | None, int | None, str, s
     two_causes: ("host-memory", 1, "own-words", "EXCEPTION"),
     ended_by_the_launcher: ("label-bounds", 1, "own-words", "EXCEPTION"),
     killed_beside_lost_peer: ("killed", 1, "signal-seen", "SIGNAL"),
+    killed_and_its_peer_has_a_word_first: ("killed", 1, "silent-seen", "SUPERVISOR"),
+    ended_after_its_peer_was_cut_off: ("peer-lost", 0, "follower", "EXCEPTION"),
     killed_and_its_peer_is_seen_first: ("killed", 1, "silent-seen", "SUPERVISOR"),
     signal_on_another_host: ("killed", None, "launcher-knows", "LAUNCHER"),
     only_a_lost_peer: ("peer-lost", 0, "follower", "EXCEPTION"),
