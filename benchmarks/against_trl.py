@@ -6,7 +6,6 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -123,19 +122,16 @@ def compared(task: str, folder: Path, repeats: int = REPEATS) -> str:
         run, mine = with_dslm(task, records, folder)
         ours.append(mine)
         theirs.append(with_trl(run, records))
-    both = list(zip(ours, theirs, strict=True))
-    off = max(abs(a - b) for one, other in both for a, b in _paired(one.values, other.values))
-    norms = max(abs(a / b - 1) for one, other in both for a, b in _paired(one.norms, other.norms))
+    off = norms = 0.0
+    for mine, other in zip(ours, theirs, strict=True):
+        off = max(off, *(abs(a - b) for a, b in zip(mine.values, other.values, strict=True)))
+        norms = max(norms, *(abs(a / b - 1) for a, b in zip(mine.norms, other.norms, strict=True)))
     dslm, trl = rate(ours), rate(theirs)
     first, last = ours[0].values[0], ours[0].values[-1]
     return (
         f"| {task} | {dslm:.2f} | {trl:.2f} | {dslm / trl:.2f} "
         f"| {first:.4f} → {last:.4f} | {off:.1e} | {norms:.1e} |"
     )
-
-
-def _paired(ours: list[float], theirs: list[float]) -> Iterator[tuple[float, float]]:
-    return zip(ours, theirs, strict=True)
 
 
 def rate(sides: list[Side]) -> float:

@@ -140,14 +140,14 @@ def _lost_before(statuses: Sequence[RankStatus], outcome: Outcome) -> RankStatus
 
     DeepSpeed's launcher ends the others once it has seen that a rank ended.
     """
+    noticed = outcome.noticed or 0.0
     lost = [
-        (status.ended, status)
+        status
         for status in statuses
-        if status.lost is Loss.PROCESS
-        and status.ended is not None
-        and status.ended < (outcome.noticed or 0.0)
-    ]
-    return min(lost, key=lambda each: each[0], default=(0.0, None))[1]
+        if status.lost is Loss.PROCESS and status.rank != outcome.failed_rank
+        and status.ended is not None and status.ended < noticed
+    ]  # fmt: skip
+    return min(lost, key=lambda status: status.ended or noticed, default=None)
 
 
 def _failed(status: RankStatus, outcome: Outcome) -> bool:

@@ -186,7 +186,8 @@ def _extended(tree: Tree, names: Sequence[str]) -> Tree:
 
 def place_of(key: str, places: Mapping[str, Where], source: Path) -> Where:
     """The place of a key; of one that is missing, the nearest above it that the user gave."""
-    own = None if source.stem == ANY_MODEL else shown(source)  # nobody's file, with `--model`
+    of_any = source.stem == ANY_MODEL and is_shipped(source.resolve())  # `--model`: nobody's file
+    own = None if of_any else shown(source)
     parts = key.split(".") if key else []
     for length in range(len(parts), 0, -1):
         place = places.get(".".join(parts[:length]))

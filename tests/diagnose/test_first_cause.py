@@ -60,6 +60,15 @@ def test_those_that_failed_after_the_first_are_named(left: Left) -> None:
     assert cause_beside_lost_peers(left).followers == (0, 2)
 
 
+def test_a_rank_that_noticed_a_loss_and_fell_silent_is_one_witness(left: Left) -> None:
+    native = (
+        f"terminate called after throwing an instance of 'std::runtime_error'\n  what():  {PEER}\n"
+    )
+    left.rank(0, log=native, lost=Loss.PROCESS, ended=10.0)
+    left.rank(1)
+    assert left.diagnose(Kind.PROCESS, 0, noticed=10.02).followers == ()
+
+
 @pytest.mark.parametrize("code", [-9, -7, -11, -4, -15])
 def test_the_signal_that_ended_a_rank_is_named(left: Left, code: int) -> None:
     left.rank(0, lost=Loss.PROCESS)

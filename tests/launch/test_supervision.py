@@ -80,9 +80,9 @@ class Running:
         _, said = self.process.communicate(timeout=seconds)
         return self.process.returncode, said
 
-    def left(self) -> list[int]:
+    def left(self, seconds: float = 10) -> list[int]:
         """What is alive of it some seconds later: a process that was killed needs a moment."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + seconds
         while (found := self.alive()) and time.monotonic() < deadline:
             time.sleep(0.1)
         return found
@@ -163,10 +163,7 @@ def test_stopping_saves_a_checkpoint_and_ends_everything(warm: Running) -> None:
 
 def test_nothing_outlives_a_killed_supervisor(running: Running) -> None:
     running.process.kill()
-    deadline = time.monotonic() + HANGS
-    while running.alive() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not running.left()
+    assert not running.left(HANGS)
 
 
 def test_a_stopped_rank_does_not_keep_the_run_from_ending(warm: Running) -> None:

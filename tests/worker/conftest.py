@@ -79,12 +79,7 @@ def run_killed(
     run = folder / "run"
     output = subprocess.DEVNULL
     process = subprocess.Popen(_argv(run, recipe, given), stderr=output, stdout=output)
-    deadline = time.monotonic() + 120
-    saved = at - at % int(given["checkpoint.every"])
-    while not (has_made(run, at) and has_saved(run, saved)):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_step(process, run, at, checkpoint_every=given["checkpoint.every"])
     status = json.loads((run / "logs" / "attempt-1" / "rank-0.json").read_text())
     os.kill(status["pid"], signal.SIGKILL)
     assert process.wait(HANGS) == 1
@@ -94,16 +89,24 @@ def run_killed(
     return run
 
 
-def has_made(run: Path, step: int) -> bool:
-    """Whether a run has made a step."""
+def wait_for_step(
+    process: subprocess.Popen[bytes], run: Path, at: int, *, checkpoint_every: int
+) -> None:
+    """Wait until a run has made a step and the last checkpoint before it, written beside it."""
+    deadline = time.monotonic() + 120
+    saved = at - at % checkpoint_every
+    while not (_has_made(run, at) and (not saved or _has_saved(run, saved))):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _has_made(run: Path, step: int) -> bool:
     return step in (made.step for made in read_history(RunDirectory(run)).all(Step))
 
 
-def has_saved(run: Path, step: int) -> bool:
-    """Whether the checkpoint of a step is complete: it's written beside training. 0: none."""
+def _has_saved(run: Path, step: int) -> bool:
     folder = run / "checkpoints"
-    if not step:
-        return True
     return folder.is_dir() and step in (one.step for one in complete_checkpoints(folder))
 
 

@@ -22,7 +22,7 @@ from dslm.run.history import E, read_history
 from dslm.run.samples import samples_of_steps
 from tests.processes import HANGS
 from tests.support.warm import warm_dslm
-from tests.worker.conftest import EXPERTS, SMALL, Train, has_made, has_saved, losses
+from tests.worker.conftest import EXPERTS, SMALL, Train, losses, wait_for_step
 
 pytestmark = pytest.mark.slow
 STEPS = 24
@@ -49,12 +49,7 @@ def _train_until_killed(run: Path, ranks: int, stage: int, at: int, **more: Any)
     process = subprocess.Popen(
         _argv(run, ranks, stage, **more), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    saved = at - at % LONG["checkpoint.every"]
-    while not (has_made(run, at) and has_saved(run, saved)):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_step(process, run, at, checkpoint_every=LONG["checkpoint.every"])
     os.kill(_newest_pid(run, 0), signal.SIGKILL)
     assert process.wait(HANGS) == 1
 
