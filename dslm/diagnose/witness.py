@@ -19,7 +19,7 @@ from dslm.launch.outcome import Outcome
 from dslm.launch.supervise import read_rank_statuses
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import RankStatus
-from dslm.run.endings import ErrorReport, Kind, Loss
+from dslm.run.endings import ErrorReport, Kind
 
 # DeepSpeed's launcher, launch.py, sigkill_handler; under pdsh with the host before it.
 _RETURN_CODE = re.compile(r"^(?:(\S+): )?.*exits with return code = (-?\d+)", re.MULTILINE)
@@ -126,28 +126,23 @@ def witnesses(run: RunDirectory, outcome: Outcome) -> list[Witness]:
         for status in statuses
         if _failed(status, outcome)
     ]
-    first = _lost_before(statuses, outcome) if all(rank.follows for rank in ranks) else None
-    if ranks and first is not None:  # the others had their word in first
-        seen = replace(outcome, kind=Kind.PROCESS, failed_rank=first.rank)
+    first = _first_gone(statuses) if all(rank.follows for rank in ranks) else None
+    if first is not None and first.lost is not None and first.rank != outcome.failed_rank:
+        # the others had their word in first
+        seen = replace(outcome, kind=first.lost.kind, failed_rank=first.rank)
         ranks.append(
             _of_rank(run, seen, first, launcher, _code_of(first, statuses, launcher), alone=alone)
         )
     return [*ranks, _of_launcher(run, outcome, ranks, launcher, alone=alone)]
 
 
-def _lost_before(statuses: Sequence[RankStatus], outcome: Outcome) -> RankStatus | None:
-    """The first rank, if any, that was lost without a word before anybody could end it.
+def _first_gone(statuses: Iterable[RankStatus]) -> RankStatus | None:
+    """The rank whose process was gone first, if any is; a lost one before another at that moment.
 
-    DeepSpeed's launcher ends the others once it has seen that a rank ended.
+    Nobody ended it: a launcher ends the others once it has seen that a rank is gone.
     """
-    noticed = outcome.noticed or 0.0
-    lost = [
-        status
-        for status in statuses
-        if status.lost is Loss.PROCESS and status.rank != outcome.failed_rank
-        and status.ended is not None and status.ended < noticed
-    ]  # fmt: skip
-    return min(lost, key=lambda status: status.ended or noticed, default=None)
+    gone = [(status.left, status.lost is None, status) for status in statuses if status.left]
+    return min(gone, key=lambda one: one[:2], default=(0.0, False, None))[2]
 
 
 def _failed(status: RankStatus, outcome: Outcome) -> bool:

@@ -82,7 +82,8 @@ class RankState:
     exit_code: int | None = None
     report: ErrorReport | None = None
     ended: float | None = None  # Unix seconds
-    lost: Loss | None = None  # why its connection ended before it said its last word
+    left: float | None = None  # Unix seconds: when its connection ended
+    lost: Loss | None = None  # why it ended before the rank said its last word
     malformed: str = ""  # what it said that is no word
     failed_at: float = 0.0
     orphaned: bool = False
@@ -110,6 +111,7 @@ class RankState:
             kills_before=self.kills_before,
             exit_code=self.exit_code,
             ended=self.ended,
+            left=self.left,
             lost=self.lost,
             error=self.report.line if self.report is not None else self.malformed or None,
             report=self.report,
@@ -158,6 +160,7 @@ class Control:
         self._server.setblocking(False)
         self._selector.register(self._server, selectors.EVENT_READ)
         self._connections: dict[int, _Connection] = {}
+        self._polled = time.time()
 
     def address(self) -> ControlAddress:
         """Return what the ranks need to connect."""
@@ -176,7 +179,9 @@ class Control:
 
     def poll(self, seconds: float) -> None:
         """Receive what ranks have sent; block up to `seconds` for the first of it."""
-        for key, ready in self._selector.select(seconds):
+        ready_now = self._selector.select(seconds)
+        self._polled = time.time()  # of all that is read now: in which order it came is not known
+        for key, ready in ready_now:
             connection: _Connection | None = key.data
             if connection is None:
                 self._accept()
@@ -327,11 +332,13 @@ class Control:
     def _lose(self, connection: _Connection, loss: Loss) -> None:
         rank = connection.rank
         self._drop(connection)
-        if rank is None or not rank.lives:
+        if rank is None:
             return
-        rank.lost = loss
-        rank.failed_at = time.monotonic()
-        rank.ended = time.time()
+        if rank.lives:
+            rank.lost = loss
+            rank.failed_at = time.monotonic()
+            rank.ended = time.time()
+        rank.left = self._polled
         self.changed.append(rank)
 
     def _drop(self, connection: _Connection) -> None:

@@ -43,9 +43,6 @@ _SLOW_EVERY_SECONDS = 60.0
 _SSH_ENDED = re.compile(r"^pdsh@\S+: (\S+): ssh exited with exit code (\d+)", re.MULTILINE)
 
 
-_LOSSES = {Loss.PROCESS: Kind.PROCESS, Loss.HOST: Kind.HOST, Loss.WORD: Kind.WORD}
-
-
 class _Seen(TypedDict, total=False):
     """Observations of the supervisor beside the failure itself; fields of an outcome."""
 
@@ -334,6 +331,7 @@ class _Watch:
         deadline = time.monotonic() + seconds
         while self.launcher.poll() is None and time.monotonic() < deadline:
             self._poll(timings.POLL_SECONDS)
+        self._poll(0)  # what came while the launcher ended
 
     def _outcome(self, status: Status) -> Outcome:
         return Outcome(status=status, attempt=self.attempt.number)
@@ -351,7 +349,7 @@ class _Watch:
 
     def _of_rank(self, rank: RankState) -> Outcome:
         if rank.exit_code is None:
-            kind = _LOSSES[rank.lost or Loss.PROCESS]
+            kind = (rank.lost or Loss.PROCESS).kind
             return self._failed(kind, rank=rank.rank, host=rank.host, detail=rank.malformed)
         line = rank.report.line if rank.report is not None else ""
         return self._failed(

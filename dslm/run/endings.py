@@ -21,14 +21,6 @@ _FRAMES = 16 * 1024
 _CHAIN = 12  # exceptions
 
 
-class Loss(StrEnum):
-    """The reason for the loss of a rank that has not reported its end."""
-
-    PROCESS = "process"  # its connection ended
-    HOST = "host"  # the kernel of its host no longer answers
-    WORD = "word"  # what it said is no word of the control channel
-
-
 class Kind(StrEnum):
     """The kind of the first failure, as the supervisor saw it."""
 
@@ -40,6 +32,19 @@ class Kind(StrEnum):
     LAUNCHER = "launcher"
     JOIN = "join"  # a rank never came
     STALL = "stall"
+
+
+class Loss(StrEnum):
+    """The reason for the loss of a rank that has not reported its end."""
+
+    PROCESS = "process"  # its connection ended
+    HOST = "host"  # the kernel of its host no longer answers
+    WORD = "word"  # what it said is no word of the control channel
+
+    @property
+    def kind(self) -> Kind:
+        """What kind of failure that is."""
+        return Kind(self.value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

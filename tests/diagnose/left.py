@@ -120,16 +120,23 @@ def killed_and_its_peer_is_seen_first(left: Left) -> Diagnosis:
 
 
 def killed_and_its_peer_has_a_word_first(left: Left) -> Diagnosis:
-    """Both end within a poll of the supervisor: the loss of a connection comes after a word."""
-    left.rank(0, PEER, ended=10.00)
-    left.rank(1, lost=Loss.PROCESS, ended=10.01)
+    """The loss of a connection may be seen after a peer's last word."""
+    left.rank(0, PEER, ended=10.00, left=10.5)
+    left.rank(1, host="w2", lost=Loss.PROCESS, ended=10.2, left=10.2)
     return left.diagnose(Kind.RANK, 0, noticed=10.02)
+
+
+def killed_and_its_peer_is_gone_at_once(left: Left) -> Diagnosis:
+    """Both ended between two polls of a supervisor that had to wait for a core."""
+    left.rank(0, PEER, ended=10.0, left=12.0)
+    left.rank(1, lost=Loss.PROCESS, ended=12.0, left=12.0)
+    return left.diagnose(Kind.RANK, 0, noticed=12.0)
 
 
 def ended_after_its_peer_was_cut_off(left: Left) -> Diagnosis:
     """Of a link that broke nobody died: DeepSpeed's launcher ended the other."""
-    left.rank(0, PEER, ended=10.0)
-    left.rank(1, lost=Loss.PROCESS, ended=10.5)
+    left.rank(0, PEER, ended=10.0, left=10.3)
+    left.rank(1, lost=Loss.PROCESS, ended=10.5, left=10.5)
     return left.diagnose(Kind.RANK, 0, noticed=10.02)
 
 
@@ -288,6 +295,7 @@ CASES: Mapping[Callable[[Left], Diagnosis], tuple[str | None, int | None, str, s
     ended_by_the_launcher: ("label-bounds", 1, "own-words", "EXCEPTION"),
     killed_beside_lost_peer: ("killed", 1, "signal-seen", "SIGNAL"),
     killed_and_its_peer_has_a_word_first: ("killed", 1, "silent-seen", "SUPERVISOR"),
+    killed_and_its_peer_is_gone_at_once: ("killed", 1, "silent-seen", "SUPERVISOR"),
     ended_after_its_peer_was_cut_off: ("peer-lost", 0, "follower", "EXCEPTION"),
     killed_and_its_peer_is_seen_first: ("killed", 1, "silent-seen", "SUPERVISOR"),
     signal_on_another_host: ("killed", None, "launcher-knows", "LAUNCHER"),

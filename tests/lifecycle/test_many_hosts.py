@@ -85,7 +85,7 @@ def test_a_run_carries_on_through_a_killed_rank_and_a_lost_host(
     assert [event.world_size for event in restarts] == [2, 1, 2]
     assert all(0 <= event.lost_steps <= 60 for event in restarts)
     errors = run.events(Error)
-    assert [event.host for event in errors] == ["w2", "w2", "w1"]
+    assert [event.host for event in errors] == ["w2", "w2", "w1"], run.said()
     assert (errors[0].rank, errors[2].rank) == (1, 0)
     assert "the kernel's log" in " ".join(errors[0].facts)  # of w2, which was asked
     assert "from here" not in " ".join(errors[0].facts)
