@@ -39,6 +39,9 @@ def main() -> None:
         "long-samples": long_samples.report,
         "verify": verify.report,
     }
+    unknown = sorted({*sys.argv[1:]} - {*parts})
+    if unknown:
+        sys.exit(f"no part {', '.join(unknown)}; there are {', '.join(parts)}")
     for name in sys.argv[1:] or parts:
         section = Section("benchmarks.md", f"python -m benchmarks {name}")
         section.write(parts[name]())
