@@ -139,7 +139,9 @@ def measure(configuration: dict[str, Any], *, explain: bool = False) -> dict[str
         engine, arguments = _engine(job)
         end("init")
         steps = configuration.get("accumulation", 1)
-        for number in range((3 if explain else 2) * steps):
+        # ZenFlow updates the rest of the columns every fourth step
+        rounds = 6 if job.recipe.parallel.zenflow else 3 if explain else 2
+        for number in range(rounds * steps):
             batch = _batch(job, engine.module, configuration["micro"])
             loss = _loss(job, engine, batch)
             end("forward")

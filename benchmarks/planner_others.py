@@ -61,6 +61,9 @@ _SETTINGS: tuple[tuple[_Row, tuple[str, ...]], ...] = (
     (("qwen3", 3, "none", False, 3, "bf16"), (f"{_ZERO}.reduce_bucket_size=5000000",)),
     (("llama", 1, "none", False, 3, "fp32"), (f"{_ZERO}.reduce_bucket_size=300000",)),
     (("llama", 3, "none", False, 3, "bf16"), (f"{_ZERO}.sub_group_size=1000000",)),
+    (("llama", 1, "optimizer", False, 1, "bf16"), ("parallel.zenflow=true",)),
+    (("gpt2", 2, "optimizer", False, 1, "bf16"), ("parallel.zenflow=true",)),
+    (("llama", 2, "optimizer", False, 1, "fp32"), ("parallel.zenflow=true",)),
 )
 _ADAPTERS: tuple[tuple[_Row, int, str], ...] = (
     (("llama", 2, "none", False, 3, "bf16"), 8, "q_proj,v_proj"),

@@ -23,7 +23,7 @@ from dslm.plan.states import FP32, REUSE, STATE_BYTES, SUB_GROUP, MemoryInputs, 
 from dslm.plan.strategy import Strategy
 from dslm.profile.levels import LAYER, ById, Level, Levels, levels
 from dslm.profile.value import Profile
-from dslm.recipe.features import sub_group_of
+from dslm.recipe.features import sub_group_of, top_columns
 from dslm.recipe.preferences import reference_of, sequences
 from dslm.recipe.schema import Recipe
 
@@ -269,6 +269,24 @@ def _zero(recipe: Recipe, key: str, default: int) -> int:
     return int(value) if isinstance(value, int | float) and value > 0 else default
 
 
+def _selected(recipe: Recipe, profile: Profile, strategy: Strategy) -> list[int]:
+    """Elements of each trained parameter that ZenFlow updates at once.
+
+    Source: runtime/zenflow/zenflow_stage_1_and_2.py: a share of a matrix's columns, and whole
+    vectors.
+    """
+    if not recipe.parallel.zenflow:
+        return []
+    share = top_columns(recipe)
+    found = []
+    for group in profile.parameters:
+        if group.trained:
+            columns = group.shape[1] if len(group.shape) == 2 else 0
+            part = max(1, int(share * columns)) / columns if columns else 1
+            found += [int(part * held(group, strategy) / group.count)] * group.count
+    return found
+
+
 def _inputs(
     recipe: Recipe,
     profile: Profile,
@@ -288,6 +306,7 @@ def _inputs(
     if reference_of(recipe) == "model" and not frozen:
         frozen = trained  # the model as it was at the start, which the loss compares with
     ranks = strategy.data_parallel_size * strategy.sequence_parallel
+    selected = _selected(recipe, profile, strategy)
     return MemoryInputs(
         trained=trained,
         partitioned=partitioned,
@@ -319,6 +338,8 @@ def _inputs(
             sub_group_of(-(-trained // ranks)) if recipe.parallel.offload_ratio < 1 else SUB_GROUP,
         ),
         secondary=min(ranks_per_host, ranks) if strategy.second_partition else 0,
+        selected=sum(selected),
+        selected_largest=max(selected, default=0),
         ratio=recipe.parallel.offload_ratio,
         pinned=not on_cpu,
     )

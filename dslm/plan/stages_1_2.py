@@ -17,6 +17,7 @@ from dslm.plan.state_terms import (
 from dslm.plan.states import FP32, MemoryInputs, RankMemory, States, states_of
 
 _SOURCE = "zero/stage_1_and_2.py"
+_ZENFLOW = "ops/adam/zenflow_torch_adam.py"
 
 
 def stages_1_and_2(inputs: MemoryInputs) -> RankMemory:
@@ -39,6 +40,7 @@ def stages_1_and_2(inputs: MemoryInputs) -> RankMemory:
             *_communication(inputs, partition, late=late),
             *_update(inputs, states),
             *_offloaded(inputs, states),
+            *_selected(inputs),
         ),
     )  # fmt: skip
 
@@ -107,7 +109,23 @@ def _offloaded(inputs: MemoryInputs, states: States) -> list[Term]:
         on_host(inputs, "offloaded optimizer state", states.host_optimizer, _SOURCE),
         on_host(inputs, "a gradient on its way", temporary, _SOURCE),
     ]
-    if inputs.accumulates:
+    if inputs.accumulates or inputs.selected:  # ZenFlow sums until it updates the other columns
         summed = inputs.element * inputs.share
         terms.append(on_host(inputs, "accumulated gradients", summed, "accumulated_grads_in_cpu"))
     return terms
+
+
+def _selected(inputs: MemoryInputs) -> list[Term]:
+    """Terms of the columns that ZenFlow updates at once, on every rank.
+
+    Both moments are in the compute format; the gradient and the values before the update stay until
+    it is done, on a copy of the columns.
+    """
+    if not inputs.selected:
+        return []
+    whole, largest = inputs.element * inputs.selected, inputs.element * inputs.selected_largest
+    return [
+        term("moments of selected columns", 2 * whole, RUN, _ZENFLOW, "optimizer"),
+        term("selected columns", 2 * whole, {Moment.GRADIENTS, Moment.STEP}, _ZENFLOW, "gradients"),
+        term("their update", whole + 2 * largest, {Moment.STEP}, _ZENFLOW),
+    ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from dslm.recipe.schema import Recipe
 
 ANY_STAGE = (0, 1, 2, 3)
+TOP_COLUMNS = 0.1  # topk_ratio in runtime/zenflow/zenflow_config.py of DeepSpeed 0.19
 ZEROPP = ("hpz", "quantized_weights", "quantized_gradients")  # keys of `parallel`
 
 
@@ -129,6 +130,14 @@ def sub_group_of(share: int) -> int:
         share: elements of a rank.
     """
     return max(1, -(-share // _GROUPS))
+
+
+def top_columns(recipe: Recipe) -> float:
+    """Return the share of each matrix's columns that ZenFlow updates at once."""
+    section: object = recipe.deepspeed.get("zero_optimization", {})
+    own: object = section.get("zenflow") if isinstance(section, dict) else None
+    ratio = own.get("topk_ratio") if isinstance(own, dict) else None
+    return ratio if isinstance(ratio, float) else TOP_COLUMNS
 
 
 def features_of(recipe: Recipe) -> list[Feature]:

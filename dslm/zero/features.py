@@ -9,7 +9,7 @@ from dslm.cluster.hosts import Cluster
 from dslm.codec import Json
 from dslm.plan.strategy import Strategy
 from dslm.profile.value import Profile
-from dslm.recipe.features import features_of, given_by, sub_group_of
+from dslm.recipe.features import TOP_COLUMNS, features_of, given_by, sub_group_of
 from dslm.recipe.schema import Recipe
 
 _ZERO = "zero_optimization"
@@ -69,7 +69,7 @@ _VALUES: Mapping[str, tuple[tuple[str, _Value, str], ...]] = {
     ),
     "parallel.super_offload": ((f"{_HOST}.super_offload", _always(True), ""),),
     "parallel.zenflow": (
-        (f"{_ZERO}.zenflow.topk_ratio", _always(0.1), "DeepSpeed's default"),
+        (f"{_ZERO}.zenflow.topk_ratio", _always(TOP_COLUMNS), "DeepSpeed's default"),
         (f"{_ZERO}.zenflow.select_strategy", _always("step"), "by steps, as a run counts"),
         (f"{_ZERO}.zenflow.select_interval", _always(16), "steps between choices of columns"),
         (f"{_ZERO}.zenflow.update_interval", _always(4), "steps between updates of the others"),
