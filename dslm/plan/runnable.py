@@ -17,10 +17,13 @@ Shared = Literal["tensor", "sequence"]
 
 # Tasks in which ranks can share layers (AutoTP) or sequences (Ulysses). Whoever teaches the worker
 # another one adds it here.
+_TEXT = frozenset({"pretrain", "sequence", "sft"})
 TASKS: dict[Shared, frozenset[str]] = {
-    "tensor": frozenset({"pretrain", "sequence", "sft"}),
-    "sequence": frozenset({"pretrain", "sequence", "sft"}),
+    "tensor": _TEXT | {"classify", "dpo", "grpo", "kto", "orpo", "reward"},
+    "sequence": _TEXT,
 }
+# Tasks whose losses multiply with the head, or read its logits, by themselves.
+WHOLE_HEAD = frozenset({"dpo", "orpo", "kto", "grpo"})
 
 
 @dataclass(frozen=True, slots=True)

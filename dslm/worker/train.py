@@ -35,7 +35,7 @@ from dslm.worker.features import mend, put_on
 from dslm.worker.finish import finish, finish_early
 from dslm.worker.first_loss import FirstLoss, expected_loss
 from dslm.worker.layout.apart import kept_apart
-from dslm.worker.layout.share import share_model
+from dslm.worker.layout.share import share_head, share_model
 from dslm.worker.loading import LoadingReport
 from dslm.worker.memory_peaks import resident
 from dslm.worker.model import build_model, examine_weights, label_settings
@@ -175,7 +175,9 @@ def build_reference(given: Assignment, inputs: Inputs, report: LoadingReport | N
     recipe = given.recipe.model_copy(update={"lora": None})
     set_seed(recipe.seed)  # the same weights
     settings = model_settings(inputs)
-    return build_model(recipe, inputs.task.auto_class, inputs.tokenizer, report, **settings)
+    model = build_model(recipe, inputs.task.auto_class, inputs.tokenizer, report, **settings)
+    share_head(model, recipe, given.layout)
+    return model
 
 
 def model_settings(inputs: Inputs) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from dslm.cluster.hosts import Cluster
 from dslm.errors import RecipeError, Where
 from dslm.plan.buckets import bucket_elements
+from dslm.plan.runnable import WHOLE_HEAD
 from dslm.plan.strategy import Strategy
 from dslm.presets import preset_path
 from dslm.profile.value import Profile
@@ -339,6 +340,13 @@ def _model_parallelism(draft: _Draft, recipe: Recipe, strategy: Strategy) -> Non
     if strategy.tensor_parallel > 1:
         size = strategy.tensor_parallel
         draft.set("tensor_parallel.autotp_size", size, "recipe", "parallel.tensor")
+        if recipe.task in WHOLE_HEAD:
+            draft.set(
+                "tensor_parallel.vocab_parallel_lm_head",
+                False,
+                "computed",
+                "the loss of the task multiplies with the whole head",
+            )
     if strategy.sequence_parallel > 1:
         draft.set(
             "sequence_parallel_size", strategy.sequence_parallel, "recipe", "parallel.sequence"

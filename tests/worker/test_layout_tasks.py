@@ -19,12 +19,22 @@ Settings = dict[str, Any]
 _MIXTURE = {key.replace("__", "."): value for key, value in EXPERTS.items()}
 # all that is learnt of a sample lies in the part of one rank; the other's is padding
 _UNEVEN = {"data.train": "answers.jsonl", "data.packing": "false", "data.eval": 0}
+_APART = {"data.packing": "false"}
+_UNTIED = {**_APART, "model.architecture.tie_word_embeddings": "false"}
+_ROUNDS = {"rollout.group": 4, "rollout.max_tokens": 3, "data.eval": 0}
+_LLAMA = {**_APART, "model.architecture.model_type": "llama", "data.max_documents": 3000}
 # task, sizes of shared work, what else
 ROWS: dict[str, tuple[str, dict[str, int], Settings]] = {
     "sft, sequence": ("sft", {"sequence": 2}, {}),
     "sft, sequence, uneven": ("sft", {"sequence": 2}, _UNEVEN),
     "sft, tensor": ("sft", {"tensor": 2}, {}),
     "sft, expert": ("sft", {"expert": 2}, _MIXTURE),
+    "dpo, tensor": ("dpo", {"tensor": 2}, _UNTIED),
+    "orpo, tensor": ("orpo", {"tensor": 2}, _UNTIED),
+    "kto, tensor": ("kto", {"tensor": 2}, _APART),
+    "reward, tensor, two pairs": ("reward", {"tensor": 2, "ranks": 4}, _APART),
+    "grpo, tensor": ("grpo", {"tensor": 2}, _ROUNDS),
+    "classify, tensor": ("classify", {"tensor": 2}, _LLAMA),
     "items, sequence": ("sequence", {"sequence": 2}, {}),
     "items, tensor": ("sequence", {"tensor": 2}, {}),
 }

@@ -5,11 +5,13 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from dslm.errors import RecipeError, Where
+from dslm.plan.runnable import WHOLE_HEAD
 from dslm.recipe.schema import Recipe
 from dslm.worker.layout.attention import attends_plainly, use_documents
 from dslm.worker.layout.experts import gather_together, let_registry_take_names
 from dslm.worker.layout.ranks import Layout
 from dslm.worker.layout.sequence import share_sequences
+from dslm.worker.layout.tensor import keep_head_whole
 from dslm.worker.layout.tiles import tile_loss, tile_mlps
 
 
@@ -19,6 +21,7 @@ def share_model(model: PreTrainedModel, recipe: Recipe, layout: Layout, micro_ba
         tile_mlps(model)
     if recipe.model.tiled_loss is True:
         tile_loss(model)
+    share_head(model, recipe, layout)
     if layout.expert > 1:
         let_registry_take_names()
     if layout.stage == 3:
@@ -33,3 +36,9 @@ def share_model(model: PreTrainedModel, recipe: Recipe, layout: Layout, micro_ba
         share_sequences(model, layout, micro_batch)
     else:
         use_documents(model, recipe)
+
+
+def share_head(model: PreTrainedModel, recipe: Recipe, layout: Layout) -> None:
+    """Let each rank have the whole head of a model, its reference too, where the loss takes it."""
+    if layout.tensor > 1 and recipe.task in WHOLE_HEAD:
+        keep_head_whole(model)
