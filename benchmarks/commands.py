@@ -8,6 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dslm.environment import EXTENSIONS, PATH
+from dslm.worker.extension_builds import build_folder, program_path
+
 BIN = Path(sys.executable).parent
 DSLM = (str(BIN / "dslm"),)
 
@@ -29,6 +32,15 @@ def checked(argv: list[str], **environment: str) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode:
         sys.exit(f"{' '.join(argv)} failed:\n{done.stdout}\n{done.stderr}")
+
+
+def operators() -> dict[str, str]:
+    """Return the variables with which plain DeepSpeed has the operators that dslm's ranks have.
+
+    With another `ninja` than theirs it would build all of them anew, and they would after it.
+    """
+    variables = os.environ
+    return {EXTENSIONS: str(build_folder(variables)), PATH: program_path(variables)}
 
 
 def forget_shared_memory() -> None:

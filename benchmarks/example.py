@@ -25,13 +25,12 @@ from statistics import median
 
 import yaml
 
-from benchmarks.commands import BIN, checked, training
+from benchmarks.commands import BIN, checked, operators, training
 from benchmarks.training import MODEL
 from dslm.host.network import free_port
 from dslm.recipe.load import read_resolved
 from dslm.run.directory import RunDirectory
 from dslm.run.history import read_history
-from dslm.worker.extension_builds import build_folder
 
 REPEATS = 3
 STEPS = 40
@@ -44,7 +43,7 @@ _URL = (
 _VARIABLES = {
     "DS_ACCELERATOR": "cpu",
     "PYTHONUNBUFFERED": "1",
-    "TORCH_EXTENSIONS_DIR": str(build_folder(os.environ)),
+    **operators(),
 }
 Speed = tuple[float, float]  # seconds to the end of the first step, steps per second after some
 

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.commands import BIN, checked, training
+from benchmarks.commands import BIN, checked, operators, training
 from benchmarks.training import HANDWRITTEN, MODEL, data_of
 from dslm.host.network import free_port
 from dslm.run.directory import RunDirectory
 from dslm.run.history import read_history
-from dslm.worker.extension_builds import build_folder
 from tests.cluster.namespaces import Cluster, missing
 
 REPEATS = 3
@@ -31,7 +30,7 @@ STEPS = 2
 VARIABLES = {
     "DS_ACCELERATOR": "cpu",
     "OMP_NUM_THREADS": "1",
-    "TORCH_EXTENSIONS_DIR": str(build_folder(os.environ)),
+    **operators(),
 }
 _INTERFACE = {"GLOO_SOCKET_IFNAME": "eth0"}
 

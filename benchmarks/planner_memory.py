@@ -20,14 +20,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.commands import operators
 from benchmarks.planner_architectures import ARCHITECTURES, TASKS
 from benchmarks.planner_large import trained
 from dslm.cluster.detect import local_cluster
 from dslm.decide.job import Job, resolve_job
-from dslm.environment import EXTENSIONS
 from dslm.host.network import free_port
 from dslm.recipe.load import load_recipe
-from dslm.worker.extension_builds import build_folder
 
 PHASES = ("init", "forward", "backward", "step")
 THREE = ("llama", "gpt2", "qwen3")
@@ -267,8 +266,8 @@ def _ranks(folder: Path, *arguments: str) -> str:
     """Run two ranks of this module to their end, which the failure of one is; what they print."""
     # accelerate insists on an address; DeepSpeed names its shared memory by it
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    built = {EXTENSIONS: str(build_folder(os.environ))}  # as dslm's ranks have them
-    environment = {**os.environ, **place, **built, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    place |= {**operators(), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **place}
     meeting = (folder / "meeting").as_uri()
     argv = [sys.executable, "-P", "-m", "benchmarks.planner_memory", meeting, *arguments]
     with (folder / "log").open("w+") as log:

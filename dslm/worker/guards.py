@@ -174,17 +174,22 @@ class Guards(TrainerCallback):
             )
 
     def _good_before(self, step: int) -> int | None:
-        """Put checkpoints from a step on aside; the step of the newest that is left."""
+        """Put checkpoints from a step on aside; the step of the newest that is left.
+
+        Rank 0 tells all: it completes them, and another rank may look before it has.
+        """
         self.finish_checkpoints()
-        left = None
-        for checkpoint in complete_checkpoints(self._rank.run.checkpoints):
-            if checkpoint.step < step:
-                left = checkpoint.step
-            elif self._rank.rank == 0:
-                checkpoint.path.rename(
-                    checkpoint.path.with_name(f"{SUSPECT}{checkpoint.path.name}")
-                )
-        return left
+        left: list[int | None] = [None]
+        if self._rank.rank == 0:
+            for checkpoint in complete_checkpoints(self._rank.run.checkpoints):
+                if checkpoint.step < step:
+                    left = [checkpoint.step]
+                else:
+                    aside = checkpoint.path.with_name(f"{SUSPECT}{checkpoint.path.name}")
+                    checkpoint.path.rename(aside)
+        if self._group is not None:
+            dist.broadcast_object_list(left, src=0, group=self._group)
+        return left[0]
 
 
 def _what_now(good: int | None) -> str:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dslm.environment import EXTENSIONS
+from benchmarks.commands import operators
 from dslm.host.network import free_port
 from dslm.presets import preset_names, shipped_folder
-from dslm.worker.extension_builds import build_folder
 from scripts.ds_configs import STRATEGIES
 
 # what needs an accelerator's kernels
@@ -38,10 +37,7 @@ def test_the_trainer_trains_with_every_config_that_a_cpu_can_run(tmp_path: Path)
             str(Path(__file__).with_name("trainer_script.py")), *paths,
         ],
         cwd=tmp_path, capture_output=True, text=True,
-        env={
-            **os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
-            EXTENSIONS: str(build_folder(os.environ)),  # where other tests build operators, too
-        },
+        env={**os.environ, **operators(), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     for name in ON_CPU:
