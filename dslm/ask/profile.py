@@ -59,6 +59,7 @@ _SHAPE = {
     "rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern", "dora": "use_dora",
 }  # fmt: skip
 _ALWAYS = ("rank", "dropout", "target_modules")
+_PARTS_OF_MATRICES = ("pissa", "olora")  # how adapters begin that can't be put on experts
 
 
 def _shape(lora: Lora) -> dict[str, object]:
@@ -71,6 +72,8 @@ def _shape(lora: Lora) -> dict[str, object]:
             found |= {name: said[own] for name, own in _SHAPE.items() if own in said}
         except (OSError, ValueError, TypeError):
             pass  # a check says so
+    elif lora.init in _PARTS_OF_MATRICES:
+        found["init"] = lora.init
     return {name: value for name, value in found.items() if value or name in _ALWAYS}
 
 

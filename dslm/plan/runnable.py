@@ -22,8 +22,6 @@ TASKS: dict[Shared, frozenset[str]] = {
     "tensor": _TEXT | {"classify", "dpo", "grpo", "kto", "orpo", "reward"},
     "sequence": _TEXT,
 }
-# Tasks whose losses multiply with the head, or read its logits, by themselves.
-WHOLE_HEAD = frozenset({"dpo", "orpo", "kto", "grpo"})
 
 
 @dataclass(frozen=True, slots=True)

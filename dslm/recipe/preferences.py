@@ -15,6 +15,8 @@ Reference: TypeAlias = Literal["none", "model", "adapters", "precomputed"]
 PAIRS = frozenset({"dpo", "orpo", "reward"})  # a sample is two sequences
 PREFERENCES = PAIRS | {"kto"}
 COMPARING = frozenset({"dpo", "kto"})  # with a reference
+# their losses multiply with the head, or read its logits, by themselves
+WHOLE_HEAD = frozenset({"dpo", "orpo", "kto", "grpo"})
 
 
 def sequences(recipe: Recipe) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +86,7 @@ def as_they_are(model: torch.nn.Module) -> Iterator[None]:
 
 def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     """Freeze the model and put trained adapters on its linear layers."""
-    from peft import PeftModel, get_peft_model
+    from peft import PeftModel
 
     lora = recipe.lora
     if lora is None:
@@ -109,12 +110,67 @@ def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
             ) from failure
         _check_all_there(folder, adapters_of(loaded.state_dict()))
         return loaded
-    made: PreTrainedModel = get_peft_model(model, config, **casts)
+    made = put_adapters(model, config, init=lora.init, **casts)
     if lora.init in PRINCIPAL:
         made.initial_adapters = {  # type: ignore[assignment]
             name: tensor.detach().clone() for name, tensor in adapters_of(made.state_dict()).items()
         }
     return made
+
+
+def put_adapters(
+    model: torch.nn.Module, config: Any, *, init: str = "default", **settings: Any
+) -> PreTrainedModel:
+    """Freeze a model and put new adapters on it, on the parameters of experts without dropout.
+
+    peft puts adapters on experts whose matrices are one parameter as well, and refuses each option
+    that isn't for those (peft/tuners/lora/layer.py, ParamWrapper). Dropout it refuses for all.
+
+    Args:
+        model: which one.
+        config: peft's; what becomes of its dropout is written back.
+        init: the recipe's, where peft isn't to begin so here.
+        settings: what else peft is given.
+
+    Raises:
+        RecipeError: an option that adapters on experts can't have.
+    """
+    from peft import get_peft_model
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+
+    dropout, config.lora_dropout = config.lora_dropout, 0.0
+    try:
+        made: PreTrainedModel = get_peft_model(model, config, **settings)
+    except (AttributeError, ValueError) as failure:
+        if not _is_of_experts(failure):
+            raise
+        key, value = ("dora", "false") if config.use_dora else ("init", "default")
+        raise _not_for_experts(key, value) from failure
+    layers = [module for module in made.modules() if isinstance(module, LoraLayer)]
+    others = [layer for layer in layers if not isinstance(layer, ParamWrapper)]
+    if len(others) == len(layers):
+        config.lora_dropout = dropout
+    elif init in PRINCIPAL:
+        raise _not_for_experts("init", "default")
+    if dropout:
+        for layer in others:
+            for name in layer.lora_A:
+                layer.lora_dropout[name] = torch.nn.Dropout(dropout)
+    return made
+
+
+def _is_of_experts(failure: Exception) -> bool:
+    """Whether peft failed to put adapters on experts."""
+    frames = traceback.extract_tb(failure.__traceback__)
+    return any("ParamWrapper" in (frame.line or "") for frame in frames)
+
+
+def _not_for_experts(key: str, value: str) -> RecipeError:
+    return RecipeError(
+        f"adapters on experts can't have `lora.{key}`: their matrices are one parameter",
+        where=Where(key=f"lora.{key}"),
+        hint=f"`--set lora.{key}={value}`, or name other `lora.target_modules`",
+    )
 
 
 def _check_all_there(folder: Path, wanted: Mapping[str, torch.Tensor]) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 from dslm.cluster.hosts import Cluster
 from dslm.errors import RecipeError, Where
 from dslm.plan.buckets import bucket_elements
-from dslm.plan.runnable import WHOLE_HEAD
 from dslm.plan.strategy import Strategy
 from dslm.presets import preset_path
 from dslm.profile.value import Profile
 from dslm.recipe.duration import total_steps, warmup_steps
 from dslm.recipe.features import is_second, quantizes_gradients, quantizes_weights
+from dslm.recipe.preferences import WHOLE_HEAD
 from dslm.recipe.schema import Recipe
 from dslm.zero.features import settings_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from dslm.errors import RecipeError, Where
-from dslm.plan.runnable import WHOLE_HEAD
+from dslm.recipe.preferences import WHOLE_HEAD
 from dslm.recipe.schema import Recipe
 from dslm.worker.layout.attention import attends_plainly, use_documents
 from dslm.worker.layout.experts import gather_together, let_registry_take_names

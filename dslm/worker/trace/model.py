@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, initialization
 
 from dslm.errors import RecipeError, Where
 from dslm.worker.adapter_targets import check_targets
+from dslm.worker.adapters import put_adapters
 from dslm.worker.features import check_loss
 from dslm.worker.layout.attention import DOCUMENTS, attends_plainly
 from dslm.worker.layout.tiles import tile_loss, tile_mlps
@@ -117,7 +118,7 @@ def built(config: Any, request: Mapping[str, Any]) -> Traced:
 
 
 def _with_adapters(model: Any, lora: Mapping[str, Any], task: str) -> Any:
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     check_targets(model, lora)
     kinds = {
@@ -125,7 +126,7 @@ def _with_adapters(model: Any, lora: Mapping[str, Any], task: str) -> Any:
         "seq2seq": "SEQ_2_SEQ_LM",
         "classify": "SEQ_CLS",
     }
-    return get_peft_model(
+    return put_adapters(
         model,
         LoraConfig(
             r=lora["rank"],
@@ -142,6 +143,7 @@ def _with_adapters(model: Any, lora: Mapping[str, Any], task: str) -> Any:
             rank_pattern=lora.get("rank_pattern", {}),
             use_dora=lora.get("dora", False),
         ),
+        init=lora.get("init", "default"),
         autocast_adapter_dtype=False,
     )
 

@@ -193,7 +193,7 @@ def _positions(traced: Traced) -> int | None:
     """The longest sequence that a model takes; None: no limit that it names."""
     config = traced.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    limit = _number(text, "max_position_embeddings") or None
+    limit = _number(text, "max_position_embeddings") or _number(text, "max_seq_len") or None
     for name, module in traced.model.named_modules():
         table = isinstance(module, nn.Embedding) and "position" in name.rsplit(".", 1)[-1]
         if table and limit and module.num_embeddings == limit and module.padding_idx is not None:
