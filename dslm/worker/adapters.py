@@ -20,10 +20,16 @@ from transformers import PreTrainedModel
 from dslm.errors import InputError, RecipeError, Where
 from dslm.files import expanded
 from dslm.recipe.schema import Recipe
+from dslm.worker.adapter_targets import ALL
+from dslm.worker.data.records import first_line
 from dslm.worker.number_formats import DTYPES
 
 FILE = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+# models whose scan takes the matrix behind it beside its module; peft refuses adapters there
+# at `_check_lora_target_modules_mamba`, peft/tuners/tuners_utils.py
+_SCANNING = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+_OF_A_SCAN = "out_proj"
 PRINCIPAL = ("pissa", "olora")  # begin as a part of the model, which is taken out of it
 _TASKS = {
     **dict.fromkeys(("pretrain", "sft", "dpo", "orpo", "kto", "grpo", "sequence"), "CAUSAL_LM"),
@@ -119,7 +125,7 @@ def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
 
 
 def put_adapters(
-    model: torch.nn.Module, config: Any, *, init: str = "default", **settings: Any
+    model: PreTrainedModel, config: Any, *, init: str = "default", **settings: Any
 ) -> PreTrainedModel:
     """Freeze a model and put new adapters on it, on the parameters of experts without dropout.
 
@@ -133,19 +139,26 @@ def put_adapters(
         settings: what else peft is given.
 
     Raises:
-        RecipeError: an option that adapters on experts can't have.
+        RecipeError: an option that adapters on experts can't have, or modules that can have none.
     """
     from peft import get_peft_model
     from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 
     dropout, config.lora_dropout = config.lora_dropout, 0.0
+    if config.target_modules == ALL and getattr(model.config, "model_type", "") in _SCANNING:
+        config.exclude_modules = _also(config.exclude_modules, _OF_A_SCAN)
     try:
         made: PreTrainedModel = get_peft_model(model, config, **settings)
-    except (AttributeError, ValueError) as failure:
-        if not _is_of_experts(failure):
-            raise
-        key, value = ("dora", "false") if config.use_dora else ("init", "default")
-        raise _not_for_experts(key, value) from failure
+    except (AttributeError, TypeError, ValueError) as failure:
+        if _is_of_experts(failure):
+            key, value = ("dora", "false") if config.use_dora else ("init", "default")
+            raise _not_for_experts(key, value) from failure
+        raise RecipeError(
+            f"peft can't put these adapters on a model of type `{model.config.model_type}`: "
+            f"{first_line(failure)}",
+            where=Where(key="lora.target_modules"),
+            hint="choose its layers: `lora.target_modules`, `lora.exclude`, `lora.modules_to_save`",
+        ) from failure
     layers = [module for module in made.modules() if isinstance(module, LoraLayer)]
     others = [layer for layer in layers if not isinstance(layer, ParamWrapper)]
     if len(others) == len(layers):
@@ -157,6 +170,13 @@ def put_adapters(
             for name in layer.lora_A:
                 layer.lora_dropout[name] = torch.nn.Dropout(dropout)
     return made
+
+
+def _also(excluded: Any, name: str) -> Any:
+    """What is excluded, by names or by a regular expression, and a module of this name."""
+    if isinstance(excluded, str):
+        return rf"({excluded})|(.*\.)?{name}"
+    return {*(excluded or ()), name}
 
 
 def _is_of_experts(failure: Exception) -> bool:

@@ -1,19 +1,26 @@
-"""Adapters on mixtures of experts, whose matrices are one parameter a layer."""
+"""Adapters on models that peft takes with exceptions: experts, scans, heads, convolutions."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
+from peft.tuners import tuners_utils
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
 
 from dslm.errors import RecipeError
 from dslm.recipe.schema import Lora, Model, Recipe
-from dslm.worker.adapters import with_lora
+from dslm.worker.adapters import _SCANNING, with_lora
 from dslm.worker.trace.profile import profile
 
 SIZES: dict[str, Any] = {
@@ -63,6 +70,49 @@ def test_experts_learn_without_dropout_and_the_rest_with_it(kind: str, tmp_path:
     loaded = PeftModel.from_pretrained(_model(kind), str(tmp_path)).eval()
     found, expected = (each(input_ids=tokens).logits for each in (loaded, model.eval()))
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("exclude", [None, ["in_proj"], r".*in_proj"])
+def test_what_a_scan_takes_by_itself_has_no_adapters(exclude: Any) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **sizes))
+    recipe = Recipe(
+        task="pretrain", model=Model(init="pretrained", name="x"), lora=Lora(exclude=exclude)
+    )
+    made = with_lora(model, recipe)
+    found = {
+        name.rpartition(".")[2] for name, m in made.named_modules() if isinstance(m, LoraLayer)
+    }
+    assert found == {"in_proj", "x_proj", "dt_proj"} - ({"in_proj"} if exclude else set())
+
+
+@pytest.mark.parametrize("kind", sorted(_SCANNING))
+def test_peft_refuses_adapters_behind_a_scan(kind: str) -> None:
+    model = SimpleNamespace(config=SimpleNamespace(model_type=kind))
+    with pytest.raises(ValueError, match="incompatible"):
+        tuners_utils._check_lora_target_modules_mamba(LoraConfig(), model, "out_proj")
+
+
+@pytest.mark.parametrize(
+    ("task", "factory", "sizes"),
+    [
+        ("classify", AutoModelForSequenceClassification, {
+            "model_type": "distilbert", "vocab_size": 64, "dim": 16, "n_heads": 2, "n_layers": 1,
+            "hidden_dim": 32,
+        }),
+        ("vision", AutoModelForImageClassification, {
+            "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1],
+        }),
+    ],
+)  # fmt: skip
+def test_what_peft_cannot_do_is_refused_with_its_reason(
+    task: str, factory: Any, sizes: dict[str, Any]
+) -> None:
+    model = factory.from_config(AutoConfig.for_model(**sizes))
+    recipe = Recipe(task=task, model=Model(init="pretrained", name="x"), lora=Lora())
+    with pytest.raises(RecipeError, match="peft can't put these adapters") as refused:
+        with_lora(model, recipe)
+    assert refused.value.where.key == "lora.target_modules"
 
 
 def test_a_dense_model_keeps_its_dropout_in_the_config() -> None:
