@@ -141,7 +141,7 @@ def measure(configuration: dict[str, Any], *, explain: bool = False) -> dict[str
         # ZenFlow updates the rest of the columns every fourth step
         rounds = 6 if job.recipe.parallel.zenflow else 3 if explain else 2
         for number in range(rounds * steps):
-            batch = _batch(job, engine.module, configuration["micro"])
+            batch = _batch(job, engine.module, configuration)
             loss = _loss(job, engine, batch)
             end("forward")
             engine.backward(loss)
@@ -200,12 +200,16 @@ def _of_trainer(arguments: Any, model: Any) -> Any:
     return kind([group for group in groups if group["params"]], **settings)
 
 
-def _batch(job: Job, model: Any, micro: int) -> dict[str, Any]:
-    """A batch as the task makes it; of texts, two documents in a sample: none sees the other."""
+def _batch(job: Job, model: Any, configuration: dict[str, Any]) -> dict[str, Any]:
+    """A batch as the task makes it; of texts, two documents in a sample: none sees the other.
+
+    One where the configuration says so: attention that keeps its probabilities is planned for that.
+    """
     import torch
 
     from dslm.worker.trace.model import NEXT_TOKEN, Traced, batch
 
+    micro = configuration["micro"]
     attention = str(getattr(model.config, "_attn_implementation", "") or "eager")
     made = batch(Traced(model, model.config, job.recipe.task, attention), micro, LENGTH)
     if "pixel_values" in made:
@@ -214,8 +218,9 @@ def _batch(job: Job, model: Any, micro: int) -> dict[str, Any]:
         made["input_ids"] = torch.randint(1, 2048, (micro, LENGTH))
         made["labels"] = made["input_ids"].clone()
         if "position_ids" in made:
-            half = torch.arange(LENGTH // 2)
-            made["position_ids"] = torch.cat([half, half]).repeat(micro, 1)
+            documents = configuration.get("documents", 2)
+            one = torch.arange(LENGTH // documents)
+            made["position_ids"] = torch.cat([one] * documents).repeat(micro, 1)
     return made
 
 

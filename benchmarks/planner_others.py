@@ -31,7 +31,7 @@ _ARCHITECTURES: tuple[tuple[_Row, dict[str, Any]], ...] = (
     (("cohere", 2, "none", False, 3, "bf16"), {"accumulation": 3}),
     (("granite", 3, "all", True, 3, "bf16"), {}),
     (("mpt", 1, "none", False, 2, "bf16"), {"accumulation": 3}),
-    (("deepseek_v2", 2, "none", False, 2, "bf16"), {}),
+    (("deepseek_v2", 2, "none", False, 2, "bf16"), {"documents": 1}),
     (("bert", 2, "none", False, 3, "bf16"), {}),
     (("bert", 0, "none", False, 3, "fp32"), {}),
     (("t5", 1, "none", False, 3, "bf16"), {}),

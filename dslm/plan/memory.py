@@ -219,7 +219,7 @@ def _drawing(
     ]
 
 
-def _state_bytes(recipe: Recipe, profile: Profile, stage: int) -> float:
+def _state_bytes(recipe: Recipe, profile: Profile, stage: int, *, offloads: bool) -> float:
     """Bytes of the optimizer's own state of a trained parameter, on average.
 
     Source: DeepSpeed's set_optimizer_flags: Muon updates matrices that aren't embeddings or heads,
@@ -241,7 +241,8 @@ def _state_bytes(recipe: Recipe, profile: Profile, stage: int) -> float:
             for g in groups
         )
         return FP32 * kept / trained
-    return STATE_BYTES[name]
+    # DeepSpeed's own for a host has a second moment that it never reads (ops/lion/cpu_lion.py)
+    return STATE_BYTES["adam" if name == "lion" and offloads else name]
 
 
 def _scratch(recipe: Recipe, *, on_cpu: bool) -> int:
@@ -319,7 +320,9 @@ def _inputs(
         passed=profile.passed,
         element=FP32 if recipe.autocast or recipe.precision == "fp32" else 2,
         optimizer=recipe.optimizer.name,
-        state=_state_bytes(recipe, profile, strategy.zero_stage),
+        state=_state_bytes(
+            recipe, profile, strategy.zero_stage, offloads=strategy.offload != "none"
+        ),
         scratch=_scratch(recipe, on_cpu=on_cpu),
         stage=strategy.zero_stage,
         ranks=min(ranks, _zero(recipe, "mics_shard_size", ranks)),

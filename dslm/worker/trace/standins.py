@@ -103,9 +103,10 @@ def _attention(timeline: Timeline, *, on_cpu: bool) -> Callable[..., Any]:
         enable_gqa: bool = False,
     ) -> Any:
         timeline.drops |= dropout_p > 0
-        # no fused kernel repeats keys for several queries by itself
+        # no fused kernel repeats keys for several queries by itself; a CPU's drops nothing, and
+        # has heads of one size (ATen/native/transformers/sdp_utils_cpp.h)
         repeats = query.ndim > 3 and key.shape[-3] != query.shape[-3] and not enable_gqa
-        if repeats or (on_cpu and dropout_p):
+        if repeats or (on_cpu and (dropout_p or value.shape[-1] != query.shape[-1])):
             return torch.ops.aten._scaled_dot_product_attention_math(
                 query,
                 key,
