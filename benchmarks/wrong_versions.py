@@ -20,6 +20,9 @@ from typing import Any
 
 from benchmarks.verify import write_rows
 from dslm.cluster.wrong_versions import wrong_versions
+from dslm.run.directory import RunDirectory
+from dslm.run.events import Error
+from dslm.run.history import read_history
 from tests.worker.planting import ALBERT
 from tests.worker.test_verify import SMALL
 
@@ -107,6 +110,7 @@ def outcome(wrong: Wrong) -> str:
         packages = (f"{entry.package}=={wrong.version}", *wrong.beside)
         python = environment_of(packages, folder / "venv")
         code, found, said = verified(python, wrong, folder / "run")
+        error = read_history(RunDirectory(folder / "run")).last(Error)
     if code == 5:
         first = found["differences"][0]
         known = any(entry.source in text for text in found["known"])
@@ -116,8 +120,8 @@ def outcome(wrong: Wrong) -> str:
         )
         what += f"; cause: {found['cause']}" if found["cause"] else ""
     else:
-        last = said.strip().replace("\n", " ")[-300:]
-        what = "shows nothing on CPU ranks" if code == 0 else f"can't be verified: {last}"
+        why = error.said if error is not None else said.strip().rpartition("\n")[2]
+        what = "shows nothing on CPU ranks" if code == 0 else f"doesn't run with the rest: {why}"
     return f"| `{wrong.entry}` | {entry.package} {wrong.version} | {what} |"
 
 
