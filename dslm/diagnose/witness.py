@@ -126,8 +126,8 @@ def witnesses(run: RunDirectory, outcome: Outcome) -> list[Witness]:
         for status in statuses
         if _failed(status, outcome)
     ]
-    followers = ranks and all(rank.follows for rank in ranks)
-    first = _first_gone(statuses) if followers else None
+    only_noticed = ranks and all(rank.follows for rank in ranks)
+    first = _first_gone(statuses) if only_noticed else None
     if first is not None and first.lost is not None and first.rank != outcome.failed_rank:
         # the others had their word in first
         seen = replace(outcome, kind=first.lost.kind, failed_rank=first.rank)
