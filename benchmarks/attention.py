@@ -93,10 +93,12 @@ def packed() -> str:
                 abs(a - b)
                 for a, b in zip(found["auto"][0].losses, found["sdpa"][0].losses, strict=True)
             )
+            memory = "| – | – | –"  # where the process had more before it trained
+            if little > 0 and much > 0:
+                memory = f"| {little / 2**20:,.0f} | {much / 2**20:,.0f} | {little / much:.2f}"
             lines.append(
                 f"| {what}, {length} tokens | {fast:.3f} | {slow:.3f} | {fast / slow:.2f} "
-                f"| {little / 2**20:,.0f} | {much / 2**20:,.0f} | {little / max(1, much):.2f} "
-                f"| {off:.0e} |"
+                f"{memory} | {off:.0e} |"
             )
     return "\n".join(lines) + "\n"
 
