@@ -11,18 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.commands import forget_shared_memory
-from dslm import environment
-from dslm.worker.extension_builds import build_folder
+from benchmarks.commands import forget_shared_memory, operators
 from tests.cluster.namespaces import MakeHosts, make_hosts
 from tests.support.golden import SameAs, make_same_as
 from tests.support.schedule import ModuleScheduling, longest_first
 from tests.support.warm import warm_dslm, warm_popen
 
 DSLM = Path(sys.executable).parent / "dslm"
-# where dslm has operators built; else those of plain DeepSpeed, and of tests with a cache of their
-# own, would be built again, for a minute each
-os.environ.setdefault(environment.EXTENSIONS, str(build_folder(os.environ)))
+# where dslm has operators built, and with its ninja; else those of plain DeepSpeed, and of tests
+# with a cache of their own, would be built again, for a minute each, and dslm's after them
+os.environ |= operators()
 Dslm = Callable[..., subprocess.CompletedProcess[str]]
 _BEGAN_WITH = dict(os.environ)
 
