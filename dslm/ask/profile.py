@@ -11,7 +11,7 @@ from dslm.files import expanded
 from dslm.profile.store import keep, key_of, stored
 from dslm.profile.value import Profile, from_document
 from dslm.recipe.packs import may_attend_by_lengths
-from dslm.recipe.schema import Lora, Recipe
+from dslm.recipe.schema import PRINCIPAL, Lora, Recipe
 
 OnPhase = Callable[[str], None]
 
@@ -59,7 +59,6 @@ _SHAPE = {
     "rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern", "dora": "use_dora",
 }  # fmt: skip
 _ALWAYS = ("rank", "dropout", "target_modules")
-_PARTS_OF_MATRICES = ("pissa", "olora")  # how adapters begin that can't be put on experts
 
 
 def _shape(lora: Lora) -> dict[str, object]:
@@ -72,7 +71,7 @@ def _shape(lora: Lora) -> dict[str, object]:
             found |= {name: said[own] for name, own in _SHAPE.items() if own in said}
         except (OSError, ValueError, TypeError):
             pass  # a check says so
-    elif lora.init in _PARTS_OF_MATRICES:
+    elif lora.init in PRINCIPAL:  # which not every model can have
         found["init"] = lora.init
     return {name: value for name, value in found.items() if value or name in _ALWAYS}
 

@@ -142,8 +142,8 @@ def _first_gone(statuses: Iterable[RankStatus]) -> RankStatus | None:
 
     Nobody ended it: a launcher ends the others once it has seen that a rank is gone.
     """
-    gone = [(status.left, status.lost is None, status) for status in statuses if status.left]
-    return min(gone, key=lambda one: one[:2], default=(0.0, False, None))[2]
+    gone = (status for status in statuses if status.left is not None)
+    return min(gone, key=lambda one: (one.left or 0.0, one.lost is None), default=None)
 
 
 def _failed(status: RankStatus, outcome: Outcome) -> bool:

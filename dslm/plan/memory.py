@@ -219,7 +219,7 @@ def _drawing(
     ]
 
 
-def _state_bytes(recipe: Recipe, profile: Profile, stage: int, *, offloads: bool) -> float:
+def _state_bytes(recipe: Recipe, profile: Profile, strategy: Strategy) -> float:
     """Bytes of the optimizer's own state of a trained parameter, on average.
 
     Source: DeepSpeed's set_optimizer_flags: Muon updates matrices that aren't embeddings or heads,
@@ -235,14 +235,15 @@ def _state_bytes(recipe: Recipe, profile: Profile, stage: int, *, offloads: bool
             if len(g.shape) < 2 or any(word in g.name.lower() for word in ("embed", "lm_head"))
         )
         return STATE_BYTES[name] + (STATE_BYTES["adam"] - STATE_BYTES[name]) * rest / trained
-    if name == "adafactor" and stage == 0 and (recipe.autocast or recipe.precision == "fp32"):
+    as_matrices = strategy.zero_stage == 0 and (recipe.autocast or recipe.precision == "fp32")
+    if name == "adafactor" and as_matrices:
         kept = sum(
             g.total // g.shape[-1] + g.total // g.shape[-2] if len(g.shape) > 1 else g.total
             for g in groups
         )
         return FP32 * kept / trained
     # DeepSpeed's own for a host has a second moment that it never reads (ops/lion/cpu_lion.py)
-    return STATE_BYTES["adam" if name == "lion" and offloads else name]
+    return STATE_BYTES["adam" if name == "lion" and strategy.offload != "none" else name]
 
 
 def _scratch(recipe: Recipe, *, on_cpu: bool) -> int:
@@ -320,9 +321,7 @@ def _inputs(
         passed=profile.passed,
         element=FP32 if recipe.autocast or recipe.precision == "fp32" else 2,
         optimizer=recipe.optimizer.name,
-        state=_state_bytes(
-            recipe, profile, strategy.zero_stage, offloads=strategy.offload != "none"
-        ),
+        state=_state_bytes(recipe, profile, strategy),
         scratch=_scratch(recipe, on_cpu=on_cpu),
         stage=strategy.zero_stage,
         ranks=min(ranks, _zero(recipe, "mics_shard_size", ranks)),

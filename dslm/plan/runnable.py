@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dslm.cluster.hosts import Cluster
-from dslm.recipe.schema import Recipe
+from dslm.recipe.schema import PRINCIPAL, Recipe
 
 Shared = Literal["tensor", "sequence"]
 
@@ -54,7 +54,7 @@ def can_share(what: Shared, task: str) -> bool:
 def begins_as_a_part(recipe: Recipe) -> bool:
     """Return whether new adapters begin as a part of the model, which is taken out of it."""
     lora = recipe.lora
-    return lora is not None and lora.adapter is None and lora.init in ("pissa", "olora")
+    return lora is not None and lora.adapter is None and lora.init in PRINCIPAL
 
 
 def has_two_rates(recipe: Recipe) -> bool:

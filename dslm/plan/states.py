@@ -61,7 +61,7 @@ class MemoryInputs:
     sub_group: int = SUB_GROUP
     ratio: float = 1.0  # of the optimizer's state that an offload moves
     secondary: int = 0  # ranks of a host that hold ZeRO++'s second partition; 0: there is none
-    selected: int = 0  # elements that ZenFlow updates at once, of all ranks; 0: it is off
+    selected: int = 0  # elements that ZenFlow updates at once; 0: it is off
     selected_largest: int = 0  # of the parameter that has the most of them
     pinned: bool = True
 

@@ -351,6 +351,7 @@ class Guards(Section):
 
 
 Modules = Annotated[list[Name], Field(min_length=1)]
+PRINCIPAL = ("pissa", "olora")  # adapters that begin as a part of the model, taken out of it
 
 
 class Lora(Section):
@@ -393,7 +394,7 @@ class Lora(Section):
                     re.compile(pattern)
                 except re.error as failure:
                     raise Misfit(f"`{pattern}` is no regular expression: {failure}", key) from None
-        if self.dora and self.init in ("pissa", "olora"):
+        if self.dora and self.init in PRINCIPAL:
             raise Misfit(f"`dora` begins as no change, and `init: {self.init}` does not", "init")
         return self
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from dslm.errors import InputError, RecipeError, Where
 from dslm.files import expanded
-from dslm.recipe.schema import Recipe
+from dslm.recipe.schema import PRINCIPAL, Recipe
 from dslm.worker.adapter_targets import ALL
 from dslm.worker.data.records import first_line
 from dslm.worker.number_formats import DTYPES
@@ -30,8 +30,8 @@ WEIGHTS = "adapter_model.safetensors"
 # at `_check_lora_target_modules_mamba`, peft/tuners/tuners_utils.py
 _SCANNING = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
 _OF_A_SCAN = "out_proj"
-PRINCIPAL = ("pissa", "olora")  # begin as a part of the model, which is taken out of it
-_TASKS = {
+_CASTS = {"autocast_adapter_dtype": False}  # DeepSpeed keeps the fp32 copies; stage 3 casts none
+TASK_TYPES = {  # peft's
     **dict.fromkeys(("pretrain", "sft", "dpo", "orpo", "kto", "grpo", "sequence"), "CAUSAL_LM"),
     "seq2seq": "SEQ_2_SEQ_LM",
     "classify": "SEQ_CLS",
@@ -100,12 +100,11 @@ def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     if recipe.model.activation_checkpointing:
         model.enable_input_require_grads()
     config = adapter_config(recipe)
-    casts = {"autocast_adapter_dtype": False}  # DeepSpeed keeps the fp32 copies; stage 3 casts none
     if lora.adapter is not None:
         folder = expanded(lora.adapter)
         try:
             loaded: PreTrainedModel = PeftModel.from_pretrained(
-                model, str(folder), config=config, is_trainable=True, **casts
+                model, str(folder), config=config, is_trainable=True, **_CASTS
             )
         except RuntimeError as failure:  # of another width
             first, _, rest = str(failure).partition("\n")
@@ -116,7 +115,7 @@ def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
             ) from failure
         _check_all_there(folder, adapters_of(loaded.state_dict()))
         return loaded
-    made = put_adapters(model, config, init=lora.init, **casts)
+    made = put_adapters(model, config)
     if lora.init in PRINCIPAL:
         made.initial_adapters = {  # type: ignore[assignment]
             name: tensor.detach().clone() for name, tensor in adapters_of(made.state_dict()).items()
@@ -124,9 +123,7 @@ def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     return made
 
 
-def put_adapters(
-    model: PreTrainedModel, config: Any, *, init: str = "default", **settings: Any
-) -> PreTrainedModel:
+def put_adapters(model: PreTrainedModel, config: Any, *, init: str = "default") -> PreTrainedModel:
     """Freeze a model and put new adapters on it, on the parameters of experts without dropout.
 
     peft puts adapters on experts whose matrices are one parameter as well, and refuses each option
@@ -135,8 +132,7 @@ def put_adapters(
     Args:
         model: which one.
         config: peft's; what becomes of its dropout is written back.
-        init: the recipe's, where peft isn't to begin so here.
-        settings: what else peft is given.
+        init: how they begin in the ranks, where peft is told otherwise here.
 
     Raises:
         RecipeError: an option that adapters on experts can't have, or modules that can have none.
@@ -145,12 +141,13 @@ def put_adapters(
     from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 
     dropout, config.lora_dropout = config.lora_dropout, 0.0
-    if config.target_modules == ALL and getattr(model.config, "model_type", "") in _SCANNING:
+    if config.target_modules == ALL and model.config.model_type in _SCANNING:
         config.exclude_modules = _also(config.exclude_modules, _OF_A_SCAN)
     try:
-        made: PreTrainedModel = get_peft_model(model, config, **settings)
+        made: PreTrainedModel = get_peft_model(model, config, **_CASTS)
     except (AttributeError, TypeError, ValueError) as failure:
-        if _is_of_experts(failure):
+        frames = traceback.walk_tb(failure.__traceback__)
+        if any(isinstance(frame.f_locals.get("self"), ParamWrapper) for frame, _ in frames):
             key, value = ("dora", "false") if config.use_dora else ("init", "default")
             raise _not_for_experts(key, value) from failure
         raise RecipeError(
@@ -177,12 +174,6 @@ def _also(excluded: Any, name: str) -> Any:
     if isinstance(excluded, str):
         return rf"({excluded})|(.*\.)?{name}"
     return {*(excluded or ()), name}
-
-
-def _is_of_experts(failure: Exception) -> bool:
-    """Whether peft failed to put adapters on experts."""
-    frames = traceback.extract_tb(failure.__traceback__)
-    return any("ParamWrapper" in (frame.line or "") for frame in frames)
 
 
 def _not_for_experts(key: str, value: str) -> RecipeError:
@@ -233,7 +224,7 @@ def adapter_config(recipe: Recipe) -> Any:
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         exclude_modules=lora.exclude,
-        task_type=_TASKS.get(recipe.task),
+        task_type=TASK_TYPES.get(recipe.task),
         modules_to_save=saved or None,
         rank_pattern=dict(lora.rank_pattern),
         alpha_pattern=dict(lora.alpha_pattern),

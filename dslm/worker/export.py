@@ -20,12 +20,11 @@ from dslm import environment
 from dslm.errors import RunFailed, Where
 from dslm.files import write_json
 from dslm.recipe.load import read_resolved
-from dslm.recipe.schema import Recipe
+from dslm.recipe.schema import PRINCIPAL, Recipe
 from dslm.run.checkpoints import complete_checkpoints
 from dslm.run.directory import RunDirectory
 from dslm.worker.adapters import (
     FILE,
-    PRINCIPAL,
     WEIGHTS,
     adapter_config,
     adapters_of,

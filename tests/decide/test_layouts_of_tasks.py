@@ -22,7 +22,10 @@ NAMES = (
 
 def _refused(name: str, what: str) -> list[str]:
     """The messages of the checks on layouts about two ranks that share something."""
-    loaded = load_recipe(f"quickstart-{name}", [f"parallel.{what}=2", "parallel.ranks=2"])
+    # its own is a BERT, whose layers nobody knows how to share
+    decoder = ["model.architecture.model_type=llama"] if name == "classify" else []
+    shared = [f"parallel.{what}=2", "parallel.ranks=2", *decoder]
+    loaded = load_recipe(f"quickstart-{name}", shared)
     source = model_of(loaded)
     case = Case(
         recipe=loaded.recipe,
@@ -38,8 +41,10 @@ def _refused(name: str, what: str) -> list[str]:
 
 @pytest.mark.parametrize(("name", "what"), itertools.product(NAMES, SHARED))
 def test_a_task_is_shared_or_refused_by_name(name: str, what: str) -> None:
-    by_task = any("in the tasks" in message for message in _refused(name, what))
-    assert by_task is (name not in TASKS[what])  # type: ignore[index]
+    messages = _refused(name, what)
+    assert bool(messages) is (name not in TASKS[what])  # type: ignore[index]
+    if messages:
+        assert any("in the tasks" in message for message in messages)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -64,7 +64,7 @@ def test_a_rank_that_noticed_a_loss_and_fell_silent_is_one_witness(left: Left) -
     native = (
         f"terminate called after throwing an instance of 'std::runtime_error'\n  what():  {PEER}\n"
     )
-    left.rank(0, log=native, lost=Loss.PROCESS, ended=10.0)
+    left.rank(0, log=native, lost=Loss.PROCESS, ended=10.0, left=10.0)
     left.rank(1)
     assert left.diagnose(Kind.PROCESS, 0, noticed=10.02).followers == ()
 

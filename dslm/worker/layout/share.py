@@ -11,7 +11,6 @@ from dslm.worker.layout.attention import attends_plainly, use_documents
 from dslm.worker.layout.experts import gather_together, let_registry_take_names
 from dslm.worker.layout.ranks import Layout
 from dslm.worker.layout.sequence import share_sequences
-from dslm.worker.layout.tensor import keep_head_whole
 from dslm.worker.layout.tiles import tile_loss, tile_mlps
 
 
@@ -39,6 +38,10 @@ def share_model(model: PreTrainedModel, recipe: Recipe, layout: Layout, micro_ba
 
 
 def share_head(model: PreTrainedModel, recipe: Recipe, layout: Layout) -> None:
-    """Let each rank have the whole head of a model, its reference too, where the loss takes it."""
+    """Let each rank have the whole head of a model, its reference too, where the loss takes it.
+
+    One that is the table of tokens, too, stays whole by the config, as dslm/zero/generate.py makes
+    it; any other one AutoTP leaves as it is when it takes it for one that it has replaced.
+    """
     if layout.tensor > 1 and recipe.task in WHOLE_HEAD:
-        keep_head_whole(model)
+        model.get_output_embeddings().replaced = True

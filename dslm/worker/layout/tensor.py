@@ -1,4 +1,4 @@
-"""Layers shared by ranks (DeepSpeed's AutoTP): the head, and what comes out of it."""
+"""Layers shared by ranks: what DeepSpeed's AutoTP leaves split when a forward pass is over."""
 
 from __future__ import annotations
 
@@ -7,18 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed.utils import groups
-from transformers import PreTrainedModel
 
 from dslm.worker.layout.ranks import Layout
-
-
-def keep_head_whole(model: PreTrainedModel) -> None:
-    """Let AutoTP leave the head as it is: it takes it for one that it has replaced.
-
-    A head that is the table of tokens, too, stays whole by the config, as dslm/zero/generate.py
-    makes it.
-    """
-    model.get_output_embeddings().replaced = True
 
 
 def whole_logits(logits: torch.Tensor, layout: Layout, engine: Any) -> torch.Tensor:

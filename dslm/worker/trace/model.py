@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, initialization
 
 from dslm.errors import RecipeError, Where
 from dslm.worker.adapter_targets import check_targets
-from dslm.worker.adapters import put_adapters
+from dslm.worker.adapters import TASK_TYPES, put_adapters
 from dslm.worker.features import check_loss
 from dslm.worker.layout.attention import DOCUMENTS, attends_plainly
 from dslm.worker.layout.tiles import tile_loss, tile_mlps
@@ -121,11 +121,6 @@ def _with_adapters(model: Any, lora: Mapping[str, Any], task: str) -> Any:
     from peft import LoraConfig
 
     check_targets(model, lora)
-    kinds = {
-        **dict.fromkeys(("pretrain", "sft", "dpo", "sequence"), "CAUSAL_LM"),
-        "seq2seq": "SEQ_2_SEQ_LM",
-        "classify": "SEQ_CLS",
-    }
     return put_adapters(
         model,
         LoraConfig(
@@ -134,7 +129,7 @@ def _with_adapters(model: Any, lora: Mapping[str, Any], task: str) -> Any:
             lora_dropout=lora.get("dropout", 0.0),
             target_modules=lora["target_modules"],
             exclude_modules=lora.get("exclude") or None,
-            task_type=kinds.get(task),
+            task_type=TASK_TYPES.get(task),
             modules_to_save=[
                 *lora.get("modules_to_save", ()),
                 *(["classifier"] if task == "vision" else []),
@@ -144,7 +139,6 @@ def _with_adapters(model: Any, lora: Mapping[str, Any], task: str) -> Any:
             use_dora=lora.get("dora", False),
         ),
         init=lora.get("init", "default"),
-        autocast_adapter_dtype=False,
     )
 
 
