@@ -83,7 +83,7 @@ def launch(
         from dslm.cli.screens.dry_run import show_dry_run
         from dslm.lifecycle.script import preview_script
 
-        show_dry_run(request.fleet, *preview_script(request, terminal.say), json=json)
+        show_dry_run(request.fleet, preview_script(request, terminal.say), json=json)
         return
     from dslm.cli.screens.ending import show_end
     from dslm.cli.screens.following import FollowedScript

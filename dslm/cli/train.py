@@ -103,7 +103,7 @@ def train(
 
         if request.fleet.remote:
             terminal.say("planned for devices like those here; a launch asks the hosts for theirs")
-        show_dry_run(request.fleet, *preview_training(request, terminal.say), json=json)
+        show_dry_run(request.fleet, preview_training(request, terminal.say), json=json)
         return
     from dslm.cli.screens.ending import show_end
     from dslm.cli.screens.progress import RunScreen

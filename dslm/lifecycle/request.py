@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from dslm.decide.job import Job
 from dslm.launch.outcome import Outcome
+from dslm.launch.spec import LaunchRequest
 from dslm.lifecycle.fleet import Fleet
 from dslm.recipe.load import LoadedRecipe
+from dslm.run.attempt import Attempt
 from dslm.run.directory import RunDirectory
 from dslm.run.events import Event
 
@@ -59,6 +62,16 @@ class Listener(Protocol):
 
     def event(self, event: Event) -> None:
         """Take in one event of the run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preview:
+    """What a launch would start, and what its ranks would read."""
+
+    request: LaunchRequest
+    attempt: Attempt
+    job: Job | None  # None: of a script without a recipe
+    remarks: tuple[str, ...] = ()  # what would be told, or found later
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

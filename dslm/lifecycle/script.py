@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dslm import environment
+from dslm.ask.hub import hub_remarks
 from dslm.cluster.hosts import Cluster
 from dslm.decide.checks.base import Verb
 from dslm.decide.checks.every import Asking
@@ -16,15 +17,13 @@ from dslm.decide.passed import Passed, pass_on
 from dslm.decide.ready import ready_job
 from dslm.errors import OptionError, Where
 from dslm.host.network import free_port
-from dslm.launch.spec import LaunchRequest
 from dslm.lifecycle.attempt import AttemptPlan, RankProgram, preview, run_attempt
 from dslm.lifecycle.folder import check_output, default_folder, make_run
 from dslm.lifecycle.owned import owned_run
 from dslm.lifecycle.rendezvous import gather
-from dslm.lifecycle.request import Ended, Listener, ScriptRequest
+from dslm.lifecycle.request import Ended, Listener, Preview, ScriptRequest
 from dslm.reach.preflight import Requirements
 from dslm.recipe.load import dump_recipe
-from dslm.run.attempt import Attempt
 from dslm.run.directory import RunDirectory
 
 _WORKER = "dslm.worker.script"
@@ -70,15 +69,14 @@ def _run_once(request: ScriptRequest, run: RunDirectory, listener: Listener) -> 
     return Ended(run=run, outcome=outcome)
 
 
-def preview_script(
-    request: ScriptRequest, report: Callable[[str], None]
-) -> tuple[Job | None, LaunchRequest, Attempt]:
+def preview_script(request: ScriptRequest, report: Callable[[str], None]) -> Preview:
     """Build everything that a script would be started with; starts and writes nothing."""
     if not request.fleet.remote:
         check_port(request.master_port)
     job = _job(request, request.fleet.cluster, report, device_known=request.fleet.device_known)
-    if other := made_for_others(request.arguments, request.fleet.cluster):
-        report(other)
+    other = made_for_others(request.arguments, request.fleet.cluster)
+    remarks = [other] if other else []
+    remarks += hub_remarks(job.recipe, report) if job is not None else []
     run = RunDirectory(_folder(request))
     port = request.master_port or free_port()
     check_output(run.path)
@@ -86,7 +84,8 @@ def preview_script(
     program = _program(request, job, passed, run)
     if job is not None and passed is not None:
         job = replace(job, config=replace(job.config, values=dict(passed.config)))
-    return job, *preview(run, request.fleet, program, port)
+    started, attempt = preview(run, request.fleet, program, port)
+    return Preview(request=started, attempt=attempt, job=job, remarks=tuple(remarks))
 
 
 def _passed(request: ScriptRequest, job: Job | None) -> Passed | None:

@@ -12,25 +12,24 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from dslm.ask.hub import hub_remarks
 from dslm.decide.checks.base import Verb
 from dslm.decide.checks.every import Asking
 from dslm.decide.job import Job, check_port, plan_document
 from dslm.files import write_atomic, write_json
 from dslm.host.network import free_port
 from dslm.launch.outcome import Outcome
-from dslm.launch.spec import LaunchRequest
 from dslm.lifecycle.attempt import AttemptPlan, RankProgram, preview, run_attempt
 from dslm.lifecycle.folder import check_output, default_folder, make_run
 from dslm.lifecycle.owned import owned_run
 from dslm.lifecycle.rendezvous import Rendezvous, Training, gather, largest_job
-from dslm.lifecycle.request import Ended, Listener, TrainingRequest
+from dslm.lifecycle.request import Ended, Listener, Preview, TrainingRequest
 from dslm.lifecycle.resumable import check_resumable, resume_command, run_to_resume
 from dslm.lifecycle.resume import ResumePoint, resume_point
 from dslm.reach.preflight import Requirements
 from dslm.recipe.load import dump_recipe, read_resolved
 from dslm.recipe.schema import Recipe
 from dslm.run import events
-from dslm.run.attempt import Attempt
 from dslm.run.checkpoints import SavedLayout
 from dslm.run.directory import RunDirectory
 from dslm.run.history import read_history
@@ -122,9 +121,7 @@ def _rolled_back(run: RunDirectory, outcome: Outcome) -> bool:
     return found is not None and found.attempt == outcome.attempt and found.action == "rollback"
 
 
-def preview_training(
-    request: TrainingRequest, report: Callable[[str], None]
-) -> tuple[Job, LaunchRequest, Attempt]:
+def preview_training(request: TrainingRequest, report: Callable[[str], None]) -> Preview:
     """Build everything that a training would start and its ranks would read, without writing it."""
     if not request.fleet.remote:
         check_port(request.master_port)
@@ -135,13 +132,17 @@ def preview_training(
     training = Training(recipe=request.recipe, asking=asking, resumed=resumed, report=report)
     job = training.job(request.fleet.cluster)
     run = old or RunDirectory((request.output or default_folder(request.recipe.name)).absolute())
+    remarks = []
     if resumed is None:
         check_output(run.path)
     else:
-        for note in check_resumable(run, resumed, job.recipe):
-            report(note)
+        remarks += check_resumable(run, resumed, job.recipe)
+    if job.untraced:
+        remarks.append(f"whether it fits is unknown: the model couldn't be traced: {job.untraced}")
+    remarks += hub_remarks(job.recipe, report)
     port = request.master_port or free_port()
-    return job, *preview(run, request.fleet, _program(job.recipe, trust=False), port)
+    started, attempt = preview(run, request.fleet, _program(job.recipe, trust=False), port)
+    return Preview(request=started, attempt=attempt, job=job, remarks=tuple(remarks))
 
 
 def _resolve(

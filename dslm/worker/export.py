@@ -33,7 +33,7 @@ from dslm.worker.adapters import (
 from dslm.worker.answer import Tell, answer
 from dslm.worker.checkpoint import DESCRIPTION
 from dslm.worker.data.records import first_line
-from dslm.worker.hub import in_reach
+from dslm.worker.hub import OUT_OF_REACH, in_reach
 from dslm.worker.layout.whole import WEIGHT
 from dslm.worker.model_card import model_card
 from dslm.worker.number_formats import DTYPES
@@ -201,7 +201,7 @@ def _push(folder: Path, repository: str, tell: Tell) -> None:
     where = f"the model is written, but its upload to `{repository}` failed"
     if not os.environ.get(environment.HUB_OFFLINE) and not in_reach(tell):
         raise RunFailed(
-            f"{where}: the Hub can't be reached",
+            f"{where}: {OUT_OF_REACH}",
             where=Where(file=folder),
             hint=f"with a network: `hf upload {repository} {folder}`",
         )

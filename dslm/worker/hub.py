@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 from dslm import environment
-from dslm.files import exists, expanded
-from dslm.recipe.data_paths import origins
+from dslm.recipe.hub_names import elsewhere, hub_names
 from dslm.recipe.schema import Recipe
+
+OUT_OF_REACH = "the Hub can't be reached"
 
 _TRIES = 2
 _SECONDS = 4.0  # for each: finding the address and connecting
@@ -30,22 +31,40 @@ def stay_offline_without_hub(recipe: Recipe, tell: Callable[[str], None]) -> Non
         recipe: the resolved recipe.
         tell: called with each failed try, for people.
     """
-    if _of_the_hub(recipe):
+    if hub_names(recipe):
         _stay_offline(tell)
 
 
 def stay_offline_without(names: Iterable[str | None], tell: Callable[[str], None]) -> None:
     """Do the same where one of some models or tokenizers is no local folder."""
-    if any(name is not None and not exists(expanded(name)) for name in names):
+    if any(elsewhere(name) for name in names):
         _stay_offline(tell)
 
 
 def _stay_offline(tell: Callable[[str], None]) -> None:
     if os.environ.get(environment.HUB_OFFLINE):
         return
-    if not in_reach(tell):
-        tell("the Hub can't be reached: only earlier downloads can be used")
+    why = why_out_of_reach(tell)
+    if why is not None:
+        tell(only_earlier(why))
         os.environ[environment.HUB_OFFLINE] = "1"
+
+
+def why_out_of_reach(tell: Callable[[str], None]) -> str | None:
+    """Return why nothing can be fetched; None: the Hub answers."""
+    if os.environ.get(environment.HUB_OFFLINE):
+        return f"{environment.HUB_OFFLINE} is set"
+    return None if in_reach(tell) else OUT_OF_REACH
+
+
+def only_earlier(why: str) -> str:
+    """Say that what was fetched earlier is all there is."""
+    return f"{why}: only earlier downloads can be used"
+
+
+def not_in_cache(what: str, why: str) -> str:
+    """Say that something of the Hub isn't here and can't be fetched."""
+    return f"{what} is not in the cache, and {why}"
 
 
 def in_reach(tell: Callable[[str], None]) -> bool:
@@ -78,13 +97,3 @@ def _connects(host: str, port: int) -> bool:
     thread.start()
     thread.join(_SECONDS)
     return connected.is_set()
-
-
-def _of_the_hub(recipe: Recipe) -> bool:
-    """Return whether a recipe names a model, tokenizer or data that isn't a local file."""
-    names = [recipe.model.name if recipe.model.init == "pretrained" else None]
-    tokenizer = recipe.model.tokenizer or recipe.model.name
-    names.append(tokenizer if isinstance(tokenizer, str) else None)
-    if any(name is not None and not exists(expanded(name)) for name in names):
-        return True
-    return any(o.hub_name is not None for key in ("train", "eval") for o in origins(recipe, key))

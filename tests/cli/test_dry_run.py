@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Dslm
 from tests.processes import slots_of
 
@@ -25,6 +27,45 @@ def test_people_get_the_same_as_text(dslm: Dslm) -> None:
     done = dslm("train", "quickstart", "--dry-run")
     for words in ("# recipe.yaml", "# ds_config.json", "# command", "-m deepspeed.launcher.launch"):
         assert words in done.stdout
+
+
+# what a recipe names on the Hub: how it is said when the Hub can't be reached
+_OUT_OF_REACH = "is not in the cache, and the Hub can't be reached"
+_UNKNOWN = "whether it fits is unknown: the model couldn't be traced: "
+_ON_THE_HUB = {
+    "model": (
+        ["model.init=pretrained", "model.name=org/some", "model.tokenizer=null"],
+        [
+            f"{_UNKNOWN}the config of `org/some` {_OUT_OF_REACH}",
+            f"`org/some` (model, tokenizer) {_OUT_OF_REACH}",
+        ],
+    ),
+    "tokenizer": (["model.tokenizer=org/words"], [f"`org/words` (tokenizer) {_OUT_OF_REACH}"]),
+    "data": (["data.train=org/texts"], [f"`org/texts` (data set) {_OUT_OF_REACH}"]),
+    "downloaded": (
+        ["data.train=org/keptTables", "model.tokenizer=org/kept"],
+        ["the Hub can't be reached: only earlier downloads can be used"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", _ON_THE_HUB)
+def test_it_says_what_of_the_hub_can_not_be_had_here(case: str, dslm: Dslm, tmp_path: Path) -> None:
+    settings, remarks = _ON_THE_HUB[case]
+    kept = tmp_path / "home/hub/models--org--kept"
+    for folder in ("snapshots/abc", "refs"):
+        (kept / folder).mkdir(parents=True)
+    (kept / "refs/main").write_text("abc")
+    (kept / "snapshots/abc/tokenizer.json").write_text("{}")
+    (tmp_path / "home/datasets/org___kept_tables/default/0.0.0/abc").mkdir(parents=True)
+    words = [word for setting in settings for word in ("--set", setting)]
+    away = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
+    done = dslm("train", "quickstart", *words, "--dry-run", "--json", **away)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["remarks"] == remarks
+    assert document["command"]
+    assert document["ds_config"]
 
 
 def test_cuda_devices_are_named_one_by_one() -> None:

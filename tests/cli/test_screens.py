@@ -22,7 +22,7 @@ from dslm.cli.screens.ending import show_end
 from dslm.cli.screens.plan import plan_page
 from dslm.errors import DslmError
 from dslm.launch.outcome import Outcome, Status
-from dslm.lifecycle.request import Ended
+from dslm.lifecycle.request import Ended, Preview
 from dslm.run.directory import RunDirectory
 from tests.cli import screen_values as values
 from tests.conftest import DSLM
@@ -90,7 +90,11 @@ def draw_plan() -> None:
 
 
 def draw_dry_run() -> None:
-    show_dry_run(values.FLEET, values.job(), values.REQUEST, values.ATTEMPT, json=False)
+    remarks = ("the Hub can't be reached: only earlier downloads can be used",)
+    preview = Preview(
+        request=values.REQUEST, attempt=values.ATTEMPT, job=values.job(), remarks=remarks
+    )
+    show_dry_run(values.FLEET, preview, json=False)
 
 
 def draw_hosts_check() -> None:

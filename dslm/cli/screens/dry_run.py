@@ -10,27 +10,23 @@ from dslm.cli import terminal
 from dslm.recipe.load import dump_recipe
 
 if TYPE_CHECKING:
-    from dslm.decide.job import Job
-    from dslm.launch.spec import LaunchRequest
     from dslm.lifecycle.fleet import Fleet
-    from dslm.run.attempt import Attempt
+    from dslm.lifecycle.request import Preview
 
 # fields of an attempt that only a launch fills: its number, its supervisor's address
 _NOT_YET = ("number", "control")
 
 
-def show_dry_run(
-    fleet: Fleet, job: Job | None, request: LaunchRequest, attempt: Attempt, *, json: bool
-) -> None:
-    """Show everything that a launch would use, as files that can be copied."""
+def show_dry_run(fleet: Fleet, preview: Preview, *, json: bool) -> None:
+    """Show everything that a launch would use, as files that can be copied; then the remarks."""
+    job, request = preview.job, preview.request
     hosts = {
         "preflight": fleet.remote and fleet.preflight,
         "max_restarts": fleet.max_restarts,
         "min_nodes": fleet.min_nodes,
     }
-    told = {
-        name: value for name, value in asdict(attempt).items() if value and name not in _NOT_YET
-    }
+    attempt = asdict(preview.attempt)
+    told = {name: value for name, value in attempt.items() if value and name not in _NOT_YET}
     if json:
         resolved = (
             {"recipe": job.recipe.model_dump(mode="json"), "ds_config": job.config.values}
@@ -44,6 +40,7 @@ def show_dry_run(
                 "environment": dict(request.environment),
                 "attempt": told,
                 "hosts": hosts,
+                "remarks": list(preview.remarks),
             }
         )
         return
@@ -55,3 +52,5 @@ def show_dry_run(
     for path, content in request.files.items():
         terminal.write(f"\n# {terminal.shown_path(path)}\n{content}")
     terminal.write("\n# command\n" + request.render())
+    for remark in preview.remarks:
+        terminal.say(remark)

@@ -23,6 +23,7 @@ from dslm.recipe.data_paths import (
     sources,
     suffix_of,
 )
+from dslm.recipe.hub_names import TOKENIZER_FILES, WITHOUT_TEXT
 from dslm.recipe.schema import TokenizerTraining
 
 # What a task reads of a record: files of plain text have only text.
@@ -35,12 +36,6 @@ _NEEDS = {
     "classify": "a text and its label",
     "vision": "images and their labels",
 }
-_WITHOUT_TEXT = frozenset({"vision", "sequence", "script"})
-# Each of these makes a folder a tokenizer's.
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.txt",
-    "vocab.json", "sentencepiece.bpe.model",
-)  # fmt: skip
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 _NO_MASK_OF_ITS_OWN = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
 
@@ -146,7 +141,7 @@ def _length_of_run(case: Case) -> Iterator[Problem]:
 
 def _tokenizer(case: Case) -> Iterator[Problem]:
     model, key = case.recipe.model, "model.tokenizer"
-    if case.recipe.task in _WITHOUT_TEXT:
+    if case.recipe.task in WITHOUT_TEXT:
         return
     wanted = model.tokenizer or model.name
     if wanted is None:
@@ -170,7 +165,7 @@ def _tokenizer(case: Case) -> Iterator[Problem]:
                     hint="a folder written by `save_pretrained`, or a Hub name such as `gpt2`",
                 )
             return
-        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        if not any((folder / name).is_file() for name in TOKENIZER_FILES):
             yield Problem(
                 key=key if model.tokenizer else "model.name",
                 message=f"the folder `{wanted}` holds no tokenizer",
@@ -254,7 +249,7 @@ def _weights(case: Case) -> Iterator[Problem]:
 def _sample(case: Case) -> Iterator[Problem]:
     task = case.recipe.task
     if case.recipe.evaluation.sample is not None and (
-        HEADS.get(task) != HEADS["pretrain"] or task in _WITHOUT_TEXT
+        HEADS.get(task) != HEADS["pretrain"] or task in WITHOUT_TEXT
     ):
         yield Problem(
             key="evaluation.sample",
