@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.worker.planted import FAULTS
-from tests.worker.planting import ALBERT, LORA, MISTRAL, MOE
+from tests.worker.planting import ALBERT, BF16, LORA, MISTRAL, MOE
 from tests.worker.test_loading import CASES, not_refused
 from tests.worker.test_loading import LAYOUTS as ON_LAYOUTS
 from tests.worker.test_verify import fault_found, verified
 
-_SFT, _BF16 = "quickstart-sft", {"precision": "bf16"}
+_SFT = "quickstart-sft"
 _GPT2 = {
     "model.architecture": "{model_type: gpt2, vocab_size: 1024, n_embd: 64, n_layer: 2, n_head: 4}"
 }
@@ -35,7 +35,7 @@ _MANY_WORDS = {"model.tokenizer": "{vocab_size: 9000}", "model.architecture.voca
 # families, stages, precisions, adapters, experts, packing, accumulation
 LAYOUTS: tuple[tuple[str, dict[str, Any]], ...] = (
     *(("quickstart", {"parallel.zero_stage": stage}) for stage in (0, 1, 2, 3)),
-    *(("quickstart", {"parallel.zero_stage": stage, **_BF16}) for stage in (0, 1, 2, 3)),
+    *(("quickstart", {"parallel.zero_stage": stage, **BF16}) for stage in (0, 1, 2, 3)),
     ("quickstart", {"parallel.zero_stage": 2, "parallel.offload": "optimizer"}),
     ("quickstart", {"parallel.zero_stage": 3, "parallel.offload": "all"}),
     ("quickstart", {"parallel.zero_stage": 2, "model.activation_checkpointing": "true"}),
@@ -47,7 +47,7 @@ LAYOUTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("quickstart", {"parallel.zero_stage": 3, **MOE}),
     ("quickstart", {"parallel.zero_stage": 2, **_GPT2}),
     ("quickstart", {"parallel.zero_stage": 3, **_QWEN}),
-    ("quickstart", {"parallel.zero_stage": 2, **_GEMMA, **_BF16}),
+    ("quickstart", {"parallel.zero_stage": 2, **_GEMMA, **BF16}),
     (_SFT, {"parallel.zero_stage": 2}),
     ("quickstart-mlm", {"parallel.zero_stage": 1}),
     ("quickstart-seq2seq", {"parallel.zero_stage": 2}),
@@ -55,7 +55,7 @@ LAYOUTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("quickstart-sequence", {"parallel.zero_stage": 3}),
     ("quickstart-vision", {"parallel.zero_stage": 1}),
     ("quickstart", {"parallel.zero_stage": 2, **LORA}),
-    ("quickstart", {"parallel.zero_stage": 3, **LORA, **_BF16}),
+    ("quickstart", {"parallel.zero_stage": 3, **LORA, **BF16}),
     ("quickstart", {"parallel.zero_stage": 2, **MISTRAL}),
     ("quickstart-mlm", {"parallel.zero_stage": 2, **ALBERT}),
     ("quickstart", {"parallel.zero_stage": 1, "optimizer.name": "sgd"}),
@@ -65,20 +65,20 @@ LAYOUTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("quickstart", {"parallel.zero_stage": 2, "training_args.label_smoothing_factor": 0.1}),
     ("quickstart", {"parallel.zero_stage": 2, **_MANY_WORDS}),
     ("quickstart-dpo", {"parallel.zero_stage": 2}),
-    ("quickstart-dpo", {"parallel.zero_stage": 3, **LORA, **_BF16}),
+    ("quickstart-dpo", {"parallel.zero_stage": 3, **LORA, **BF16}),
     ("quickstart-dpo", {"parallel.zero_stage": 1, "reference": "precomputed"}),
     ("quickstart-kto", {"parallel.zero_stage": 2}),
     ("quickstart-orpo", {"parallel.zero_stage": 1}),
     ("quickstart-reward", {"parallel.zero_stage": 3}),
     *(
-        ("quickstart", {"parallel.zero_stage": stage, **LORA, **_BF16, "quantize": few})
+        ("quickstart", {"parallel.zero_stage": stage, **LORA, **BF16, "quantize": few})
         for stage, few in ((2, "nf4"), (3, "nf4"))
     ),
     ("quickstart", {"parallel.zero_stage": 1, "parallel.tensor": 2}),
-    ("quickstart", {"parallel.zero_stage": 1, "parallel.tensor": 2, **_BF16}),
+    ("quickstart", {"parallel.zero_stage": 1, "parallel.tensor": 2, **BF16}),
     ("quickstart", {"parallel.zero_stage": 1, "parallel.tensor": 2, **_QWEN}),
     ("quickstart", {"parallel.zero_stage": 2, "parallel.sequence": 2}),
-    ("quickstart", {"parallel.zero_stage": 3, "parallel.sequence": 2, **_BF16}),
+    ("quickstart", {"parallel.zero_stage": 3, "parallel.sequence": 2, **BF16}),
     ("quickstart", {"parallel.zero_stage": 1, "parallel.expert": 2, **MOE}),
     ("quickstart", {"parallel.zero_stage": 2, "parallel.expert": 2, **MOE}),
     ("quickstart", {"parallel.zero_stage": 1, "parallel.sequence": 2, "data.packing": "false"}),

@@ -10,6 +10,7 @@ import torch
 from tests.worker.planted_settings import SETTINGS
 from tests.worker.planting import (
     ALBERT,
+    BF16,
     LORA,
     MISTRAL,
     MOE,
@@ -60,6 +61,10 @@ def _stale(trainer: Any, rank: int) -> None:
 
 def _clip(gradient: torch.Tensor, rank: int) -> torch.Tensor:
     return gradient * min(1.0, 0.01 / (float(gradient.norm()) + 1e-12))
+
+
+def _first_expert(gradient: torch.Tensor, rank: int) -> torch.Tensor:
+    return torch.cat([2 * gradient[:1], gradient[1:]])
 
 
 def _leak(batch: dict[str, torch.Tensor], rank: int) -> None:
@@ -303,6 +308,18 @@ FAULTS: dict[str, Fault] = {
     "an expert's gradient scaled": Fault(
         plant=on_trainer(gradients(lambda g, rank: g * 2, "experts")), kind="gradient",
         names="experts", settings={**stage(2), **MOE},
+    ),
+    "an expert's gradient scaled, in 16 bits": Fault(
+        plant=on_trainer(gradients(lambda g, rank: g * 1.5, "layers.1.mlp.experts")),
+        kind="gradient", names="layers.1.mlp.experts", settings={**stage(2), **MOE, **BF16},
+    ),
+    "one of several experts scaled, in 16 bits": Fault(
+        plant=on_trainer(gradients(_first_expert, "layers.0.mlp.experts.down")),
+        kind="gradient", names="layers.0.mlp.experts.down", settings={**stage(3), **MOE, **BF16},
+    ),
+    "a router that is not taught on one rank, in 16 bits": Fault(
+        plant=on_trainer(gradients(lambda g, rank: g * (not rank), "layers.0.mlp.gate.")),
+        kind="gradient", names="layers.0.mlp.gate.", settings={**stage(1), **MOE, **BF16},
     ),
     "clipping before the sum": Fault(
         plant=on_trainer(gradients(_clip)), kind="gradient", settings=stage(2),

@@ -131,6 +131,7 @@ def shared(kind: str) -> dict[str, str | float]:
     return {f"parallel.{kind}": 2}
 
 
+BF16 = {"precision": "bf16"}
 ALBERT = {
     "model.architecture": "{model_type: albert, vocab_size: 2048, embedding_size: 32, "
     "hidden_size: 64, num_hidden_layers: 3, num_attention_heads: 4, intermediate_size: 128, "

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from dslm.worker.layout.ranks import Layout
-from dslm.worker.verify.reference import Found, Tensors
+from dslm.worker.verify.noise import LEAST, Noise
+from dslm.worker.verify.reference import Found, Tensors, deviation, stretch, usual_size
 
-FACTOR = 4.0  # how far beyond the measured noise a deviation is a difference
-LEAST = {"fp32": 3e-4, "bf16": 1.5e-2, "fp16": 4e-3}  # of relative deviations, whatever the noise
-_FAINT = 1e-3  # of the usual size of a gradient: below it a parameter has none of its own
+_FAINT = 1e-3  # of the usual size of a gradient: a parameter may lack one that is fainter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,48 +51,6 @@ class Difference:
     ratio: float | None = None  # what it is times what it should be, where all are alike
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Noise:
-    """What the recipe's number format itself makes of a gradient, by parameter."""
-
-    gradients: Mapping[str, float] = field(default_factory=dict)
-    loss: float = 0.0
-
-    def allowed(self, name: str, precision: str) -> float:
-        """The deviation of a gradient that is no difference."""
-        return max(LEAST[precision], FACTOR * self.gradients.get(name, 0.0))
-
-
-def noise_of(exact: Found, ways: Sequence[Found]) -> Noise:
-    """Measure the noise: how far the same batch in the recipe's format is from fp32."""
-    scale = usual_size(exact.gradients)
-    worst: dict[str, float] = {}
-    pairs = [(exact, way) for way in ways] + [(ways[0], ways[1])] if len(ways) > 1 else []
-    for one, other in pairs:
-        for name, value in other.gradients.items():
-            if name in one.gradients:
-                found = deviation(value, one.gradients[name], scale)
-                if math.isfinite(found):  # else nothing would differ from it
-                    worst[name] = max(worst.get(name, 0.0), found)
-    far = [abs(way.loss - exact.loss) for way in ways]
-    loss = max((each for each in far if math.isfinite(each)), default=0.0)
-    return Noise(gradients=worst, loss=loss)
-
-
-def deviation(found: torch.Tensor, wanted: torch.Tensor, usual: float) -> float:
-    """The distance of a tensor from what it should be, relative to its size.
-
-    Args:
-        found: any shape.
-        wanted: the same shape.
-        usual: the usual size of an element: a gradient far below it counts as one of that size.
-    """
-    least = _FAINT * usual * math.sqrt(wanted.numel())
-    size = max(float(wanted.double().norm()), least, 1e-30)
-    distance = float((found.double() - wanted.double()).norm()) / size
-    return distance if math.isfinite(distance) else math.inf
-
-
 def compare_gradients(
     step: Step, number: int, wanted: Found, noise: Noise, precision: str
 ) -> list[Difference]:
@@ -112,10 +69,11 @@ def compare_gradients(
                 differences.append(difference("gradient", name, number, 1.0, allowed, 0.0))
             continue
         far = deviation(found, value, scale)
+        if far <= allowed:  # by other choices: then they must stretch it as far, too
+            far, allowed = stretch(found, value, scale), noise.allowed_stretch(name, precision)
         if far > allowed:
-            differences.append(
-                difference("gradient", name, number, far, allowed, ratio_of(found, value))
-            )
+            ratio = ratio_of(found, value)
+            differences.append(difference("gradient", name, number, far, allowed, ratio))
     for name in sorted(set(step.gradients) - set(wanted.gradients)):
         differences.append(difference("parameters", name, number, math.inf, 0.0, None))
     return differences
@@ -125,7 +83,7 @@ def compare_losses(
     step: Step, number: int, wanted: Found, noise: Noise, precision: str
 ) -> list[Difference]:
     """Compare the loss of every sample and of the global batch."""
-    allowed = max(LEAST[precision], FACTOR * noise.loss / max(abs(wanted.loss), 1e-6))
+    allowed = noise.allowed_loss(wanted.loss, precision)
     differences = []
     for place, (value, count) in wanted.losses.items():
         found = step.losses.get(place)
@@ -216,13 +174,6 @@ def difference(
     kind: str, name: str, step: int, far: float, allowed: float, ratio: float | None
 ) -> Difference:
     return Difference(kind=kind, name=name, step=step, deviation=far, allowed=allowed, ratio=ratio)
-
-
-def usual_size(gradients: Mapping[str, torch.Tensor]) -> float:
-    """The root mean square of all elements."""
-    count = sum(g.numel() for g in gradients.values())
-    total = sum(float(g.double().pow(2).sum()) for g in gradients.values())
-    return math.sqrt(total / max(count, 1))
 
 
 def ratio_of(found: torch.Tensor, wanted: torch.Tensor) -> float | None:

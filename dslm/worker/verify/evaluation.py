@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from dslm.worker.verify.compare import FACTOR, LEAST, Difference, Noise, difference
+from dslm.worker.verify.compare import Difference, difference
+from dslm.worker.verify.noise import Noise
 from dslm.worker.verify.reference import Reference, Tensors
 
 
@@ -62,7 +63,7 @@ def compare_evaluation(
         return []
     reference.take(after)
     wanted = reference.loss(samples)
-    allowed = 2 * max(LEAST[precision], FACTOR * noise.loss / max(abs(wanted), 1e-6))
+    allowed = 2 * noise.allowed_loss(wanted, precision)
     far = abs(found.loss - wanted) / max(abs(wanted), 1e-6)
     if far <= allowed:
         return []

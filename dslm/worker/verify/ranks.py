@@ -39,21 +39,19 @@ from dslm.worker.train import (
     run_steps,
 )
 from dslm.worker.verify.compare import (
-    LEAST,
     Difference,
-    Noise,
     Step,
     compare_gradients,
     compare_losses,
     compare_norm,
     compare_ranks,
     compare_samples,
-    noise_of,
     wrong_parameters,
 )
 from dslm.worker.verify.evaluation import Evaluated, compare_evaluation, evaluated
 from dslm.worker.verify.learnt import folded, smoothing_of
 from dslm.worker.verify.mixed import mixed
+from dslm.worker.verify.noise import LEAST, Measuring, Noise
 from dslm.worker.verify.plain import Plain, plain_of
 from dslm.worker.verify.record import Recorder
 from dslm.worker.verify.reduced import Reduced, reduce, write_adapters, write_reduced
@@ -258,14 +256,18 @@ def _compare(
             reference.begin()
         wanted = reference.find(batch)
         if number == 1:
-            noise = _measure(plain, step, batch, wanted, micro)
+            measuring = _measuring(plain, step, micro)
+            noise = measuring.noise(step.before, batch, wanted)
+        gaps = _gaps(step, number, wanted, noise, precision)
+        if gaps:  # beyond what this batch makes of these very parameters?
+            closer = measuring.closer(step.before, batch, wanted)
+            gaps = _gaps(step, number, wanted, closer, precision)
         rate = rate_of(given.recipe, number - 1, inputs.steps)
         differences += [
             *compare_samples(step, number, wanted),
             *compare_ranks(step, number, given.layout, dropout=small.had_dropout),
             *compare_settings(step.settings, number, given.recipe, rate),
-            *compare_losses(step, number, wanted, noise, precision),
-            *compare_gradients(step, number, wanted, noise, precision),
+            *gaps,
             *compare_norm(step, number, precision),
             *updates.compare(step, number, wanted.gradients, rate),
         ]
@@ -301,14 +303,20 @@ def _left_out(
     return tuple(text for text, true in told.items() if true)
 
 
-def _measure(
-    plain: Plain, step: Step, batch: list[dict[str, Any]], exact: Found, micro: int
-) -> Noise:
-    """The noise of the recipe's number format: the same batch in it, in two orders of summation."""
+def _measuring(plain: Plain, step: Step, micro: int) -> Measuring:
+    """What measures the noise of the recipe's number format, from the parameters of a step on."""
     own = plain.own_format()
     own.take(step.before)
     own.begin()
-    return noise_of(exact, [own.find(batch, micro), own.find(batch[::-1], micro)])
+    return Measuring(plain.reference, own, micro)
+
+
+def _gaps(step: Step, number: int, wanted: Found, noise: Noise, precision: str) -> list[Difference]:
+    """Where losses and gradients are off."""
+    return [
+        *compare_losses(step, number, wanted, noise, precision),
+        *compare_gradients(step, number, wanted, noise, precision),
+    ]
 
 
 def _finite(value: float) -> float:

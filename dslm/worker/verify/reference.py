@@ -5,17 +5,21 @@ No ZeRO, no recomputation, no fused kernels. What a sample teaches is told by th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from dslm.worker.verify.choices import Choices
 from dslm.worker.verify.learnt import Learnt
 
 Tensors = dict[str, torch.Tensor]
+_FAINT = 1e-3  # of the usual size of a gradient: below it a parameter has none of its own
 _SCALE = 2.0**10  # of a loss in fp16, whose gradients would vanish
+_TOGETHER = -1  # the place of what samples have in common
 _ROUNDED = 2.0**-7  # of a value: what a copy in bf16 may be off by
 
 
@@ -25,6 +29,7 @@ class Found:
 
     losses: dict[int, tuple[float, int]]  # by place
     gradients: Tensors
+    choices: Choices = field(default_factory=Choices)  # of experts, in the forward passes
 
     @property
     def loss(self) -> float:
@@ -49,6 +54,11 @@ class Reference:
         self._learnt = learnt
         half = any(p.dtype == torch.float16 for p in model.parameters())
         self._scale = _SCALE if half else 1.0
+
+    @property
+    def format(self) -> torch.dtype:
+        """The number format that it computes in."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
 
     def begin(self) -> None:
         """Before the first step, with the values that it starts from."""
@@ -87,14 +97,22 @@ class Reference:
         self.model.train()
         return total / max(sum(self._learnt.count(sample) for sample in samples), 1)
 
-    def find(self, samples: Sequence[dict[str, Any]], micro_batch: int = 1) -> Found:
+    def find(
+        self,
+        samples: Sequence[dict[str, Any]],
+        micro_batch: int = 1,
+        choices: Choices | None = None,
+    ) -> Found:
         """Loss and gradients of a global batch: the mean over all that is learnt in it.
 
         Args:
             samples: as they are stored.
             micro_batch: samples whose gradients are summed in the model's own number format.
+            choices: how experts are chosen; None: by their scores.
         """
-        with torch.no_grad():
+        choices = choices or Choices()
+        choices.of(_TOGETHER)
+        with torch.no_grad(), choices:
             self._learnt.prepare(self.model, samples)
         counts = {int(s["place"]): self._learnt.count(s) for s in samples}
         total = max(sum(counts.values()), 1)
@@ -104,7 +122,9 @@ class Reference:
             self.model.zero_grad(set_to_none=True)
             for sample in samples[start : start + micro_batch]:
                 place = int(sample["place"])
-                value = self._learnt.loss(self.model, sample)
+                choices.of(place)
+                with choices:
+                    value = self._learnt.loss(self.model, sample)
                 (value * (self._scale / total)).backward()
                 losses[place] = (float(value.detach()), counts[place])
             for name, parameter in self.model.named_parameters():
@@ -112,4 +132,35 @@ class Reference:
                     found = parameter.grad.detach().float() / self._scale
                     sums[name] = sums[name] + found if name in sums else found.clone()
         self.model.zero_grad(set_to_none=True)
-        return Found(losses=losses, gradients=sums)
+        return Found(losses=losses, gradients=sums, choices=choices)
+
+
+def deviation(found: torch.Tensor, wanted: torch.Tensor, usual: float) -> float:
+    """The distance of a tensor from what it should be, relative to its size.
+
+    Args:
+        found: any shape.
+        wanted: the same shape.
+        usual: the usual size of an element: a gradient far below it counts as one of that size.
+    """
+    distance = float((found.double() - wanted.double()).norm()) / _size(wanted, usual)
+    return distance if math.isfinite(distance) else math.inf
+
+
+def stretch(found: torch.Tensor, wanted: torch.Tensor, usual: float) -> float:
+    """How far a tensor is too long or too short along what it should be; at most its deviation."""
+    size = _size(wanted, usual)
+    along = float(((found.double() - wanted.double()) / size * (wanted.double() / size)).sum())
+    return abs(along) if math.isfinite(along) else math.inf
+
+
+def _size(wanted: torch.Tensor, usual: float) -> float:
+    least = _FAINT * usual * math.sqrt(wanted.numel())
+    return max(float(wanted.double().norm()), least, 1e-30)
+
+
+def usual_size(gradients: Mapping[str, torch.Tensor]) -> float:
+    """The root mean square of all elements."""
+    count = sum(g.numel() for g in gradients.values())
+    total = sum(float(g.double().pow(2).sum()) for g in gradients.values())
+    return math.sqrt(total / max(count, 1))
