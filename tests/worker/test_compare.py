@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from transformers.optimization import Adafactor
 from dslm.recipe.load import load_recipe
 from dslm.worker.layout.ranks import Layout
 from dslm.worker.replicas import _odd_ones, _wrong
-from dslm.worker.verify.compare import Step, compare_ranks, compare_samples
+from dslm.worker.verify import ranks
+from dslm.worker.verify.compare import Step, compare_ranks, compare_samples, difference
 from dslm.worker.verify.reference import Found
 from dslm.worker.verify.settings import compare_settings, rate_of
 from dslm.worker.verify.switches import switched
@@ -127,6 +129,29 @@ def test_ranks_that_share_sequences_are_switched_to_ranks_that_do_not() -> None:
     sizes = [changed[key] for key in config if key.startswith(("train", "gradient"))]
     assert sizes[0] * sizes[1] * 2 == 2 * 3
     assert made["ZeRO"][1]["zero_optimization"]["stage"] == 0
+
+
+def test_what_differs_from_a_later_step_on_is_not_blamed_on_the_first_switch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = {
+        "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4,
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": 1000},
+    }  # fmt: skip
+
+    def run_layout(given: Any, layout: Any, steps: int) -> ranks.Verdict:
+        wrong = steps >= 2 and layout[1]["gradient_accumulation_steps"] > 1
+        found = (difference("gradient", "w", 2, 1.0, 0.1, None),) if wrong else ()
+        return ranks.Verdict(differences=found)
+
+    monkeypatch.setattr(ranks, "run_layout", run_layout)
+    monkeypatch.setattr(ranks, "_told", int)
+    given: Any = SimpleNamespace(seconds=1.0, phase=lambda *words: None)
+    recipe = load_recipe("quickstart", []).recipe
+    cause = ranks.cause_of(given, (recipe, config), step=2, usual=1.0)
+    assert cause.name == "gradient accumulation"
+    assert cause.tried == ("overlapped communication", "buckets", "gradient accumulation")
+    assert not ranks.cause_of(given, (recipe, config), step=2, usual=1e9).tried
 
 
 def test_every_rank_s_optimizer_is_set_as_the_recipe_says() -> None:

@@ -66,10 +66,16 @@ class Measuring:
     """The reference and a copy of it in the recipe's number format, beside each other."""
 
     def __init__(self, reference: Reference, own: Reference, micro: int) -> None:
-        """Measure with two models that have begun; `micro`: samples of a micro batch."""
+        """Measure with two models; `micro`: samples of a micro batch."""
         self._reference = reference
         self._own = own
         self._micro = micro
+
+    def begin(self, before: Tensors) -> None:
+        """Let both models begin with these parameters, which the reference has already."""
+        self._own.take(before)
+        for each in (self._reference, self._own):
+            each.begin()
 
     def noise(self, before: Tensors, batch: list[dict[str, Any]], exact: Found) -> Noise:
         """The noise of a batch with the reference's choices, in two orders of summation."""

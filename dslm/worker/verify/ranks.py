@@ -24,7 +24,6 @@ from dslm.recipe.schema import Recipe
 from dslm.run.events import End, Verified, VerifiedDifference
 from dslm.run.manifest import versions
 from dslm.run.words import Phase
-from dslm.units import number_of
 from dslm.worker.assemble import Training, arguments_of, assemble
 from dslm.worker.assignment import Assignment, Inputs, read_assignment
 from dslm.worker.ranks import Rank
@@ -38,33 +37,21 @@ from dslm.worker.train import (
     prepare_inputs,
     run_steps,
 )
-from dslm.worker.verify.compare import (
-    Difference,
-    Step,
-    compare_gradients,
-    compare_losses,
-    compare_norm,
-    compare_ranks,
-    compare_samples,
-    wrong_parameters,
-)
-from dslm.worker.verify.evaluation import Evaluated, compare_evaluation, evaluated
+from dslm.worker.verify.compare import Difference
+from dslm.worker.verify.evaluation import Evaluated, evaluated
+from dslm.worker.verify.judge import Judge
 from dslm.worker.verify.learnt import folded, smoothing_of
 from dslm.worker.verify.mixed import mixed
-from dslm.worker.verify.noise import LEAST, Measuring, Noise
-from dslm.worker.verify.plain import Plain, plain_of
+from dslm.worker.verify.noise import LEAST
+from dslm.worker.verify.plain import plain_of
 from dslm.worker.verify.record import Recorder
 from dslm.worker.verify.reduced import Reduced, reduce, write_adapters, write_reduced
-from dslm.worker.verify.reference import Found
-from dslm.worker.verify.settings import compare_settings, rate_of
 from dslm.worker.verify.switches import Layout, switched
-from dslm.worker.verify.updates import Updates
 
 # of a verification, which may take three minutes with the start of the ranks: after which the
 # layout makes no further step, no further step is compared, no other switch is tried
 _STEPS_SECONDS, _COMPARE_SECONDS, _SECONDS = 60.0, 100.0, 150.0
 _KEPT = 40  # differences
-_OF_START = ".ref."  # in the name of a copy that TRL keeps of adapters as they were
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +67,18 @@ class Verdict:
     not_compared: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cause:
+    """What a layout doesn't differ without, and the setting that avoids it."""
+
+    name: str = ""
+    setting: str = ""
+    tried: tuple[str, ...] = ()
+
+
+NO_CAUSE = Cause()
+
+
 def verify(rank: Rank) -> None:
     """Verify the layout of a run's resolved recipe; the event `verified` says what was found."""
     given = read_assignment(rank)
@@ -88,24 +87,38 @@ def verify(rank: Rank) -> None:
     layout: Layout = (given.recipe, given.config)
     verdict = run_layout(given, layout)
     if rank.rank == 0 and verdict.differences:  # whatever becomes of the search for the cause
-        rank.record(_event(given, verdict, "", "", ()))
-    cause, setting, tried = "", "", []
-    usual = given.seconds / steps  # of a step with its comparison
-    for switch, other in switched(layout) if _all_see(bool(verdict.differences)) else ():
-        began = given.seconds
-        if not _all_see(began + usual < _SECONDS):
-            break
-        given.phase(Phase.MODEL, f"without {switch.name}: does it still differ?")
-        tried.append(switch.name)
-        if not _all_see(bool(run_layout(given, other, steps=1).differences)):
-            cause, setting = switch.name, switch.setting
-            break
-        usual = given.seconds - began
+        rank.record(_event(given, verdict, NO_CAUSE))
+    differs_at = _told(verdict.differences[0].step if verdict.differences else 0)
+    cause = NO_CAUSE
+    if differs_at:
+        cause = cause_of(given, layout, differs_at, usual=given.seconds / steps * differs_at)
     if rank.rank == 0:
-        rank.record(_event(given, verdict, cause, setting, tuple(tried)))
+        rank.record(_event(given, verdict, cause))
         done = End(**rank.stamp(), status="done", step=verdict.steps, seconds=given.seconds)
         rank.record(done)
     dist.destroy_process_group()
+
+
+def cause_of(given: Assignment, layout: Layout, step: int, usual: float) -> Cause:
+    """Switch one thing after the other, until the layout differs no longer.
+
+    Args:
+        given: what this rank is told.
+        layout: which differs.
+        step: the first one that does: so many are made each time.
+        usual: seconds that they take with their comparison.
+    """
+    tried: list[str] = []
+    for switch, other in switched(layout):
+        began = given.seconds
+        if _told(began + usual >= _SECONDS):
+            break
+        given.phase(Phase.MODEL, f"without {switch.name}: does it still differ?")
+        tried.append(switch.name)
+        if not _told(bool(run_layout(given, other, steps=step).differences)):
+            return Cause(name=switch.name, setting=switch.setting, tried=tuple(tried))
+        usual = given.seconds - began
+    return replace(NO_CAUSE, tried=tuple(tried))
 
 
 def run_layout(given: Assignment, layout: Layout, steps: int | None = None) -> Verdict:
@@ -124,7 +137,7 @@ def run_layout(given: Assignment, layout: Layout, steps: int | None = None) -> V
         def late(made: int) -> bool:
             if first:
                 given.phase(Phase.MODEL, f"step {made} of {inputs.steps} of the layout")
-            return given.seconds > _STEPS_SECONDS
+            return first and given.seconds > _STEPS_SECONDS
 
         plain = plain_of(given, inputs, settings, small.words) if given.rank.rank == 0 else None
         inputs = replace(inputs, task=replace(inputs.task, collator=_folding(inputs, small.words)))
@@ -133,10 +146,12 @@ def run_layout(given: Assignment, layout: Layout, steps: int | None = None) -> V
         with _with_reference(given, inputs, training):
             recorder = Recorder(training.trainer, recipe, late)
             run_steps(given, training)
-            held_out = _evaluated(given, training) if first else None
+            held_out = _evaluated(given, training)
     verdict = Verdict()
     if plain is not None:
-        verdict = _compare(given, inputs, training, recorder, plain, small, held_out)
+        until = _COMPARE_SECONDS if first else math.inf
+        judge = Judge(given, inputs, training.trainer, plain, small)
+        verdict = _compare(given, training, recorder, judge, held_out, until)
     del training, recorder
     gc.collect()
     dist.barrier()
@@ -226,97 +241,38 @@ def _with_reference(given: Assignment, inputs: Inputs, training: Training) -> It
 
 def _compare(
     given: Assignment,
-    inputs: Inputs,
     training: Training,
     recorder: Recorder,
-    plain: Plain,
-    small: Reduced,
+    judge: Judge,
     held_out: Evaluated | None,
+    until: float,
 ) -> Verdict:
-    """Compare every recorded step; the first one that differs is the last that is looked at."""
-    precision, micro = given.recipe.precision, given.config["train_micro_batch_size_per_gpu"]
-    trainer, reference = training.trainer, plain.reference
-    stored = inputs.task.view(inputs.data.train)
-    decayed = frozenset(trainer.get_decay_parameter_names(reference.model))
-    updates, noise = Updates(given.recipe, given.stage, decayed), Noise()
+    """Compare every recorded step; the first one that differs is the last that is looked at.
+
+    After `until` seconds no further one is compared.
+    """
     differences: list[Difference] = []
-    samples = compared = 0
+    compared = 0
     for number, step in enumerate(recorder.steps, 1):
-        if compared and given.seconds > _COMPARE_SECONDS:
+        if differences or (compared and given.seconds > until):
             break
         given.phase(Phase.MODEL, f"step {number} of {len(recorder.steps)} in one process")
+        places = [int(p) for p in training.trainer.sampler.samples_of_step(number - 1)]
+        differences = judge.differences(step, number, places)
         compared = number
-        batch = [stored[int(place)] for place in trainer.sampler.samples_of_step(number - 1)]
-        samples += len(batch)
-        if number == 1:
-            differences += wrong_parameters(reference.unlike(step.before), number)
-        unknown = [name for name in reference.take(step.before) if _OF_START not in name]
-        differences += wrong_parameters(unknown, number)
-        if number == 1:
-            reference.begin()
-        wanted = reference.find(batch)
-        if number == 1:
-            measuring = _measuring(plain, step, micro)
-            noise = measuring.noise(step.before, batch, wanted)
-        gaps = _gaps(step, number, wanted, noise, precision)
-        if gaps:  # beyond what this batch makes of these very parameters?
-            closer = measuring.closer(step.before, batch, wanted)
-            gaps = _gaps(step, number, wanted, closer, precision)
-        rate = rate_of(given.recipe, number - 1, inputs.steps)
-        differences += [
-            *compare_samples(step, number, wanted),
-            *compare_ranks(step, number, given.layout, dropout=small.had_dropout),
-            *compare_settings(step.settings, number, given.recipe, rate),
-            *gaps,
-            *compare_norm(step, number, precision),
-            *updates.compare(step, number, wanted.gradients, rate),
-        ]
-        if differences:
-            break
+    last = recorder.steps[-1]
     if held_out is not None and not differences:
-        last, samples_of_it = recorder.steps[-1], [stored[place] for place in _places(training)]
-        differences += compare_evaluation(
-            held_out, reference, last.after, samples_of_it, len(recorder.steps), noise, precision
-        )
+        made = len(recorder.steps)
+        differences = judge.of_evaluation(held_out, last, made, _places(training))
     return Verdict(
         differences=tuple(differences),
-        parameters=len(reference.trained()),
-        samples=samples,
+        parameters=judge.parameters,
+        samples=judge.samples,
         steps=compared,
-        noise=max(noise.gradients.values(), default=0.0),
+        noise=judge.noise,
         losses=tuple(step.loss for step in recorder.steps[:compared]),
-        not_compared=_left_out(given, recorder, updates, small),
+        not_compared=judge.left_out(last),
     )
-
-
-def _left_out(
-    given: Assignment, recorder: Recorder, updates: Updates, small: Reduced
-) -> tuple[str, ...]:
-    """Say what no reference is known of."""
-    last = recorder.steps[-1]
-    told = {
-        f"updates of {given.recipe.optimizer.name}": not updates.knows,
-        f"gradients of {number_of(len(last.unknown), 'parameter')}": bool(last.unknown),
-        "the router's loss": small.had_router_loss,
-        "losses of single samples": not last.losses,
-    }
-    return tuple(text for text, true in told.items() if true)
-
-
-def _measuring(plain: Plain, step: Step, micro: int) -> Measuring:
-    """What measures the noise of the recipe's number format, from the parameters of a step on."""
-    own = plain.own_format()
-    own.take(step.before)
-    own.begin()
-    return Measuring(plain.reference, own, micro)
-
-
-def _gaps(step: Step, number: int, wanted: Found, noise: Noise, precision: str) -> list[Difference]:
-    """Where losses and gradients are off."""
-    return [
-        *compare_losses(step, number, wanted, noise, precision),
-        *compare_gradients(step, number, wanted, noise, precision),
-    ]
 
 
 def _finite(value: float) -> float:
@@ -324,16 +280,14 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else 1e30
 
 
-def _all_see(true: bool) -> bool:
-    """What rank 0 sees, on all ranks."""
-    told: list[Any] = [true]
+def _told(value: int) -> int:
+    """A number, or whether something is so, as rank 0 sees it, on all ranks."""
+    told: list[Any] = [value]
     dist.broadcast_object_list(told, src=0)
-    return bool(told[0])
+    return int(told[0])
 
 
-def _event(
-    given: Assignment, verdict: Verdict, cause: str, setting: str, tried: tuple[str, ...]
-) -> Verified:
+def _event(given: Assignment, verdict: Verdict, cause: Cause) -> Verified:
     return Verified(
         **given.rank.stamp(),
         same=not verdict.differences,
@@ -364,7 +318,7 @@ def _event(
             )
             for each in verdict.differences[:_KEPT]
         ),
-        cause=cause,
-        setting=setting,
-        tried=tried,
+        cause=cause.name,
+        setting=cause.setting,
+        tried=cause.tried,
     )
