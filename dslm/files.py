@@ -9,6 +9,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -100,6 +101,29 @@ def append_line(path: Path, line: str) -> None:
                 rest = rest[os.write(handle, rest) :]
     finally:
         os.close(handle)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy what a folder holds; files of the same name are overwritten.
+
+    Raises:
+        OSError: the first that can't be copied; `shutil.copytree` tells all as one text.
+    """
+    target.mkdir(exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            copy_folder(path, target / path.name)
+        else:
+            shutil.copy2(path, target / path.name)
+
+
+def unwritable(path: Path) -> str | None:
+    """Return why no file can be written at a place; None: one can, as far as names tell."""
+    if path.is_dir():
+        return "is a folder"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    return None if os.access(path.parent, os.W_OK) else "its folder can't be written to"
 
 
 def is_full(failure: OSError) -> bool:

@@ -19,14 +19,14 @@ from dslm.ask.export import (
 )
 from dslm.errors import OptionError, Where
 from dslm.files import expanded
+from dslm.recipe.hub_names import HUB_NAME
 from dslm.recipe.load import read_resolved
 from dslm.run.directory import RunDirectory
-from dslm.run.summary import found_run, open_run
+from dslm.run.summary import find_runs, found_run, open_run
 
 Tell = Callable[[str], None]
 _CONFIGS = ("config.json", "adapter_config.json")
 _STEP = re.compile(r"step-(\d+)")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +68,8 @@ def meant(target: str, checkpoint: int | None, tell: Tell) -> Meant:
             "is neither a run nor a model folder (config.json, adapter_config.json)",
             where=Where(file=path),
         )
-    if not _HUB_NAME.fullmatch(target):
+    beside_runs = len(path.parts) > 1 and bool(find_runs(path.parent))
+    if beside_runs or not HUB_NAME.fullmatch(target):
         open_run(path)  # says that there is none, and which are near
     return Meant(name=target)
 

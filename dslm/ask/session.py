@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from dslm.ask.call import Answered, Asked
+from dslm.errors import RunFailed
 from dslm.run.answers import Piece
 
 OnPiece = Callable[[Piece], None]
@@ -45,10 +46,22 @@ class Session:
         Raises:
             InputError: the worker found the request wrong.
             RunFailed: it failed, or ended without an answer.
+            KeyboardInterrupt: Ctrl-C came when there was nothing to end but the process.
         """
-        before = signal.signal(signal.SIGINT, lambda *_: os.kill(self._asked.pid, signal.SIGINT))
+        interrupted = False
+
+        def pass_on(*_: object) -> None:
+            nonlocal interrupted
+            interrupted = True
+            os.kill(self._asked.pid, signal.SIGINT)
+
+        before = signal.signal(signal.SIGINT, pass_on)
         try:
             self._asked.send(request)
             return self._asked.answer(on_phase, on_piece)
+        except RunFailed:
+            if interrupted:  # libraries make other exceptions of it while they are imported
+                raise KeyboardInterrupt from None
+            raise
         finally:
             signal.signal(signal.SIGINT, before)

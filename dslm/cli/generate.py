@@ -78,11 +78,14 @@ def generate(
         dslm generate runs/mine --file prompts.jsonl -o answers.jsonl
     """
     from dslm.errors import OptionError, Where
+    from dslm.files import unwritable
 
     if not prompt and file is None:
         raise OptionError("give `--prompt TEXT`, or `--file FILE`")
     if raw and system is not None:
         raise OptionError("there is no system message in a raw text", where=Where(key="--system"))
+    if output is not None and (why := unwritable(output)) is not None:
+        raise OptionError(why, where=Where(file=output))  # not once all is answered
     asked: list[Prompt] = [*(prompt or ()), *(_read(file) if file is not None else ())]
     settings = settings_of(max_tokens, temperature, top_p, seed)
     with opened(model, checkpoint, against) as made:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,6 +14,7 @@ from dslm.recipe.data_paths import origins
 from dslm.recipe.load import load_recipe
 from dslm.recipe.schema import Recipe
 
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 WITHOUT_TEXT = frozenset({"vision", "sequence", "script"})  # tasks that use no tokenizer
 # each of these makes a folder a tokenizer's
 TOKENIZER_FILES = (

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from dslm import environment
 from dslm.errors import RunFailed, Where
-from dslm.files import write_json
+from dslm.files import copy_folder, write_json
 from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import PRINCIPAL, Recipe
 from dslm.run.checkpoints import complete_checkpoints
@@ -55,7 +55,7 @@ def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(checkpoint.path / DESCRIPTION, partial)
+        copy_folder(checkpoint.path / DESCRIPTION, partial)
         tensors = (
             portable_tensors(checkpoint.path)
             if checkpoint.portable

@@ -9,11 +9,12 @@ from typing import Any
 import yaml
 
 from dslm.files import write_atomic
+from dslm.recipe.hub_names import HUB_NAME, elsewhere
 from dslm.recipe.load import dump_recipe, read_resolved
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import Manifest, PlanFile, find_document
 from dslm.run.evaluations import Evaluation, evaluations_of, rows_of
-from dslm.run.events import DataPart, DataSummary, End, Start
+from dslm.run.events import Accuracy, DataPart, DataSummary, End, Start
 from dslm.run.history import History, read_history
 from dslm.run.manifest import versions as installed
 from dslm.run.verification import difference, verified_of
@@ -39,13 +40,15 @@ def model_card(run: RunDirectory, step: int, *, adapters: bool) -> str:
         "library_name": "peft" if adapters else "transformers",
         "tags": ["dslm"],
     }
-    if base:
+    on_hub = base is not None and elsewhere(base) and HUB_NAME.fullmatch(base) is not None
+    if on_hub:  # which refuses a card that names anything else there
         head["base_model"] = base
     start = history.last(Start)
     train = ((start.data if start else None) or DataSummary()).train or DataPart()
     steps = history.steps
     facts: dict[str, object] = {
         "task": recipe.task,
+        "trained from": None if on_hub else base,
         "steps": step,
         "global batch": recipe.batch.global_size,
         "training data": recipe.data.train,
@@ -63,8 +66,7 @@ def model_card(run: RunDirectory, step: int, *, adapters: bool) -> str:
     name, made_with = _named(history.manifest)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
-        f"# {name}\n\n{recipe.description or ''}\n\n"
-        + "\n".join(lines)
+        + "\n\n".join(part for part in (f"# {name}", recipe.description, "\n".join(lines)) if part)
         + _planned(run, history)
         + _verified(run)
         + _evaluated(scored)
@@ -79,10 +81,13 @@ def _held_out(history: History) -> dict[str, object]:
     last = history.evaluations[-1]
     found = {"loss": last.loss, **last.metrics}
     return {
-        f"evaluation {name}": f"{value:.4f}" if value % 1 else f"{value:.0f}"
-        for name, value in found.items()
-        if value is not None
+        f"evaluation {name}": _number(value) for name, value in found.items() if value is not None
     }
+
+
+def _number(value: float) -> str:
+    """A metric with four digits; a count without."""
+    return f"{value:.4f}" if value % 1 else f"{value:.0f}"
 
 
 def _planned(run: RunDirectory, history: History) -> str:
@@ -95,7 +100,10 @@ def _planned(run: RunDirectory, history: History) -> str:
     where = f"{cluster.world_size or 1} × {cluster.device}" if cluster.device else "a device"
     peaks = [step.memory_peak_bytes for step in history.steps if step.memory_peak_bytes]
     measured = render_bytes(max(peaks)) if peaks else ""
-    rows = [("memory of a rank", render_bytes(device.total), measured)]
+    # what a process takes without the model is a guess until it is measured
+    compared = history.last(Accuracy)
+    planned = compared.predicted_bytes if compared is not None else None
+    rows = [("memory of a rank", render_bytes(planned or device.total), measured)]
     times = sorted(step.step_seconds for step in history.steps if step.step_seconds)
     if plan.time is not None and plan.time.step_seconds:
         measured = f"{times[len(times) // 2]:.3g} s" if times else ""
@@ -133,8 +141,8 @@ def _evaluated(found: Sequence[Evaluation]) -> str:
         return ""
     lines = ["| evaluated on | metric | this model | compared with |", "|---|---|---|---|"]
     for (what, metric), (value, other, name) in newest.items():
-        beside = "" if other is None else f"{other:.4f} ({name})"
-        lines.append(f"| {what} | {metric} | {value:.4f} | {beside} |")
+        beside = "" if other is None else f"{_number(other)} ({name})"
+        lines.append(f"| {what} | {metric} | {_number(value)} | {beside} |")
     return "\n\n## Evaluation\n\n" + "\n".join(lines)
 
 

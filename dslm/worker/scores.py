@@ -145,7 +145,7 @@ def _harness(used: Used, model: torch.nn.Module, request: Mapping[str, Any], tel
             raise InputError(
                 f"lm-evaluation-harness has no task `{unknown[0]}`",
                 where=Where(key="--tasks"),
-                hint="`lm-eval ls tasks` lists them; `--task-folder DIR` adds your own",
+                hint=f"`lm-eval ls tasks` lists them; {_own_tasks(folder)}",
             )
         tell(f"{used.name}: {', '.join(names)}")
         made = simple_evaluate(
@@ -161,9 +161,11 @@ def _harness(used: Used, model: torch.nn.Module, request: Mapping[str, Any], tel
             bootstrap_iters=0,
             log_samples=False,
         )
-    except (OSError, ValueError, ConnectionError) as failure:
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as failure:  # task files are programs: whatever is wrong in one is its own
         raise InputError(
-            f"the tasks can't be evaluated: {first_line(failure)}",
+            f"the tasks can't be evaluated: {_told(failure)}",
             where=Where(key="--tasks"),
             hint="their data comes from the Hub; a task file with local data needs no network",
         ) from failure
@@ -178,3 +180,19 @@ def _harness(used: Used, model: torch.nn.Module, request: Mapping[str, Any], tel
         }
         for name, values in made["results"].items()
     }
+
+
+def _told(failure: BaseException) -> str:
+    """The first line of an exception, and that of its cause: libraries put theirs around it."""
+    cause = failure.__cause__
+    return first_line(failure) + (f": {first_line(cause)}" if cause is not None else "")
+
+
+def _own_tasks(folder: str | None) -> str:
+    """Say which tasks a folder of task files has, or that there may be one."""
+    from lm_eval.tasks import TaskManager
+
+    if folder is None:
+        return "`--tasks NAME --task-folder DIR` takes your own"
+    own = TaskManager(include_path=folder, include_defaults=False).all_tasks
+    return f"{folder} has {', '.join(own) or 'none that can be read'}"

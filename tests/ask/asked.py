@@ -37,6 +37,12 @@ def work(request: dict[str, Any], tell: Callable[[str], None]) -> dict[str, Any]
             raise MemoryError
         case "exit":
             sys.exit(7)
+        case "import":  # as libraries do that are interrupted while they are imported
+            try:
+                os.kill(os.getppid(), signal.SIGINT)
+                signal.pause()
+            except KeyboardInterrupt as stopped:
+                raise ModuleNotFoundError("set_seed") from stopped
         case "gone":
             os._exit(3)
         case "killed":

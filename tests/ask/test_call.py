@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dslm.ask.call import ask
+from dslm.ask.session import Session
 from dslm.errors import DslmError, InputError, RunFailed
 
 MODULE = "tests.ask.asked"
@@ -59,6 +60,11 @@ def test_a_failure_that_nobody_foresaw_is_one_message(how: str, message: str) ->
     assert len(found.value.message) < 1_000
     assert found.value.hint
     assert found.value.__cause__ is not None  # `--debug` shows it
+
+
+def test_ctrl_c_while_libraries_are_imported_is_no_failure() -> None:
+    with pytest.raises(KeyboardInterrupt), Session(MODULE) as session:
+        session.ask({"how": "import", "printed": 1})
 
 
 def test_a_module_that_can_not_be_imported_is_one_message() -> None:

@@ -94,7 +94,10 @@ def test_answers_are_those_of_the_model_one_by_one_in_batches_and_beside_its_bas
         (("generate", "MODEL", "-p", "a", "--raw", "--system", "b"), "no system message"),
         (("generate", "MODEL", "-p", "a", "--checkpoint", "3"), "only runs have checkpoints"),
         (("generate", "MODEL", "-p", "a", "--against", "base"), "has a base"),
+        (("generate", "runs/gone", "-p", "a"), "no such run"),
         (("generate", "MODEL", "--file", "bad.jsonl"), "bad.jsonl:2"),
+        (("generate", "MODEL", "-p", "a", "-o", "gone/out.jsonl"), "there is no folder gone"),
+        (("generate", "MODEL", "-p", "a", "-o", "runs"), "is a folder"),
         (("generate", "HEADLESS", "-p", "a"), "`lm_head.weight`"),
         (("evaluate", "MODEL"), "name tasks"),
         (("evaluate", "MODEL", "--limit", "3"), "without `--tasks`"),
@@ -104,6 +107,8 @@ def test_what_cannot_be_asked_is_refused(
     argv: tuple[str, ...], said: str, model: Path, warm: Dslm, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
+    (tmp_path / "runs/other").mkdir(parents=True)
+    (tmp_path / "runs/other/manifest.json").touch()
     headless = tmp_path / "headless"
     if "HEADLESS" in argv:
         shutil.copytree(model, headless)
@@ -177,5 +182,12 @@ def test_a_task_of_the_harness_in_a_file_needs_no_network(
         # one of nine questions more or less right makes a ninth
         assert re.fullmatch(r"[0-9]", str(round(scores["sums"]["acc"] * 9)))
         assert scores["sums"]["acc"] * 9 == pytest.approx(round(scores["sums"]["acc"] * 9))
-    refused = warm("evaluate", str(model), "--tasks", "nope", "--task-folder", "tasks")
-    assert "has no task `nope`" in refused.stderr
+    broken = tmp_path / "tasks" / "broken.jsonl"
+    broken.write_text('{"question": "1 + 1 ="}\n{"question":\n')
+    (tmp_path / "tasks" / "broken.yaml").write_text(
+        _TASK.format(file=broken).replace("task: sums", "task: broken")
+    )
+    for name, said in (("nope", "has broken, sums"), ("broken", "JSON parse error")):
+        refused = warm("evaluate", str(model), "--tasks", name, "--task-folder", "tasks")
+        assert refused.returncode == 2
+        assert said in refused.stderr

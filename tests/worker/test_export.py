@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from dslm.run.directory import RunDirectory
+from dslm.run.events import Accuracy
+from dslm.run.history import read_history
+from dslm.units import render_bytes
 from dslm.worker import export as export_module
 from dslm.worker.zero_tensors import StoredTensor
 from tests.conftest import Dslm
@@ -86,6 +91,15 @@ def test_lora_gives_adapters_and_merged_a_whole_model(trained: Train, tmp_path: 
     assert torch.equal(_logits(tmp_path / "adapters"), trained_logits)
     assert torch.allclose(_logits(tmp_path / "merged"), trained_logits, atol=1e-4)
     assert not torch.allclose(_logits(base), trained_logits, atol=1e-4)
+    head, _, card = (run / "model" / "README.md").read_text().removeprefix("---").partition("---")
+    assert "base_model" not in head, "the Hub refuses a card that names a folder there"
+    assert f"- trained from: {base}" in card
+    compared = read_history(RunDirectory(run)).last(Accuracy)
+    assert compared is not None
+    planned = render_bytes(compared.predicted_bytes or 0)
+    assert (
+        f"| memory of a rank | {planned} | {render_bytes(compared.measured_bytes or 0)} |" in card
+    )
 
 
 def test_what_can_not_be_exported_says_why(warm: Dslm, trained: Train, tmp_path: Path) -> None:
@@ -102,6 +116,22 @@ def test_what_can_not_be_exported_says_why(warm: Dslm, trained: Train, tmp_path:
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_said_in_its_own_words(warm: Dslm, trained: Train, tmp_path: Path) -> None:
+    run = trained(ranks=2, parallel__zero_stage=2)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for size in ("16k", "256k"):  # no room for the tokenizer, and for the weights
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk], check=True)
+        try:
+            done = warm("export", str(run), "-o", str(disk / "model"))
+            assert done.returncode == 1
+            assert "could not be written: No space left on device\n" in done.stderr
+            assert not list(disk.iterdir())
+        finally:
+            subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dslm.errors import RecipeError, Where
-from dslm.files import expanded, is_file
+from dslm.files import copy_folder, expanded, is_file
 from dslm.presets import preset_path
 from dslm.recipe.load import load_recipe
 from dslm.recipe.schema import Recipe, TokenizerTraining
@@ -176,7 +176,7 @@ def _trained(recipe: Recipe, wanted: TokenizerTraining, folder: Path) -> PreTrai
                     partial.replace(kept)
                 except OSError:  # somebody else was faster, and made the same
                     shutil.rmtree(partial)
-            shutil.copytree(kept, folder, dirs_exist_ok=True)
+            copy_folder(kept, folder)
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
