@@ -31,6 +31,31 @@ _GEMMA = {
     "intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4, "
     "num_key_value_heads: 2, head_dim: 16}"
 }
+_MUON = {"optimizer.name": "muon", "optimizer.grad_clip": 0}
+_LION = {"optimizer.name": "lion", "parallel.offload": "optimizer"}
+_MIXTRAL = {
+    "model.architecture": "{model_type: mixtral, vocab_size: 1024, hidden_size: 64, "
+    "intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4, "
+    "num_key_value_heads: 2, num_local_experts: 4, num_experts_per_tok: 2}"
+}
+_OLMOE = {
+    "model.architecture": "{model_type: olmoe, vocab_size: 1024, hidden_size: 64, "
+    "intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4, num_experts: 8, "
+    "num_experts_per_tok: 2}"
+}
+_GPT_OSS = {
+    "model.architecture": "{model_type: gpt_oss, vocab_size: 1024, hidden_size: 64, "
+    "intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4, "
+    "num_key_value_heads: 2, head_dim: 16, num_local_experts: 4, num_experts_per_tok: 2}",
+    "data.packing": "false",
+}
+_DEEPSEEK = {
+    "model.architecture": "{model_type: deepseek_v3, vocab_size: 1024, hidden_size: 64, "
+    "intermediate_size: 128, moe_intermediate_size: 32, num_hidden_layers: 2, "
+    "num_attention_heads: 4, num_key_value_heads: 4, n_routed_experts: 8, "
+    "num_experts_per_tok: 2, n_group: 2, topk_group: 1, q_lora_rank: 16, kv_lora_rank: 16, "
+    "qk_nope_head_dim: 16, qk_rope_head_dim: 8, v_head_dim: 16, first_k_dense_replace: 1}"
+}
 _MANY_WORDS = {"model.tokenizer": "{vocab_size: 9000}", "model.architecture.vocab_size": 9000}
 # families, stages, precisions, adapters, experts, packing, accumulation
 LAYOUTS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -45,6 +70,11 @@ LAYOUTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("quickstart", {"parallel.zero_stage": 1, "data.sharding": "hash"}),
     ("quickstart", {"parallel.zero_stage": 2, **MOE}),
     ("quickstart", {"parallel.zero_stage": 3, **MOE}),
+    *(
+        ("quickstart", {"parallel.zero_stage": stage, **mixture, **BF16})
+        for stage in (2, 3)
+        for mixture in (MOE, _MIXTRAL, _OLMOE, _GPT_OSS, _DEEPSEEK)
+    ),
     ("quickstart", {"parallel.zero_stage": 2, **_GPT2}),
     ("quickstart", {"parallel.zero_stage": 3, **_QWEN}),
     ("quickstart", {"parallel.zero_stage": 2, **_GEMMA, **BF16}),
@@ -62,6 +92,10 @@ LAYOUTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("quickstart", {"parallel.zero_stage": 2, "optimizer.name": "adam"}),
     ("quickstart", {"parallel.zero_stage": 0, "optimizer.name": "adafactor"}),
     ("quickstart", {"parallel.zero_stage": 2, "optimizer.name": "adafactor"}),
+    *(("quickstart", {"parallel.zero_stage": stage, **_MUON}) for stage in (0, 1, 2, 3)),
+    ("quickstart", {"parallel.zero_stage": 3, **_MUON, **BF16}),
+    ("quickstart", {"parallel.zero_stage": 2, **_LION}),
+    ("quickstart", {"parallel.zero_stage": 3, **_LION, **BF16}),
     ("quickstart", {"parallel.zero_stage": 2, "training_args.label_smoothing_factor": 0.1}),
     ("quickstart", {"parallel.zero_stage": 2, **_MANY_WORDS}),
     ("quickstart-dpo", {"parallel.zero_stage": 2}),
@@ -81,6 +115,8 @@ LAYOUTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("quickstart", {"parallel.zero_stage": 3, "parallel.sequence": 2, **BF16}),
     ("quickstart", {"parallel.zero_stage": 1, "parallel.expert": 2, **MOE}),
     ("quickstart", {"parallel.zero_stage": 2, "parallel.expert": 2, **MOE}),
+    ("quickstart", {"parallel.zero_stage": 2, "parallel.expert": 2, **MOE, **BF16}),
+    ("quickstart", {"parallel.zero_stage": 1, "parallel.expert": 2, **_MIXTRAL, **BF16}),
     ("quickstart", {"parallel.zero_stage": 1, "parallel.sequence": 2, "data.packing": "false"}),
 )
 

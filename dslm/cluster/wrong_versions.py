@@ -33,6 +33,7 @@ class Setting:
     tensor: int = 1  # ranks that share layers
     offload: str = "none"
     accumulates: bool = False  # more than one micro batch a step
+    clips: bool = False  # gradients, to a norm
     on_cpu: bool = False
     compile: bool = False
     liger: bool = False
@@ -57,6 +58,7 @@ class When:
     optimizers: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     accumulates: bool | None = None
+    clips: bool | None = None
     on_cpu: bool | None = None
     compile: bool | None = None
     liger: bool | None = None
@@ -76,6 +78,7 @@ class When:
         )
         flags = (
             (self.accumulates, setting.accumulates),
+            (self.clips, setting.clips),
             (self.on_cpu, setting.on_cpu),
             (self.compile, setting.compile),
             (self.liger, setting.liger),
@@ -156,7 +159,8 @@ def installed_wrong(
 
 def settings_of(entry: WrongVersion) -> str:
     """Say which recipes meet an entry, in the recipe's words."""
-    when, flags = entry.when, ("accumulates", "compile", "liger", "zeropp", "pretrained")
+    when = entry.when
+    flags = ("accumulates", "clips", "compile", "liger", "zeropp", "pretrained")
     many = (
         ("ZeRO stage", when.stages),
         ("precision", when.precisions),

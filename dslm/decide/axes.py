@@ -147,7 +147,10 @@ _SPECIAL = (
     ),
     *(_shared(name) for name in ("tensor", "sequence", "expert")),
     *(_feature(each.key) for each in FEATURES),
-    *(_value("optimizer.name", kind) for kind in _kinds(Optimizer, "name")),
+    *(
+        _value("optimizer.name", kind, *(("optimizer.grad_clip=0",) * (kind == "muon")))
+        for kind in _kinds(Optimizer, "name")
+    ),
     _value("model.activation_checkpointing", True),
     _value("model.liger", True),
     Row(

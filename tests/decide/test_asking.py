@@ -227,14 +227,14 @@ def test_wrong_versions_see_what_is_trained() -> None:
     )
     seen = _seen(Given(sets, device="h100", hosts=(2, 1), plan=plan))
     assert seen == Setting(
-        stage=3, precision="bf16", ranks=3, offload="all", accumulates=True, on_cpu=False,
-        compile=True, liger=True, zeropp=True, pretrained=False, task="pretrain",
+        stage=3, precision="bf16", ranks=3, offload="all", accumulates=True, clips=True,
+        on_cpu=False, compile=True, liger=True, zeropp=True, pretrained=False, task="pretrain",
         optimizer="lion", model_type="llama", deepspeed={"a.b": 1},
     )  # fmt: skip
     plain = _seen(Given(plan={}))
     assert plain == Setting(
-        stage=2, precision="fp32", ranks=2, on_cpu=True, task="pretrain", optimizer="adamw",
-        model_type="llama",
+        stage=2, precision="fp32", ranks=2, clips=True, on_cpu=True, task="pretrain",
+        optimizer="adamw", model_type="llama",
     )  # fmt: skip
     for sets, device, liger in (
         ("model.liger=auto", "h100", True), ("model.liger=auto", "cpu", False),
@@ -242,6 +242,7 @@ def test_wrong_versions_see_what_is_trained() -> None:
     ):  # fmt: skip
         setting = _seen(Given(sets, device=device, plan={}))
         assert setting.liger is liger
+    assert not _seen(Given("optimizer.grad_clip=0", plan={})).clips
     unknown = Given("model.init=pretrained model.name=no-one/has-this", plan={})
     setting = _seen(unknown)
     assert (setting.pretrained, setting.model_type) == (True, "")

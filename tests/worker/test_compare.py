@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from transformers.optimization import Adafactor
@@ -64,8 +65,8 @@ def test_ranks_draw_apart_unless_they_share_layers(
     assert names(compare_ranks(step(draws=draws), 1, layout, dropout=True)) == said
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon", "adafactor"])
-def test_the_rule_of_an_optimizer_is_torch_s_or_transformers(name: str) -> None:
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lion", "muon", "adafactor"])
+def test_the_rule_of_an_optimizer_is_its_library_s(name: str) -> None:
     recipe = load_recipe("quickstart", [f"optimizer.name={name}", "optimizer.lr=0.01"]).recipe
     given = recipe.optimizer
     weight = torch.nn.Parameter(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)))
@@ -75,6 +76,7 @@ def test_the_rule_of_an_optimizer_is_torch_s_or_transformers(name: str) -> None:
         "adamw": lambda: torch.optim.AdamW([weight], **adam),
         "adam": lambda: torch.optim.Adam([weight], **adam),
         "sgd": lambda: torch.optim.SGD([weight], **common),
+        "lion": lambda: bitsandbytes.optim.Lion([weight], **common, betas=given.betas),
         "muon": lambda: torch.optim.Muon([weight], **common),
         "adafactor": lambda: Adafactor(
             [weight], **common, scale_parameter=False, relative_step=False

@@ -89,7 +89,7 @@ def test_two_layouts_are_compared_with_each_other_too(tmp_path: Path) -> None:
         ("quickstart-reward", {"parallel.zero_stage": 3}),
         (
             "quickstart",
-            {"parallel.zero_stage": 2, **LORA, "precision": "bf16", "quantize": "nf4"},
+            {"parallel.zero_stage": 3, **LORA, "precision": "bf16", "quantize": "nf4"},
         ),
     ],
 )

@@ -29,6 +29,7 @@ def setting_of(
         tensor=strategy.tensor_parallel,
         offload=strategy.offload,
         accumulates=strategy.gradient_accumulation_steps > 1,
+        clips=recipe.optimizer.grad_clip > 0,
         on_cpu=on_cpu,
         compile=recipe.model.compile,
         liger=recipe.model.liger is True or (recipe.model.liger == "auto" and not on_cpu),
@@ -86,7 +87,7 @@ def _known_wrong(case: Case) -> Iterator[Problem]:
 CHECKS = (
     Check(
         name="versions that learn what one process would",
-        looks_at="installed packages, parallel, precision, batch, model",
+        looks_at="installed packages, parallel, precision, batch, model, optimizer",
         judge=_known_wrong,
         verbs=STARTING - {Verb.VERIFY},  # which is there to find out
         planned=True,

@@ -111,7 +111,7 @@ def compare_losses(
 
 def compare_norm(step: Step, number: int, precision: str) -> list[Difference]:
     """Compare the norm that clipping used with that of the gathered gradient."""
-    if step.norm is None or not step.gradients or step.unknown:
+    if step.norm is None or not step.gradients:
         return []
     own = math.sqrt(sum(float(g.double().pow(2).sum()) for g in step.gradients.values()))
     far = abs(step.norm - own) / max(own, 1e-30)

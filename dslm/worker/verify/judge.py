@@ -110,6 +110,7 @@ class Judge:
         told = {
             f"updates of {self._given.recipe.optimizer.name}": not self._updates.knows,
             f"gradients of {number_of(len(last.unknown), 'parameter')}": bool(last.unknown),
+            "the norm of gradients": bool(last.muon) and last.norm is None,
             "the router's loss": self._small.had_router_loss,
             "losses of single samples": not last.losses,
         }

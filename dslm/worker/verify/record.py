@@ -96,7 +96,7 @@ class Recorder(TrainerCallback):
         engine = self._trainer.model_wrapped
         differ = self._replicas.differing(None) or ""
         after = self._values.parameters()
-        norm = engine.get_global_grad_norm()
+        norm = engine.get_global_grad_norm() if self._values.norm_of_gradients else None
         self._mine.late = self._late(state.global_step)
         every: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(every, self._mine, group=self._group)

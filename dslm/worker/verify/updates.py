@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 import torch
 
 from dslm.recipe.schema import Optimizer, Recipe
+from dslm.worker.number_formats import DTYPES
 from dslm.worker.verify.compare import Difference, Step, difference, ratio_of
+from dslm.worker.verify.noise import FACTOR
 from dslm.worker.verify.reference import Tensors
 
 _UPDATE = 1e-3  # of an update in fp32 from the same gradient
@@ -143,6 +145,7 @@ class Updates:
         self._optimizer = recipe.optimizer
         self._ratio = recipe.lora.b_lr_ratio if recipe.lora is not None else 1.0
         self._half = recipe.precision != "fp32"
+        self._format = DTYPES[recipe.precision]
         self._flat = stage > 0 and recipe.optimizer.name == "adafactor"
         self._decayed = decayed if recipe.optimizer.name == "adafactor" else None
         self._rule = _adafactor_of_parts if self._flat else RULES.get(recipe.optimizer.name)
@@ -180,16 +183,15 @@ class Updates:
             if after is None or (name in step.unknown and self._half):
                 continue
             gradient = gradients.get(name)
-            wanted = torch.zeros_like(before)
+            wanted, allowed = torch.zeros_like(before), _UPDATE
             if gradient is not None:
-                wanted = self._wanted(step, name, gradient * scale, rate)
+                wanted, allowed = self._wanted(step, name, gradient * scale, rate)
             found = after.double() - before.double()
             if self._flat:
                 wanted = _within(found, wanted.double())
             slack = _ULP * float(before.double().norm())
             far = float((found - wanted.double()).norm())
             size = max(float(wanted.double().norm()), 1e-30)
-            allowed = _PRODUCTS if name in step.muon else _UPDATE
             if not far <= allowed * size + slack:
                 ratio = ratio_of(found, wanted)
                 differences.append(difference("update", name, number, far / size, allowed, ratio))
@@ -197,7 +199,12 @@ class Updates:
 
     def _wanted(
         self, step: Step, name: str, gradient: torch.Tensor, rate: float | None
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, float]:
+        """The update that follows from a gradient, and how far it may be off.
+
+        Muon makes what is faint in a gradient as large as the rest, so in 16 bits it is measured
+        how far rounding the gradient leads.
+        """
         before = step.before[name]
         faster = self._ratio if "lora_B" in name or before.dim() == 1 else 1.0
         own = {"lr": (rate if rate is not None else self._optimizer.lr) * faster}
@@ -207,7 +214,16 @@ class Updates:
         if rule is None:
             raise ValueError("the optimizer has no rule")
         given = self._optimizer.model_copy(update=own)
-        return rule(given, self._state.setdefault(name, {}), before, gradient, self._steps)
+        state = self._state.setdefault(name, {})
+        before_it = dict(state)
+        wanted = rule(given, state, before, gradient, self._steps)
+        if name not in step.muon:
+            return wanted, _UPDATE
+        # of one and a half times the gradient, which was rounded itself
+        rounded = (1.5 * gradient).to(self._format).to(gradient.dtype) / 1.5
+        other = rule(given, before_it, before, rounded, self._steps)
+        far = float((other - wanted).norm()) / max(float(wanted.norm()), 1e-30)
+        return wanted, max(_PRODUCTS, FACTOR * far)
 
 
 def _within(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -33,8 +33,10 @@ class Values:
             if any(_of_muon(engine, p) for p in shard.parameters)
         )
         # at these stages DeepSpeed's Muon puts its update in the gradient's place before the step
-        early = engine.zero_optimization_stage() in (1, 2)
-        self.unknown = self.muon if early else frozenset()
+        stage = engine.zero_optimization_stage()
+        self.unknown = self.muon if stage in (1, 2) else frozenset()
+        # and the norm is that of updates at all of its stages
+        self.norm_of_gradients = not (self.muon and stage)
 
     def parameters(self) -> Tensors:
         """All parameters, those that are trained from their full-precision copies."""
