@@ -76,7 +76,7 @@ def test_the_rule_of_an_optimizer_is_its_library_s(name: str) -> None:
         "adamw": lambda: torch.optim.AdamW([weight], **adam),
         "adam": lambda: torch.optim.Adam([weight], **adam),
         "sgd": lambda: torch.optim.SGD([weight], **common),
-        "lion": lambda: bitsandbytes.optim.Lion([weight], **common, betas=given.betas),
+        "lion": lambda: bitsandbytes.optim.lion.Lion([weight], **common, betas=given.betas),
         "muon": lambda: torch.optim.Muon([weight], **common),
         "adafactor": lambda: Adafactor(
             [weight], **common, scale_parameter=False, relative_step=False
