@@ -68,6 +68,10 @@ _SETTINGS: tuple[tuple[_Row, tuple[str, ...]], ...] = (
 _ADAPTERS: tuple[tuple[_Row, int, str], ...] = (
     (("llama", 2, "none", False, 3, "bf16"), 8, "q_proj,v_proj"),
     (("qwen3", 3, "none", False, 3, "bf16"), 16, "q_proj"),
+    (("qwen3", 3, "none", False, 3, "bf16"), 16, "v_proj"),
+    (("qwen3", 3, "none", False, 3, "bf16"), 16, ""),
+    (("qwen3", 3, "none", True, 3, "bf16"), 16, "q_proj"),
+    (("falcon", 3, "none", False, 3, "bf16"), 16, "dense_4h_to_h"),
     (("phi3", 1, "none", False, 3, "bf16"), 8, "qkv_proj"),
     (("falcon", 0, "none", False, 3, "fp32"), 8, ""),
     (("starcoder2", 3, "none", True, 3, "bf16"), 8, "c_fc"),

@@ -8,23 +8,21 @@ DeepSpeed itself.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 
+from dslm.plan.activations import activations, evaluation, pass_levels
 from dslm.plan.away import away_terms
 from dslm.plan.experts import held
 from dslm.plan.few_bits import elements_less, few_bits_terms
-from dslm.plan.generation import generation_terms
 from dslm.plan.ledger import Moment, Term, at, phases
 from dslm.plan.stage_0 import without_zero
 from dslm.plan.stage_3 import stage_3
 from dslm.plan.stages_1_2 import stages_1_and_2
 from dslm.plan.states import FP32, REUSE, STATE_BYTES, SUB_GROUP, MemoryInputs, RankMemory
 from dslm.plan.strategy import Strategy
-from dslm.profile.levels import LAYER, ById, Level, Levels, levels
 from dslm.profile.value import Profile
 from dslm.recipe.features import sub_group_of, top_columns
-from dslm.recipe.preferences import reference_of, sequences
+from dslm.recipe.preferences import reference_of
 from dslm.recipe.schema import Recipe
 
 # A CUDA context with cuBLAS and NCCL's buffers: 0.5 to 0.9 GiB as nvidia-smi shows it; on a CPU
@@ -97,6 +95,7 @@ def estimate(
     )
     states = _STAGES[inputs.stage](inputs)
     seen = pass_levels(recipe, profile, strategy)
+    held = pass_levels(recipe, profile, strategy, with_held=True)
     away = away_terms(recipe, profile, strategy)
     context = Term(
         name="context", bytes=CONTEXT_BYTES[device_kind], lives=frozenset(Moment),
@@ -105,9 +104,9 @@ def estimate(
     terms = (
         context,
         *states.terms,
-        *_activations(states, seen),
+        *activations(states, seen, held),
         *away,
-        *_evaluation(recipe, profile, strategy),
+        *evaluation(recipe, profile, strategy),
         *few_bits_terms(recipe, profile, strategy, states.terms),
         *_drawing(recipe, inputs, states, on_cpu=on_cpu),
     )
@@ -118,8 +117,8 @@ def estimate(
         parameters=states.parameters,
         gradients=states.gradients,
         optimizer=states.optimizer,
-        activations=int(seen.before_head),
-        logits=int(max(seen.forward, seen.head.let_go) - seen.before_head),
+        activations=int(held.before_head),
+        logits=int(max(held.forward, held.head.let_go) - held.before_head),
         buffers=states.buffers,
         context=context.bytes,
         phases=found,
@@ -130,90 +129,25 @@ def estimate(
     )
 
 
-def pass_levels(recipe: Recipe, profile: Profile, strategy: Strategy) -> Levels:
-    """Return the levels of a forward and backward pass of one micro batch."""
-    mode = "recompute" if strategy.activation_checkpointing else "plain"
-    samples = strategy.micro_batch_size * sequences(recipe)
-    return _levels(
-        ById(profile), mode, samples, sample_length(recipe, profile),
-        strategy.tensor_parallel, strategy.sequence_parallel,
-    )  # fmt: skip
-
-
-def sample_length(recipe: Recipe, profile: Profile) -> int:
-    """Tokens of a sample, as the profile's polynomials have it."""
-    return profile.fixed_length or recipe.data.sequence_length
-
-
-@functools.lru_cache(maxsize=4096)  # the search asks for the same pass under every strategy
-def _levels(key: ById, mode: str, samples: int, length: int, tensor: int, sequence: int) -> Levels:
-    # of ranks that share a sequence each has its part of the tokens, and for attention all of them
-    # and a part of the heads: as much (DeepSpeed Ulysses, arXiv 2309.14509, section 3)
-    own = -(-length // sequence)
-    return levels(key.profile.pass_of(mode, samples), samples, own, tensor=tensor)
-
-
-def _activations(states: RankMemory, seen: Levels) -> list[Term]:
-    """The activations at each moment of a pass, and gradients that come meanwhile."""
-
-    def term(name: str, bytes_: float, moment: Moment, source: str) -> Term:
-        return Term(
-            name=name, bytes=int(bytes_), lives=frozenset({moment}), source=source,
-            kind="activations",
-        )  # fmt: skip
-
-    def level(one: Level) -> float:
-        return one.kept if states.stay else one.let_go
-
-    layers = [one for one in seen.backward if one.name == LAYER] or [seen.head]
-    last, first = layers[0], layers[-1]
-    total = max(first.gradients, 1.0)
-
-    def arrived(one: Level) -> float:
-        share = (one.gradients - last.gradients) / max(total - last.gradients, 1.0)
-        return states.arrived * min(1.0, max(0.0, share))
-
-    # the head's backward pass is the loss; what comes behind the layers has all their gradients
-    between = max(layers, key=lambda one: level(one) + arrived(one))
-    behind = [one for one in seen.backward[1:] if one.name != LAYER]
-    end = max([level(first), *(level(one) for one in behind)])
-    trace = "traced"
-    return [
-        term("activations", seen.forward, Moment.FORWARD, trace),
-        term("activations", level(seen.head), Moment.LOSS, trace),
-        term("activations", level(last), Moment.LAST_LAYER, trace),
-        term("activations", level(between), Moment.BETWEEN, trace),
-        term("gradients that came", arrived(between), Moment.BETWEEN, trace),
-        term("activations", end, Moment.FIRST_LAYER, trace),
-        term("gradients that came", states.arrived, Moment.FIRST_LAYER, "the whole partition"),
-    ]
-
-
-def _evaluation(recipe: Recipe, profile: Profile, strategy: Strategy) -> list[Term]:
-    """A forward pass that keeps nothing for a backward one; or prompts are answered."""
-    if recipe.task == "grpo":
-        return generation_terms(recipe, profile, strategy)
-    seen = _levels(
-        ById(profile), "evaluation", strategy.micro_batch_size, sample_length(recipe, profile),
-        strategy.tensor_parallel, strategy.sequence_parallel,
-    )  # fmt: skip
-    return [
-        Term(
-            name="activations", bytes=int(seen.forward), lives=frozenset({Moment.EVALUATION}),
-            source="traced, without gradients", kind="activations",
-        )
-    ]  # fmt: skip
-
-
 def _drawing(
     recipe: Recipe, inputs: MemoryInputs, states: RankMemory, *, on_cpu: bool
 ) -> list[Term]:
-    """On a CPU the model is drawn in fp32, in the same memory, before the engine casts it."""
-    if not on_cpu or recipe.model.init != "scratch" or inputs.stage == 3:
+    """Return weights that are drawn in fp32 before they are cast.
+
+    Under stage 3 one at a time, which is partitioned before the next; else all of them, on a CPU in
+    the same memory.
+    """
+    if recipe.model.init != "scratch" or not (on_cpu or inputs.stage == 3):
         return []
     drawn = FP32 * (inputs.trained + inputs.frozen + inputs.largest)
-    more = max(0, drawn - at(states.terms, Moment.INIT))
     source = "transformers draws weights in fp32"
+    if inputs.stage == 3:
+        # a head that becomes the table is made all the same
+        itself = 0 if inputs.tied else inputs.element * inputs.largest // inputs.ranks
+        others = states.parameters - itself
+        drawn = others + (FP32 + inputs.element * inputs.half) * inputs.largest
+        source = "zero/partition_parameters.py, zero_wrapper_for_fp_tensor_constructor"
+    more = max(0, drawn - at(states.terms, Moment.INIT))
     return [
         Term(name="weights as drawn", bytes=more, lives=frozenset({Moment.INIT}), source=source)
     ]
@@ -318,7 +252,8 @@ def _inputs(
         layer=profile.layer - packed // max(1, profile.layers),
         head=profile.trained_head,
         tied=profile.tied,
-        passed=profile.passed,
+        # recomputation asks for the gradient of what the table gives (dslm/worker/adapters.py)
+        passed=0 if strategy.activation_checkpointing else profile.passed,
         element=FP32 if recipe.autocast or recipe.precision == "fp32" else 2,
         optimizer=recipe.optimizer.name,
         state=_state_bytes(recipe, profile, strategy),

@@ -15,6 +15,7 @@ from typing import Any
 from dslm.profile.polynomial import Polynomial
 
 FORMAT = 2
+STAGE_3 = " stage 3"  # the end of a pass's name: with the inputs of frozen weights, kept there
 Sequence = tuple[tuple[int, int], ...]  # of parts: which, and how often in a row
 
 
@@ -108,7 +109,7 @@ class Profile:
     tied: bool
     attention: str
     element: int
-    passes: Mapping[str, PassProfile]  # plain, recompute, evaluation; of one sample: `… single`
+    passes: Mapping[str, PassProfile]  # plain, recompute, evaluation; `… stage 3`, `… single`
     proofs: tuple[Proof, ...]
     versions: Mapping[str, str]
     fixed_length: int = 0  # 1: samples all have the same size, as images have
@@ -177,8 +178,9 @@ class Profile:
         """The worst miss of all proofs."""
         return max((proof.off for proof in self.proofs), default=0.0)
 
-    def pass_of(self, name: str, samples: int) -> PassProfile:
+    def pass_of(self, name: str, samples: int, *, stage_3: bool = False) -> PassProfile:
         """Return the pass of a mode (plain, recompute, evaluation) for `samples` samples."""
+        name += STAGE_3 if stage_3 and name + STAGE_3 in self.passes else ""
         single = self.passes.get(f"{name} single") if samples == 1 else None
         return single or self.passes[name]
 

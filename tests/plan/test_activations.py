@@ -11,7 +11,7 @@ from benchmarks.planner_large import compare
 from dslm.ask.profile import profile_of
 from dslm.profile.levels import LAYER, levels
 from dslm.profile.polynomial import monomials
-from dslm.profile.value import Profile
+from dslm.profile.value import STAGE_3, Profile
 from dslm.recipe.load import load_recipe
 
 pytestmark = pytest.mark.usefixtures("warm_asks")
@@ -66,6 +66,18 @@ def test_flash_attention_keeps_no_scores() -> None:
     assert profile.attention == "flash_attention_2"
     one = profile.passes["plain"]
     assert all(part.end.of[0] == 0 for part, _ in one.walk(one.forward) if part.name == LAYER)
+
+
+def test_under_stage_3_frozen_weights_keep_what_they_were_multiplied_with() -> None:
+    """Adapters on one projection: of a layer, the second norm and what enters the last product."""
+    recipe = load_recipe("llama-3.2-1b", ["lora.rank=8", "lora.target_modules=[v_proj]"]).recipe
+    sizes = recipe.model.architecture
+    profile, why = profile_of(recipe, sizes, on_cpu=False)
+    assert profile is not None and not why, why
+    held = S * B * 2 * (int(sizes["hidden_size"]) + int(sizes["intermediate_size"]))
+    assert _layer(profile, f"plain{STAGE_3}") == _layer(profile) + held
+    assert _layer(profile, f"recompute{STAGE_3}") == _layer(profile, "recompute")
+    assert profile.exact
 
 
 @pytest.mark.parametrize(

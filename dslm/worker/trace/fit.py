@@ -139,13 +139,13 @@ def _part(run: Sequence[Stretch], fit: Fit) -> Part:
 
 def _peaks(run: Sequence[Stretch], fit: Fit) -> tuple[tuple[Polynomial, int], ...]:
     """The levels that are the highest somewhere, with and without the gradients."""
-    gradients = [tuple(g for _, g in s.points) for s in run]
+    gradients = [tuple(p.gradients for p in s.points) for s in run]
     if len(set(gradients)) > 1:  # other operations for other lengths
         most = run[0].gradients
-        level = fit.one([max(x for x, _ in s.points) for s in run])
-        both = fit.one([max(x + g for x, g in s.points) - most for s in run])
+        level = fit.one([max(p.level for p in s.points) for s in run])
+        both = fit.one([max(p.level + p.gradients for p in s.points) - most for s in run])
         return ((level, 0), (both, most))
-    values = np.array([[x for x, _ in s.points] for s in run], dtype=float)
+    values = np.array([[p.level for p in s.points] for s in run], dtype=float)
     coefficients = fit(values)
     grid = np.array([monomials(b, t) for b, t in _GRID], dtype=float) @ coefficients
     stays = grid + np.array(gradients[0], dtype=float)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -16,7 +16,7 @@ from transformers.utils import import_utils
 from dslm.worker.trace.layers import Layer, Skips, choose, layers_of
 from dslm.worker.trace.model import Traced, batch, loss_of
 from dslm.worker.trace.standins import checkpoint_away, standing_in
-from dslm.worker.trace.timeline import Stretch, Timeline
+from dslm.worker.trace.timeline import Point, Stretch, Timeline
 
 START, HEAD = "start", "head"
 
@@ -27,6 +27,28 @@ class PassTrace:
 
     forward: list[Stretch]
     backward: list[Stretch]
+
+    @property
+    def holds(self) -> bool:
+        """Whether stage 3 keeps more."""
+        return any(
+            s.end_held or any(p.held for p in s.points) for s in self.forward + self.backward
+        )
+
+    def under_stage_3(self) -> PassTrace:
+        """Return the pass with what stage 3 keeps."""
+        return PassTrace(_with_held(self.forward), _with_held(self.backward))
+
+
+def _with_held(stretches: list[Stretch]) -> list[Stretch]:
+    return [
+        replace(
+            one,
+            points=[Point(p.level + p.held, p.gradients, 0) for p in one.points],
+            end=one.end + one.end_held,
+        )
+        for one in stretches
+    ]
 
 
 @contextmanager

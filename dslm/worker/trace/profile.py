@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 from dslm.profile.levels import levels
-from dslm.profile.value import PassProfile, Profile, Proof
+from dslm.profile.value import STAGE_3, PassProfile, Profile, Proof
 from dslm.recipe.packs import PACKED_TASKS
 from dslm.worker.layout.apart import kept_apart
 from dslm.worker.layout.tiles_proof import LOSS, MLP, not_in_tiles
@@ -69,33 +69,40 @@ class _Run:
         proofs: list[Proof] = []
         other = (4, lengths[0] + lengths[1]) if len(lengths) > 1 else (5, lengths[0])
         for mode in _MODES if self._recomputes() else _MODES[:1]:
-            again = mode == "recompute"
-            found[mode] = self._fitted(shapes, again)
-            proofs.append(self._proof(found[mode], other, again))
-            one = self._proof(found[mode], (1, lengths[len(lengths) // 2]), again)
+            made = self._fitted(shapes, mode)
+            proofs.append(self._proof(made, other, mode))
+            one = self._proof(made, (1, lengths[len(lengths) // 2]), mode)
             if one.off > _EXACT and len(lengths) > 1:
                 # what is of size one needs no copy: one sample has polynomials of its own
-                single = f"{mode} single"
-                found[single] = self._fitted([(1, t) for t in lengths], again)
-                one = self._proof(found[single], (1, other[1]), again)
+                single = self._fitted([(1, t) for t in lengths], mode)
+                made |= {f"{name} single": each for name, each in single.items()}
+                one = self._proof(single, (1, other[1]), mode)
             proofs.append(one)
+            found |= made
         evaluated = [self.tracer.evaluate(b, t) for b, t in shapes]
         found["evaluation"] = fitted(evaluated, shapes, self.tracer.layers)
         return found, tuple(proofs)
 
-    def _fitted(self, shapes: list[tuple[int, int]], recompute: bool) -> PassProfile:
-        traces = [self.tracer.run(b, t, recompute=recompute) for b, t in shapes]
-        return fitted(traces, shapes, self.tracer.layers)
+    def _fitted(self, shapes: list[tuple[int, int]], mode: str) -> dict[str, PassProfile]:
+        """Return the pass of a mode; and that of stage 3, where it keeps more."""
+        traces = self._traces(shapes, mode)
+        return {
+            name: fitted(each, shapes, self.tracer.layers) for name, each in _stages(mode, traces)
+        }
 
-    def _proof(self, one: PassProfile, shape: tuple[int, int], recompute: bool) -> Proof:
+    def _traces(self, shapes: list[tuple[int, int]], mode: str) -> list[PassTrace]:
+        return [self.tracer.run(b, t, recompute=mode == "recompute") for b, t in shapes]
+
+    def _proof(self, made: dict[str, PassProfile], shape: tuple[int, int], mode: str) -> Proof:
         # of the model as it was traced: the layers that were skipped are in both or in neither
-        trace = self.tracer.run(*shape, recompute=recompute)
-        seen = fitted([trace], [shape], self.tracer.layers)
-        off = max(
-            abs(mine - true) / max(true, 1.0)
-            for mine, true in zip(_highest(one, shape), _highest(seen, shape), strict=True)
-        )
-        return Proof(samples=shape[0], length=shape[1], recompute=recompute, off=off)
+        off = 0.0
+        for name, traces in _stages(mode, self._traces([shape], mode)):
+            seen = fitted(traces, [shape], self.tracer.layers)
+            both = zip(
+                _highest(made.get(name, made[mode]), shape), _highest(seen, shape), strict=True
+            )
+            off = max(off, *(abs(mine - true) / max(true, 1.0) for mine, true in both))
+        return Proof(samples=shape[0], length=shape[1], recompute=mode == "recompute", off=off)
 
     def _lengths(self) -> tuple[int, ...]:
         if self.traced.task == "vision":
@@ -113,6 +120,13 @@ class _Run:
 
     def _recomputes(self) -> bool:
         return bool(self.traced.base.supports_gradient_checkpointing)
+
+
+def _stages(mode: str, traces: list[PassTrace]) -> Iterator[tuple[str, list[PassTrace]]]:
+    """Return the traces of a mode; and what they are under stage 3, where it keeps more."""
+    yield mode, traces
+    if any(trace.holds for trace in traces):
+        yield mode + STAGE_3, [trace.under_stage_3() for trace in traces]
 
 
 def _operations(trace: PassTrace) -> int:

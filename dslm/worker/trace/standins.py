@@ -5,6 +5,7 @@ attention the query, key, value, mask, output and log-sum-exp (PyTorch's
 `_scaled_dot_product_efficient_attention` and flash-attn alike); dropout a mask of one byte an
 element (`native_dropout`). Attention within documents (`dslm.worker.layout.attention`) asks tensors
 for their values, so it has one too: on a CPU documents are gathered out of the batch and put back.
+A product with a frozen weight says what stage 3 keeps of it.
 """
 
 from __future__ import annotations
@@ -69,9 +70,46 @@ def _work(
     return flops, read * query.element_size() + seen
 
 
+class _Frozen(torch.autograd.Function):
+    """A product with a frozen weight: nothing is kept but a token of what stage 3 keeps.
+
+    Source: DeepSpeed's runtime/zero/linear.py, LinearFunctionForZeroStage3, which takes the place
+    of `functional.linear` there and keeps its input whether or not the weight is trained.
+    """
+
+    @staticmethod
+    def forward(ctx, timeline, plain, states, weight, bias):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(weight, timeline.hold(states))
+        return plain(states, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        weight, _ = ctx.saved_tensors
+        _, _, of_states, _, of_bias = ctx.needs_input_grad
+        return (
+            None,
+            None,
+            gradient.matmul(weight) if of_states else None,
+            None,
+            gradient.flatten(0, -2).sum(0) if of_bias else None,
+        )
+
+
+def _linear(timeline: Timeline, plain: Callable[..., Any]) -> Callable[..., Any]:
+    def linear(
+        input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if weight.requires_grad or not torch.is_grad_enabled():
+            return plain(input, weight, bias)
+        found: torch.Tensor = _Frozen.apply(timeline, plain, input, weight, bias)
+        return found
+
+    return linear
+
+
 @contextmanager
 def standing_in(timeline: Timeline, *, on_cpu: bool) -> Iterator[None]:
-    """Use the stand-ins for SDPA, flash attention, attention within documents and dropout."""
+    """Use the stand-ins for attention in all its forms, dropout, tiles and frozen products."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     attention = _attention(timeline, on_cpu=on_cpu)
@@ -83,6 +121,7 @@ def standing_in(timeline: Timeline, *, on_cpu: bool) -> Iterator[None]:
     with (
         mock.patch.object(functional, "scaled_dot_product_attention", attention),
         mock.patch.object(functional, "dropout", dropout),
+        mock.patch.object(functional, "linear", _linear(timeline, functional.linear)),
         mock.patch.dict(ALL_ATTENTION_FUNCTIONS._global_mapping, by_name),
         mock.patch.object(tiles, "by_tiles", _tiles(timeline)),
     ):
