@@ -26,6 +26,7 @@ from dslm.run.checkpoints import MANIFEST
 from dslm.run.documents import CheckpointManifest, PlanFile, find_document, read_document
 from dslm.run.words import Phase
 from dslm.units import number_of
+from dslm.worker.allocator import give_large_blocks_back
 from dslm.worker.assemble import Training, arguments_of, assemble
 from dslm.worker.assignment import Assignment, Inputs, Models, read_assignment
 from dslm.worker.data.prepare import Prepared, prepare
@@ -54,6 +55,8 @@ _CPU_COMMUNICATION = "deepspeed_shm_comm"
 def train(rank: Rank) -> None:
     """Train, evaluate, export; all of it recorded in the run directory."""
     given = read_assignment(rank)
+    if given.on_cpu and given.recipe.model.long_context:
+        give_large_blocks_back()
     join_ranks(given)
     inputs = prepare_inputs(given)
     check_same_data(given, inputs.data)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +93,27 @@ def test_early_in_a_run_its_time_and_cost_are_corrected_by_its_own_steps(tmp_pat
     alone = estimate(file, measure, 10, 200)
     assert alone is not None
     assert alone.predicted_seconds is alone.cost is None
+
+
+_HOLES = """
+import resource, sys
+from pathlib import Path
+from dslm.worker.allocator import give_large_blocks_back
+
+if sys.argv[1] == "back":
+    give_large_blocks_back()
+for count in (3, 32):  # the first ones raise the threshold
+    blocks = [b"x" * 2**23 for _ in range(count)]
+    last = blocks.pop()
+    blocks.clear()
+resident = int(Path("/proc/self/statm").read_text().split()[1])
+print(resident * resource.getpagesize() // 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_memory_of_large_blocks_is_given_back() -> None:
+    kept, given = (
+        int(subprocess.check_output([sys.executable, "-c", _HOLES, how])) for how in ("", "back")
+    )
+    assert kept - given > 200  # MiB, of 248 that were freed
