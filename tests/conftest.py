@@ -23,6 +23,7 @@ DSLM = Path(sys.executable).parent / "dslm"
 os.environ |= operators()
 Dslm = Callable[..., subprocess.CompletedProcess[str]]
 _BEGAN_WITH = dict(os.environ)
+_COLD = subprocess.Popen
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -94,10 +95,18 @@ def warm(tmp_path: Path) -> Dslm:
     return _runner(tmp_path, warm_dslm())
 
 
-@pytest.fixture
-def warm_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def warm_asks() -> Iterator[None]:
     """Fork what this process asks of the worker: a trace, a conversion, an export."""
-    monkeypatch.setattr(subprocess, "Popen", warm_popen())
+    vars(subprocess)["Popen"] = warm_popen()
+    yield
+    vars(subprocess)["Popen"] = _COLD
+
+
+@pytest.fixture
+def cold_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start what this process asks of the worker as dslm does."""
+    monkeypatch.setattr(subprocess, "Popen", _COLD)
 
 
 @pytest.fixture

@@ -11,6 +11,9 @@ from dslm.errors import DslmError, InputError, RunFailed
 MODULE = "tests.ask.asked"
 
 
+pytestmark = pytest.mark.usefixtures("cold_asks")
+
+
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the process find the tests: dslm takes the current folder off its path."""

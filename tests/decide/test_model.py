@@ -14,8 +14,6 @@ from dslm.plan.report import cluster_of
 from dslm.recipe.load import load_recipe
 from tests.conftest import Dslm
 
-pytestmark = pytest.mark.usefixtures("warm_asks")
-
 WIDE = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "vocab_size": 128256,
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,

@@ -14,8 +14,6 @@ from dslm.profile.polynomial import monomials
 from dslm.profile.value import STAGE_3, Profile
 from dslm.recipe.load import load_recipe
 
-pytestmark = pytest.mark.usefixtures("warm_asks")
-
 S, B, H, A = 1024, 2, 2048, 16
 # the mean and the deviation of two norms, in fp32: the paper neglects them
 STATISTICS = 2 * 2 * 4 * S * B

@@ -16,8 +16,6 @@ from dslm.decide.job import resolve_job
 from dslm.plan.report import cluster_of
 from dslm.recipe.load import load_recipe
 
-pytestmark = pytest.mark.usefixtures("warm_asks")
-
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -19,7 +19,6 @@ from benchmarks.planner_architectures import ARCHITECTURES
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.usefixtures("warm_asks")
 def test_a_plan_is_close_to_what_deepspeed_really_keeps() -> None:
     chosen = [
         ("llama", 0, "none", False, 1, "fp32", 1, 0), ("gpt2", 1, "none", True, 1, "bf16", 2, 0),
@@ -64,7 +63,6 @@ def in_few_bits(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
-@pytest.mark.usefixtures("warm_asks")
 def test_so_is_one_of_a_model_in_few_bits(tmp_path: Path) -> None:
     configurations = in_few_bits(tmp_path)
     rows = planner_memory.run(configurations)

@@ -41,7 +41,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,9 @@ PROGRAMS = {
 }
 PRELOADED = (
     "dslm.worker.train", "dslm.worker.export", "dslm.worker.convert", "dslm.worker.trace.profile",
+    # what `dslm train` is, and what it shows
+    "dslm.cli.app", "dslm.lifecycle.training", "dslm.diagnose.explain",
+    "dslm.cli.screens.ending", "dslm.cli.screens.progress", "rich.jupyter", "rich._emoji_codes",
     "torch.utils.cpp_extension",  # with setuptools, of which each rank asks for operators
     # what each rank, or most of them, would import after it was forked
     "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer",
@@ -120,8 +123,11 @@ def warm_dslm(*, own_process: bool = False) -> list[str]:
 
 
 def warm_popen() -> type[subprocess.Popen[Any]]:
-    """Return what stands for `subprocess.Popen` where the server forks what dslm asks."""
-    return _popen(_server())
+    """Return what stands for `subprocess.Popen` where the server forks what dslm asks.
+
+    The server is started by the first that asks.
+    """
+    return _popen(_server)
 
 
 def work_beside(module: str, arguments: Sequence[str]) -> int:
@@ -157,17 +163,17 @@ def _fork_from(path: str) -> None:
 
     for site in (local, pdsh):
         vars(site)["node_launcher"] = node_launcher
-    vars(subprocess)["Popen"] = _popen(path)
+    vars(subprocess)["Popen"] = _popen(lambda: path)
 
 
-def _popen(path: str) -> type[subprocess.Popen[Any]]:
+def _popen(path: Callable[[], str]) -> type[subprocess.Popen[Any]]:
     """What starts a module that needs torch, `python -P -m MODULE`, lets the server fork it."""
     cold = [sys.executable, "-P", "-m"]
 
     class Popen(subprocess.Popen[Any]):
         def __init__(self, args: Any, **more: Any) -> None:
             if list(args[:3]) == cold and args[3].startswith(_FORKED):
-                args = [*_LIGHT, "module", path, *args[3:]]
+                args = [*_LIGHT, "module", path(), *args[3:]]
             super().__init__(args, **more)
 
     return Popen

@@ -14,7 +14,7 @@ from dslm.host.network import free_port
 from tests.worker.prepare_slowly import PATIENCE
 from tests.worker.preparing import documents, write_lines
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_asks")]
+pytestmark = pytest.mark.slow
 
 
 def _start(cache: Path, *arguments: object) -> subprocess.Popen[str]:

@@ -71,7 +71,6 @@ def test_a_strangers_run_is_not_gone_on_with_when_that_runs_code(
     assert len(json.loads((run / "manifest.json").read_text())["attempts"]) == 1
 
 
-@pytest.mark.usefixtures("warm_asks")
 @pytest.mark.parametrize("stage", STAGES)
 def test_neither_export_nor_conversion_runs_what_looks_harmless(
     trained: Train, tmp_path: Path, stage: int
@@ -101,7 +100,6 @@ def test_neither_export_nor_conversion_runs_what_looks_harmless(
     assert not mark.exists()
 
 
-@pytest.mark.usefixtures("warm_asks")
 def test_ranks_load_tensors_only_at_every_stage(tmp_path: Path) -> None:
     argv = [sys.executable, "-P", "-m", "tests.worker.hostile", str(tmp_path), str(free_port())]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300)

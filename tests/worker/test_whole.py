@@ -14,7 +14,6 @@ from dslm.host.network import free_port
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.usefixtures("warm_asks")
 def test_every_stage_goes_on_from_every_other() -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "tests.worker.all_stages"],

@@ -82,7 +82,6 @@ def _whole(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("warm_asks")
 def test_the_engine_and_the_linter_agree() -> None:
     configs = [_whole(config) for config in [*(row[1] for row in REFUSED), *TAKEN]]
     done = subprocess.run(
