@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,9 +24,11 @@ from typing import Any
 from benchmarks.commands import operators
 from benchmarks.planner_architectures import ARCHITECTURES, TASKS
 from benchmarks.planner_large import trained
+from benchmarks.superoffload import on_a_cpu
 from dslm.cluster.detect import local_cluster
 from dslm.decide.job import Job, resolve_job
 from dslm.host.network import free_port
+from dslm.plan.superoffload import APART
 from dslm.recipe.load import load_recipe
 
 PHASES = ("init", "forward", "backward", "step")
@@ -110,8 +113,9 @@ def planned(configuration: dict[str, Any]) -> dict[str, int]:
     memory = _planned_job(configuration).plan.choice.memory
     if memory is None:
         raise LookupError("the planner doesn't know this architecture")
-    # on a CPU, what is offloaded lies in the same memory
-    return {name: memory.phases[name] - memory.context + memory.host_states for name in PHASES}
+    # on a CPU, what is offloaded lies in the same memory, unless another process has it
+    host = memory.host_states - sum(term.bytes for term in memory.terms if term.kind == APART)
+    return {name: memory.phases[name] - memory.context + host for name in PHASES}
 
 
 def measure(configuration: dict[str, Any], *, explain: bool = False) -> dict[str, int]:
@@ -134,7 +138,8 @@ def measure(configuration: dict[str, Any], *, explain: bool = False) -> dict[str
 
     gc.collect()
     gc.freeze()  # else each phase looks through all that the libraries define
-    with live:
+    superoffload = job.recipe.parallel.super_offload
+    with on_a_cpu() if superoffload else nullcontext(), live:
         engine, arguments = _engine(job)
         end("init")
         steps = configuration.get("accumulation", 1)

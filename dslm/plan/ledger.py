@@ -59,7 +59,8 @@ class Term:
     lives: frozenset[Moment]
     source: str
     place: Place = Place.DEVICE
-    kind: str = "buffers"  # parameters | gradients | optimizer | activations | buffers | context
+    # parameters | gradients | optimizer | activations | buffers | context | process
+    kind: str = "buffers"
 
 
 def at(terms: Iterable[Term], moment: Moment) -> int:

@@ -120,7 +120,7 @@ def estimate(
         activations=int(held.before_head),
         logits=int(max(held.forward, held.head.let_go) - held.before_head),
         buffers=states.buffers,
-        context=context.bytes,
+        context=sum(term.bytes for term in terms if term.kind == "context"),
         phases=found,
         host=total,
         host_items=items,
@@ -279,6 +279,7 @@ def _inputs(
         selected_largest=max(selected, default=0),
         ratio=recipe.parallel.offload_ratio,
         pinned=not on_cpu,
+        apart=ranks_per_host if recipe.parallel.super_offload else 0,
     )
 
 

@@ -15,6 +15,7 @@ from dslm.plan.state_terms import (
     update_scratch,
 )
 from dslm.plan.states import FP32, SWAP_BUFFERS, MemoryInputs, RankMemory, States, states_of
+from dslm.plan.superoffload import superoffload_terms
 
 _SOURCE = "zero/stage3.py"
 
@@ -95,6 +96,8 @@ def _update(inputs: MemoryInputs, states: States, largest: int, secondary: int) 
 
 def _offloaded(inputs: MemoryInputs, states: States) -> list[Term]:
     """Terms of the host."""
+    if inputs.apart:
+        return superoffload_terms(inputs, states)
     states_there = states.host_parameters + states.host_optimizer
     terms = [on_host(inputs, "offloaded states", states_there, _SOURCE)]
     if inputs.offload == "nvme":

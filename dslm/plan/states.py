@@ -64,6 +64,7 @@ class MemoryInputs:
     selected: int = 0  # elements that ZenFlow updates at once; 0: it is off
     selected_largest: int = 0  # of the parameter that has the most of them
     pinned: bool = True
+    apart: int = 0  # ranks of a host beside each of which a process updates (SuperOffload)
 
     @property
     def share(self) -> int:

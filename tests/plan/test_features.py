@@ -121,6 +121,22 @@ def test_a_second_partition_and_what_twin_flow_keeps_are_planned() -> None:
     assert part["optimizer"] == pytest.approx(0.6 * 16 * 1.236e9 / 16, rel=0.02)
 
 
+def test_what_superoffload_keeps_beside_an_offload_is_planned() -> None:
+    """On the host a second process with its gradients; on the first device a context of each."""
+    whole, apart = (
+        job.plan.choice.memory
+        for setting in ("false", "true")
+        if (job := _job(STAGE_3, HOST, f"parallel.super_offload={setting}", hosts=1))
+    )
+    assert whole is not None
+    assert apart is not None
+    group = 4 * 1.236e9 / 8  # one, in fp32: there, and as it moves into shared memory
+    assert apart.host_states - whole.host_states == pytest.approx(2 * group + 2**31, rel=0.01)
+    assert apart.total - whole.total == apart.context - whole.context == 8 * 2**29
+    moments = [t.bytes for t in apart.terms if t.name == "moments of the process that updates"]
+    assert moments == [pytest.approx(2 * group, rel=0.01)]
+
+
 def test_a_quarter_of_the_gradients_and_half_the_parameters_are_sent() -> None:
     seconds = {
         setting: time.communication_seconds
