@@ -12,6 +12,7 @@ from dslm.decide.checks.base import Verb
 from dslm.decide.checks.every import Asking
 from dslm.decide.job import Job
 from dslm.decide.ready import ready_job
+from dslm.recipe.catalog import put_on
 from dslm.recipe.features import FEATURES
 from dslm.recipe.load import load_recipe
 from dslm.zero.config import value_at
@@ -135,6 +136,24 @@ def test_what_superoffload_keeps_beside_an_offload_is_planned() -> None:
     assert apart.total - whole.total == apart.context - whole.context == 8 * 2**29
     moments = [t.bytes for t in apart.terms if t.name == "moments of the process that updates"]
     assert moments == [pytest.approx(2 * group, rel=0.01)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ((STAGE_3,), True), (("parallel.zero_stage=2",), False),
+        ((STAGE_3, f"deepspeed.{Z}.memory_efficient_linear=false"), False),
+        ((STAGE_3, "quantize=nf4"), False),
+    ],
+)  # fmt: skip
+def test_inputs_of_frozen_weights_are_a_term_where_deepspeed_keeps_them(
+    changes: tuple[str, ...], kept: bool
+) -> None:
+    loaded = load_recipe("llama-3.1-8b-instruct", [*put_on(("lora",)), *changes, "data.train=x"])
+    cluster = Cluster(hosts=(Host("w1", 8),), device=device_named("h100-80gb"))
+    memory = ready_job(loaded, cluster, Asking(verb=Verb.PLAN, here=False)).plan.choice.memory
+    assert memory is not None
+    assert any(term.name == "inputs of frozen weights" for term in memory.terms) is kept
 
 
 def test_a_quarter_of_the_gradients_and_half_the_parameters_are_sent() -> None:
