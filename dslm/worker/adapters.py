@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dslm.errors import InputError, RecipeError, Where
-from dslm.files import expanded
+from dslm.files import expanded, is_folder
 from dslm.recipe.schema import PRINCIPAL, Recipe
 from dslm.worker.adapter_targets import ALL
 from dslm.worker.data.records import first_line
@@ -114,13 +114,23 @@ def with_lora(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
                 hint=f"{FILE} in that folder names the model that they are for",
             ) from failure
         _check_all_there(folder, adapters_of(loaded.state_dict()))
+        _name_base(loaded, recipe)
         return loaded
     made = put_adapters(model, config)
+    _name_base(made, recipe)
     if lora.init in PRINCIPAL:
         made.initial_adapters = {  # type: ignore[assignment]
             name: tensor.detach().clone() for name, tensor in adapters_of(made.state_dict()).items()
         }
     return made
+
+
+def _name_base(model: Any, recipe: Recipe) -> None:
+    """Let adapters name a base that is a folder by its whole path: they are used from anywhere."""
+    folder = expanded(recipe.model.name or "")
+    if recipe.model.init == "pretrained" and is_folder(folder):
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = str(folder.absolute())
 
 
 def put_adapters(model: PreTrainedModel, config: Any, *, init: str = "default") -> PreTrainedModel:

@@ -14,12 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pickle import UnpicklingError
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, modeling_utils
 
 from dslm.errors import RecipeError, Where, did_you_mean, shortened
 
+# what loading a model's files raises where they are missing, not whole, or of another kind
+UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError)
 _KEY = "model.new_parameters"
 _SHOWN = 8  # kinds of parameters that are named
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")  # of a layer, an expert

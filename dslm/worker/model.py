@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dslm.errors import RecipeError, Where
 from dslm.recipe.schema import Recipe
 from dslm.worker.adapters import keep_packing, quantized, with_lora
-from dslm.worker.loading import LoadingReport, check_loaded, check_patterns, left_out
+from dslm.worker.loading import UNLOADABLE, LoadingReport, check_loaded, check_patterns, left_out
 from dslm.worker.number_formats import DTYPES
 from dslm.worker.weight_files import tensors_in_files, whole_numbers, wrongly_tied
 
@@ -115,7 +113,7 @@ def _from_pretrained(
             output_loading_info=True,
             **settings,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as e:
+    except UNLOADABLE as e:
         raise RecipeError(
             f"the model `{model.name}` can't be loaded: {str(e).strip().partition(chr(10))[0]}",
             where=Where(key="model.name"),

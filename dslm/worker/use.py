@@ -17,9 +17,10 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dslm.errors import InputError, Where
+from dslm.recipe.hub_names import HUB_NAME, elsewhere
 from dslm.worker.answer import Tell
 from dslm.worker.data.records import first_line
-from dslm.worker.loading import LoadingReport
+from dslm.worker.loading import UNLOADABLE, LoadingReport
 
 ADAPTER = "adapter_config.json"
 CAUSAL = "AutoModelForCausalLM"
@@ -67,6 +68,13 @@ def load(
     folder = Path(name)
     adapter = read_adapter(folder) if (folder / ADAPTER).is_file() else None
     base = str(adapter["base_model_name_or_path"]) if adapter is not None else name
+    if adapter is not None and elsewhere(base) and not HUB_NAME.fullmatch(base):
+        raise InputError(
+            f"its adapters are for the model in `{base}`, which is not there",
+            where=Where(file=folder),
+            hint="put it back, or name where it is in adapter_config.json "
+            "(`base_model_name_or_path`)",
+        )
     tell(f"loading {base}")
     try:
         settings = AutoConfig.from_pretrained(base, trust_remote_code=trusted, **config)
@@ -85,7 +93,9 @@ def load(
             model = with_adapter(model, folder, adapter)
         own = (folder / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(name if own else base, trust_remote_code=trusted)
-    except (OSError, ValueError, KeyError) as failure:
+    except torch.OutOfMemoryError:
+        raise
+    except UNLOADABLE as failure:
         raise InputError(
             f"`{base}` can't be loaded: {first_line(failure)}",
             where=Where(file=name if folder.is_dir() else None),

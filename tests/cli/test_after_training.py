@@ -99,12 +99,14 @@ def test_answers_are_those_of_the_model_one_by_one_in_batches_and_beside_its_bas
         (("generate", "MODEL", "-p", "a", "-o", "gone/out.jsonl"), "there is no folder gone"),
         (("generate", "MODEL", "-p", "a", "-o", "runs"), "is a folder"),
         (("generate", "HEADLESS", "-p", "a"), "`lm_head.weight`"),
+        (("generate", "TORN", "-p", "a"), "can't be loaded"),
+        (("generate", "BASELESS", "-p", "a"), "are for the model in `./moved`, which is not there"),
         (("evaluate", "MODEL"), "name tasks"),
         (("evaluate", "MODEL", "--limit", "3"), "without `--tasks`"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(
-    argv: tuple[str, ...], said: str, model: Path, warm: Dslm, tmp_path: Path
+    argv: tuple[str, ...], said: str, model: Path, adapter: Path, warm: Dslm, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
     (tmp_path / "runs/other").mkdir(parents=True)
@@ -113,7 +115,19 @@ def test_what_cannot_be_asked_is_refused(
     if "HEADLESS" in argv:
         shutil.copytree(model, headless)
         AutoModel.from_pretrained(model).save_pretrained(headless)
-    named = {"MODEL": str(model), "HEADLESS": str(headless)}
+    torn, baseless = tmp_path / "torn", tmp_path / "baseless"
+    if "TORN" in argv:
+        shutil.copytree(adapter, torn)
+        os.truncate(torn / "adapter_model.safetensors", 1000)
+    if "BASELESS" in argv:
+        shutil.copytree(adapter, baseless)
+        config = json.loads((baseless / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = "./moved"
+        (baseless / "adapter_config.json").write_text(json.dumps(config))
+    named = {
+        "MODEL": str(model), "HEADLESS": str(headless), "TORN": str(torn),
+        "BASELESS": str(baseless),
+    }  # fmt: skip
     done = warm(*(named.get(word, word) for word in argv))
     assert done.returncode == 2
     assert said in done.stderr

@@ -138,9 +138,10 @@ def test_patterns_are_kept_with_the_adapters(adapted: Adapted) -> None:
     "given", [{"init": "pissa"}, {"init": "olora", "rslora": True, "rank_pattern": {"q_proj": 2}}]
 )
 def test_adapters_that_began_as_a_part_of_the_model_become_ones_for_the_whole(
-    given: dict[str, Any], made: Path, tmp_path: Path
+    given: dict[str, Any], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = {"name": str(made / "base")}
+    monkeypatch.chdir(made)
+    model = {"name": "./base"}
     recipe = Recipe(model=Model(**model), lora=Lora(rank=4, **given), precision="fp32")
     began = with_lora(_base(made), recipe)
     assert torch.allclose(_logits(began), _logits(_base(made)), atol=1e-4)
@@ -149,6 +150,8 @@ def test_adapters_that_began_as_a_part_of_the_model_become_ones_for_the_whole(
             if "lora_" in name:
                 parameter += 0.1 * torch.randn(parameter.shape)
     save_adapters(began, began.state_dict(), tmp_path)
+    named = config_in(tmp_path).base_model_name_or_path
+    assert named == str(made / "base"), "they are used from any folder"
     loaded = PeftModel.from_pretrained(_base(made), tmp_path)
     assert torch.allclose(_logits(loaded), _logits(began), atol=1e-4)
 
