@@ -164,7 +164,7 @@ def layouts(chosen: list[str]) -> str:
         )  # fmt: skip
         rows[where] = f"| {where} | {compared} |"
         _tell(rows[where] + ("" if good else told))
-    write_rows("layouts", rows, [_where(*each) for each in LAYOUTS])
+        write_rows("layouts", rows, [_where(*each) for each in LAYOUTS])
     return (
         f"Two CPU ranks: {len(rows) - alarms} of {len(rows)} recipes × layouts passed. A "
         f"verification took {max(seconds, default=0):.0f} s at most (its ranks started warm).\n"

@@ -73,7 +73,7 @@ def test_experts_chosen_otherwise_are_let_alone_and_a_scaled_one_is_not(kind: st
     recipe = load_recipe("quickstart", []).recipe
     reference, own = (Reference(each, Tokens(recipe, dict, None)) for each in (model, half))
     batch = [
-        {"place": place, "input_ids": torch.randint(0, 256, (64,)).tolist()} for place in range(6)
+        {"place": place, "input_ids": torch.randint(0, 256, (48,)).tolist()} for place in range(4)
     ]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     measuring, exact = Measuring(reference, own, 2), reference.find(batch)
@@ -81,7 +81,7 @@ def test_experts_chosen_otherwise_are_let_alone_and_a_scaled_one_is_not(kind: st
     own_choices = own.find(batch, choices=Choices(exact.choices)).choices
     off = off_by(exact.choices, own_choices, torch.bfloat16)
     turned = 0
-    for seed in range(100, 104):  # layouts whose scores are off by as much as the format's
+    for seed in range(100, 103):  # layouts whose scores are off by as much as the format's
         made = reference.find(batch, choices=Choices(off=off, seed=seed)).gradients
         turned += bool(_named(made, exact, noise))
         assert not _named(made, exact, closer)

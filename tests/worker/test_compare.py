@@ -16,7 +16,7 @@ from dslm.worker.layout.ranks import Layout
 from dslm.worker.replicas import _odd_ones, _wrong
 from dslm.worker.verify import ranks
 from dslm.worker.verify.compare import Step, compare_ranks, compare_samples, difference
-from dslm.worker.verify.reference import Found
+from dslm.worker.verify.reference import Found, Reference
 from dslm.worker.verify.settings import compare_settings, rate_of
 from dslm.worker.verify.switches import switched
 from dslm.worker.verify.updates import Updates
@@ -98,6 +98,19 @@ def test_the_rule_of_an_optimizer_is_its_library_s(name: str) -> None:
         assert number > 1 or names(fresh.compare(other, number)) == ["update: w"]
 
 
+def test_lion_may_go_either_way_only_where_there_is_no_gradient() -> None:
+    recipe = load_recipe("quickstart", ["optimizer.name=lion", "optimizer.lr=0.01"]).recipe
+    before, gradient = torch.ones(4), torch.tensor([0.0, 0.0, 0.01, -0.01])
+    decayed = -0.01 * recipe.optimizer.weight_decay * before
+    for direction, named in (
+        ([1, -1, -1, 1], []), ([0, 0, -1, 1], []), ([2, 0, -1, 1], ["update: w"]),
+        ([0, 0, 0, 1], ["update: w"]), ([0, 0, 1, 1], ["update: w"]),
+    ):  # fmt: skip
+        after = before + decayed + 0.01 * torch.tensor(direction)
+        made = step(before={"w": before}, gradients={"w": gradient}, after={"w": after})
+        assert names(Updates(recipe).compare(made, 1)) == named
+
+
 @pytest.mark.parametrize(
     ("parts", "sums", "wrong"),
     [
@@ -154,6 +167,15 @@ def test_what_differs_from_a_later_step_on_is_not_blamed_on_the_first_switch(
     assert cause.name == "gradient accumulation"
     assert cause.tried == ("overlapped communication", "buckets", "gradient accumulation")
     assert not ranks.cause_of(given, (recipe, config), step=2, usual=1e9).tried
+
+
+def test_the_reference_has_parameters_as_a_layout_in_16_bits_computes_with_them() -> None:
+    model = torch.nn.Linear(2, 1, bias=False)
+    reference = Reference(model, None)  # type: ignore[arg-type]
+    assert not reference.take({"weight": torch.tensor([[1.001, 2.0]])}, torch.bfloat16)
+    assert model.weight.tolist() == [[1.0, 2.0]]
+    assert model.weight.dtype == torch.float32
+    assert reference.take({"other": torch.tensor([1])}) == ["other"]
 
 
 def test_every_rank_s_optimizer_is_set_as_the_recipe_says() -> None:

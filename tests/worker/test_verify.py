@@ -14,7 +14,7 @@ import pytest
 from tests.support.models import small_model
 from tests.support.warm import PLANT, warm_dslm
 from tests.worker.planted import FAULTS
-from tests.worker.planting import LORA, PRETRAINED
+from tests.worker.planting import LORA, MOE, PRETRAINED
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,7 @@ def test_two_layouts_are_compared_with_each_other_too(tmp_path: Path) -> None:
     [
         ("quickstart", {"parallel.zero_stage": 3}),
         ("quickstart", {"parallel.zero_stage": 2, "precision": "bf16"}),
-        ("quickstart", {"parallel.zero_stage": 0, "precision": "bf16"}),
+        ("quickstart", {"parallel.zero_stage": 3, "precision": "bf16", **MOE}),
         ("quickstart-mlm", {"parallel.zero_stage": 1}),
         ("quickstart", {"parallel.zero_stage": 1, "parallel.tensor": 2}),
         ("quickstart", {"parallel.zero_stage": 3, "parallel.sequence": 2}),

@@ -11,7 +11,7 @@ from torch import nn
 
 from dslm.worker.verify.compare import Difference, difference
 from dslm.worker.verify.noise import Noise
-from dslm.worker.verify.reference import Reference, Tensors
+from dslm.worker.verify.reference import Reference
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,19 +49,26 @@ def evaluated(trainer: Any, samples: Sequence[Any]) -> Evaluated:
 def compare_evaluation(
     found: Evaluated,
     reference: Reference,
-    after: Tensors,
     samples: Sequence[dict[str, Any]],
     number: int,
     noise: Noise,
     precision: str,
 ) -> list[Difference]:
-    """Compare the loss of an evaluation, and whether dropout was off; `number`: the last step."""
+    """Compare the loss of an evaluation, and whether dropout was off.
+
+    Args:
+        found: what the layout found.
+        reference: one process with the same parameters.
+        samples: what was evaluated.
+        number: the last step.
+        noise: of the recipe's number format.
+        precision: the format.
+    """
     if found.trains:
         what = f"an evaluation doesn't leave `{found.trains}` as it is"
         return [difference("dropout", what, number, math.inf, 0.0, None)]
     if found.loss is None:
         return []
-    reference.take(after)
     wanted = reference.loss(samples)
     allowed = 2 * noise.allowed_loss(wanted, precision)
     far = abs(found.loss - wanted) / max(abs(wanted), 1e-6)

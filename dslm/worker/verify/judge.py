@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from dslm.units import number_of
 from dslm.worker.assignment import Assignment, Inputs
+from dslm.worker.number_formats import DTYPES
 from dslm.worker.verify.compare import (
     Difference,
     Step,
@@ -21,7 +24,7 @@ from dslm.worker.verify.evaluation import Evaluated, compare_evaluation
 from dslm.worker.verify.noise import Measuring, Noise
 from dslm.worker.verify.plain import Plain
 from dslm.worker.verify.reduced import Reduced
-from dslm.worker.verify.reference import Found
+from dslm.worker.verify.reference import Found, Tensors
 from dslm.worker.verify.settings import compare_settings, rate_of
 from dslm.worker.verify.updates import Updates
 
@@ -46,6 +49,8 @@ class Judge:
         self._noise = Noise()  # of the first step
         decayed = frozenset(trainer.get_decay_parameter_names(plain.reference.model))
         self._updates = Updates(given.recipe, given.stage, decayed)
+        whole = given.recipe.precision == "fp32" or given.recipe.autocast
+        self._rounded = torch.float32 if whole else DTYPES[given.recipe.precision]
 
     @property
     def parameters(self) -> int:
@@ -62,7 +67,7 @@ class Judge:
         recipe, batch = self._given.recipe, [self._stored[place] for place in places]
         self.samples += len(batch)
         other = self._reference.unlike(step.before) if number == 1 else []
-        other += [name for name in self._reference.take(step.before) if _OF_START not in name]
+        other += [name for name in self._taken(step.before) if _OF_START not in name]
         if number == 1:
             self._measuring.begin(step.before)
         wanted = self._reference.find(batch)
@@ -79,6 +84,10 @@ class Judge:
             *compare_norm(step, number, recipe.precision),
             *self._updates.compare(step, number, wanted.gradients, rate),
         ]
+
+    def _taken(self, parameters: Tensors) -> list[str]:
+        """Names that the reference hasn't, which goes on as the layout does: with rounded ones."""
+        return self._reference.take(parameters, self._rounded)
 
     def _gaps(
         self, step: Step, number: int, batch: list[dict[str, Any]], wanted: Found
@@ -101,9 +110,8 @@ class Judge:
     ) -> list[Difference]:
         """Compare an evaluation of samples with the parameters after the last step."""
         samples, precision = [self._stored[p] for p in places], self._given.recipe.precision
-        return compare_evaluation(
-            found, self._reference, last.after, samples, number, self._noise, precision
-        )
+        self._taken(last.after)
+        return compare_evaluation(found, self._reference, samples, number, self._noise, precision)
 
     def left_out(self, last: Step) -> tuple[str, ...]:
         """Say what no reference is known of."""

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -154,6 +155,7 @@ def run_layout(given: Assignment, layout: Layout, steps: int | None = None) -> V
         verdict = _compare(given, training, recorder, judge, held_out, until)
     del training, recorder
     gc.collect()
+    torch.compiler.reset()  # kernels for the shapes of a rank's part of this layout
     dist.barrier()
     return verdict
 

@@ -64,13 +64,19 @@ class Reference:
         """Before the first step, with the values that it starts from."""
         self._learnt.begin(self.model)
 
-    def take(self, parameters: Tensors) -> list[str]:
-        """Take on the values of parameters; names that this model doesn't have."""
+    def take(self, parameters: Tensors, rounded: torch.dtype = torch.float32) -> list[str]:
+        """Take on the values of parameters; names that this model doesn't have.
+
+        Args:
+            parameters: the values.
+            rounded: the number format in which a layout computes with them.
+        """
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, value in parameters.items():
                 if name in own and own[name].shape == value.shape:
-                    own[name].copy_(value.to(own[name].dtype))
+                    seen = value.to(rounded) if value.is_floating_point() else value
+                    own[name].copy_(seen.to(own[name].dtype))
         return sorted(set(parameters) - set(own))
 
     def unlike(self, parameters: Tensors) -> list[str]:

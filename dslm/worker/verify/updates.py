@@ -58,6 +58,7 @@ def _lion(
     mean = state.get("first", torch.zeros_like(before))
     state["first"] = two * mean + (1 - two) * gradient
     direction = (one * mean + (1 - one) * gradient).sign()
+    state["still"] = direction == 0
     return -given.lr * (direction + given.weight_decay * before)
 
 
@@ -189,6 +190,10 @@ class Updates:
             found = after.double() - before.double()
             if self._flat:
                 wanted = _within(found, wanted.double())
+            still = self._state.get(name, {}).get("still")
+            if still is not None:
+                given = rate if rate is not None else self._optimizer.lr
+                wanted = torch.where(still, _by_sign_of_zero(found, wanted, given), wanted)
             slack = _ULP * float(before.double().norm())
             far = float((found - wanted.double()).norm())
             size = max(float(wanted.double().norm()), 1e-30)
@@ -224,6 +229,15 @@ class Updates:
         other = rule(given, before_it, before, rounded, self._steps)
         far = float((other - wanted).norm()) / max(float(wanted.norm()), 1e-30)
         return wanted, max(_PRODUCTS, FACTOR * far)
+
+
+def _by_sign_of_zero(found: torch.Tensor, wanted: torch.Tensor, rate: float) -> torch.Tensor:
+    """An update of Lion without a direction, which DeepSpeed's for CPUs makes by the sign of zero.
+
+    Source: DeepSpeed, csrc/lion/cpu_lion_impl.cpp, 0.19.8.
+    """
+    apart = (found - wanted).abs()
+    return torch.where(apart <= (1 + _UPDATE) * rate, found, wanted.double())
 
 
 def _within(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
