@@ -22,13 +22,19 @@ DSLM = Path(sys.executable).parent / "dslm"
 # with a cache of their own, would be built again, for a minute each, and dslm's after them
 os.environ |= operators()
 Dslm = Callable[..., subprocess.CompletedProcess[str]]
-_BEGAN_WITH = dict(os.environ)
+_BEGAN_WITH: dict[str, str] = {}
 _COLD = subprocess.Popen
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that writes golden files instead of comparing with them."""
     parser.addoption("--update-golden", action="store_true", help="write tests/golden")
+
+
+def pytest_sessionstart() -> None:
+    """Keep the variables that a session begins with; mutmut has several sessions in a process."""
+    _BEGAN_WITH.clear()
+    _BEGAN_WITH.update(os.environ)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
