@@ -14,6 +14,7 @@ from dslm.recipe.load import read_resolved
 from dslm.recipe.schema import Recipe
 from dslm.run.checkpoints import Checkpoint, complete_checkpoints, damaged_files, in_use
 from dslm.run.directory import RunDirectory
+from dslm.run.manifest import began_in
 from dslm.run.summary import open_run
 
 _CHOICES = 5  # a run that trains removes checkpoints, but not so many while one is opened
@@ -59,7 +60,7 @@ def export_request(
         OptionError: there is no such run or checkpoint, or an option is wrong.
     """
     run = open_run(path)
-    recipe = read_resolved(run.recipe)
+    recipe = read_resolved(run.recipe, began_in(run))
     checkpoint = chosen_checkpoint(run, step)
     if dtype is not None and dtype not in _DTYPES:
         raise OptionError(

@@ -33,7 +33,7 @@ from dslm.run import events
 from dslm.run.checkpoints import SavedLayout
 from dslm.run.directory import RunDirectory
 from dslm.run.history import read_history
-from dslm.run.manifest import read_manifest
+from dslm.run.manifest import began_in, read_manifest
 
 _WORKER = "dslm.worker.main"
 _MOST_ROLLBACKS = 10  # of a run, each with a batch that is left out
@@ -53,7 +53,7 @@ def train(request: TrainingRequest, listener: Listener) -> Ended:
     old = run_to_resume(request)
     folder = old.path if old else (request.output or default_folder(request.recipe.name)).absolute()
     with owned_run(folder, listener) as run:
-        return _train(request, run, listener, resumed=read_resolved(old.recipe) if old else None)
+        return _train(request, run, listener, resumed=_recipe_of(old) if old else None)
 
 
 def _train(
@@ -104,6 +104,11 @@ def _train(
     return Ended(run=run, outcome=outcome, resume=shown)
 
 
+def _recipe_of(run: RunDirectory) -> Recipe:
+    """A run's resolved recipe, as it is seen from the current folder."""
+    return read_resolved(run.recipe, began_in(run))
+
+
 def _proof(request: TrainingRequest, run: RunDirectory, job: Job) -> Iterator[str]:
     """Keep what a verification found in a run's directory; offer one where several hosts train."""
     if request.proof is not None:
@@ -126,7 +131,7 @@ def preview_training(request: TrainingRequest, report: Callable[[str], None]) ->
     if not request.fleet.remote:
         check_port(request.master_port)
     old = run_to_resume(request)
-    resumed = read_resolved(old.recipe) if old else None
+    resumed = _recipe_of(old) if old else None
     known = request.fleet.device_known
     asking = Asking(verb=Verb.TRAIN, force=request.force, device_known=known)
     training = Training(recipe=request.recipe, asking=asking, resumed=resumed, report=report)

@@ -97,7 +97,7 @@ def read_tree(source: Path, chain: tuple[Path, ...] = (), known: Trees | None = 
             places.update(parent.places)
         kept_out = (EXTENDS, "description") if is_purpose(source) else (EXTENDS,)
         own = {key: value for key, value in document.tree.items() if key not in kept_out}
-        merge(values, own if is_shipped(source) else _beside(own, source.parent))
+        merge(values, own if is_shipped(source) else beside(own, source.parent))
         places.update({k: v for k, v in document.places.items() if k != "extends"})
         known[source] = Tree(values, _without_gone(places, values))
     return known[source]
@@ -233,7 +233,7 @@ def _paths(value: dict[str, Any] | list[Any], prefix: str) -> Iterator[str]:
             yield from _paths(below, f"{prefix}{key}.")
 
 
-def _beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The settings of a user's file, its relative paths seen from the current folder."""
     if folder == Path.cwd():
         return dict(values)

@@ -22,6 +22,7 @@ from dslm.run.documents import (
     GitState,
     HostSlots,
     Manifest,
+    find_document,
     read_document,
     write_document,
 )
@@ -51,6 +52,12 @@ def read_manifest(run: RunDirectory) -> Manifest:
         OptionError: there is none, it is damaged, or of a later format.
     """
     return read_document(Manifest, run.manifest)
+
+
+def began_in(run: RunDirectory) -> str:
+    """Return the folder that a run's command line was given in; empty where it isn't known."""
+    found = find_document(Manifest, run.manifest)
+    return found.folder if found is not None else ""
 
 
 def add_attempt(

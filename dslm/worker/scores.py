@@ -16,6 +16,7 @@ from dslm.recipe.load import read_resolved
 from dslm.recipe.preferences import COMPARING
 from dslm.recipe.schema import Recipe
 from dslm.run.directory import RunDirectory
+from dslm.run.manifest import began_in
 from dslm.worker.answer import Tell
 from dslm.worker.data.prepare import Prepared, prepare
 from dslm.worker.data.records import first_line
@@ -33,7 +34,10 @@ Scores = dict[str, dict[str, float]]  # metrics by the name of what was evaluate
 def scores(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     """Return the scores of the model, and of the one that it is compared with."""
     run = request["run"]
-    recipe = read_resolved(RunDirectory(Path(run)).recipe) if run is not None else None
+    recipe = None
+    if run is not None:
+        of = RunDirectory(Path(run))
+        recipe = read_resolved(of.recipe, began_in(of))
     own = _OwnData(recipe, Path(run), tell) if recipe is not None and request["own"] else None
     settings: dict[str, Any] = {"trusted": request["trusted"]}
     if own is not None:

@@ -8,7 +8,7 @@ import pytest
 
 from dslm.errors import DataError
 from dslm.recipe.data_paths import check_data, origins
-from dslm.recipe.load import load_recipe
+from dslm.recipe.load import dump_recipe, load_recipe, read_resolved
 
 
 @pytest.fixture
@@ -83,3 +83,20 @@ def test_the_error_says_where_was_looked(folder: Path, value: str) -> None:
         check_data(loaded.recipe)
     assert str(folder / "there") in caught.value.message
     assert "relative to its file" in caught.value.hint
+
+
+def test_a_runs_paths_are_seen_from_where_it_was_started(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, file = folder / "there", folder / "recipe.yaml"
+    monkeypatch.chdir(began)
+    names = ["model.init=pretrained", "model.name=./model", "model.tokenizer=./model"]
+    recipe = load_recipe("quickstart", [*names, "data.train=a.txt"]).recipe
+    file.write_text(dump_recipe(recipe))
+    assert read_resolved(file, str(began)) == recipe
+    monkeypatch.chdir(folder / "here")
+    found = read_resolved(file, str(began))
+    assert found.model.name == found.model.tokenizer == str(began / "model")
+    assert found.data.train == str(began / "a.txt")
+    for unknown in ("", str(folder / "gone")):
+        assert read_resolved(file, unknown) == recipe
