@@ -223,8 +223,8 @@ def _row(values: dict[str, Any]) -> Row:
 
 
 def errors(rows: list[Row]) -> list[float]:
-    """The absolute errors of every number."""
-    return [abs(off) for row in rows for off in row.off]
+    """The absolute errors of every number that there is."""
+    return [abs(off) for row in rows if not row.why for off in row.off]
 
 
 def table(rows: list[Row]) -> str:
@@ -245,10 +245,10 @@ def table(rows: list[Row]) -> str:
             f"| {row.why or cells} |"
         )
     off = errors(rows)
-    names = {row.name for row in rows}
+    names, untraced = ({row.name for row in rows if bool(row.why) is why} for why in (False, True))
     lines.append(
-        f"\n{len(names)} models, {len(rows)} passes, {len(off)} numbers: off by {mean(off):.3%} "
-        f"on average, by {max(off):.2%} at worst."
+        f"\n{len(names)} models, {len(off)} numbers: off by {mean(off):.3%} on average, by "
+        f"{max(off):.2%} at worst. Can't be traced: {', '.join(sorted(untraced)) or 'none'}."
     )
     return "\n".join(lines) + "\n"
 
