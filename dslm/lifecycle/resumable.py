@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dslm.codec import Json
 from dslm.errors import DslmError, OptionError, Where
+from dslm.files import exists, expanded
 from dslm.lifecycle.request import TrainingRequest
 from dslm.recipe.duration import total_steps
 from dslm.recipe.schema import Duration, Recipe
@@ -115,7 +116,7 @@ def recipe_difference(old: Recipe, new: Recipe) -> list[tuple[str, Json, Json]]:
     found: list[tuple[str, Json, Json]] = []
 
     def compare(key: str, left: Json, right: Json) -> None:
-        if key in MAY_DIFFER or key == "duration" or left == right:
+        if key in MAY_DIFFER or key == "duration" or _same(left, right):
             return
         if isinstance(left, dict) and isinstance(right, dict):
             for name in [*left, *(n for n in right if n not in left)]:
@@ -125,6 +126,18 @@ def recipe_difference(old: Recipe, new: Recipe) -> list[tuple[str, Json, Json]]:
 
     compare("", old.model_dump(mode="json"), new.model_dump(mode="json"))
     return found
+
+
+def _same(left: Json, right: Json) -> bool:
+    """Return whether two values are equal, or two names of one file or folder, at any depth."""
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(_same, left, right))
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_same(left[k], right[k]) for k in left)
+    if left == right or not (isinstance(left, str) and isinstance(right, str)):
+        return left == right
+    paths = expanded(left), expanded(right)
+    return all(map(exists, paths)) and paths[0].samefile(paths[1])
 
 
 def resume_command(command: Sequence[str], run: Path) -> str:

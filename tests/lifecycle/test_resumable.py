@@ -12,7 +12,13 @@ from dslm.errors import OptionError
 from dslm.lifecycle.fleet import fleet_of
 from dslm.lifecycle.placement import Placement
 from dslm.lifecycle.request import TrainingRequest
-from dslm.lifecycle.resumable import MAY_DIFFER, check_resumable, resume_command, run_to_resume
+from dslm.lifecycle.resumable import (
+    MAY_DIFFER,
+    check_resumable,
+    recipe_difference,
+    resume_command,
+    run_to_resume,
+)
 from dslm.recipe.findings import known_keys
 from dslm.recipe.load import load_recipe
 from dslm.recipe.schema import Recipe
@@ -115,6 +121,17 @@ def test_a_key_of_the_mathematics_is_refused_by_name(tmp_path: Path, key: str) -
 @pytest.mark.parametrize("key", HARMLESS)
 def test_a_harmless_key_may_differ(tmp_path: Path, key: str) -> None:
     assert check_resumable(RunDirectory(tmp_path), changed({}), changed({key: HARMLESS[key]})) == []
+
+
+def test_a_file_may_have_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    old = load_recipe("quickstart", ["data.train=[{path: a.txt}]"]).recipe
+    whole = load_recipe("quickstart", [f"data.train=[{{path: {tmp_path}/a.txt}}]"]).recipe
+    assert recipe_difference(old, whole) == []
+    other = load_recipe("quickstart", [f"data.train=[{{path: {tmp_path}/b.txt}}]"]).recipe
+    assert [key for key, *_ in recipe_difference(old, other)] == ["data.train"]
 
 
 def test_what_may_differ_are_keys_of_a_recipe_and_on_the_page() -> None:
