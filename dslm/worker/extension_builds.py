@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -72,15 +73,14 @@ def is_built(name: str, folder: Path) -> bool:
     return any(folder.rglob(f"{name}/{name}.so"))
 
 
-def remove_dead_marks(folder: Path, *, alone: bool = True) -> list[Path]:
+def remove_dead_marks(folder: Path) -> list[Path]:
     """Remove the lock files of abandoned builds; all ranks of a host may call at once.
 
-    A builder holds its mark open. On a network file system, or where several hosts train, it may be
-    one of another host, which can't be seen from here: there a mark must also be half an hour old.
+    A builder holds its mark open. On a network file system it may be one of another host, which
+    can't be seen from here: there a mark must be half an hour old.
 
     Args:
         folder: of all operators.
-        alone: whether the run has this host only; containers may share a folder that looks local.
 
     Returns:
         What was removed.
@@ -91,11 +91,11 @@ def remove_dead_marks(folder: Path, *, alone: bool = True) -> list[Path]:
     removed = []
     with (folder / ".dslm").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
-        before = {mark: _identity(mark) for mark in marks if _is_dead(mark, alone)}
+        before = {mark: _identity(mark) for mark in marks if _is_dead(mark)}
         if before:
             time.sleep(_LOOK_AGAIN_SECONDS)
         for mark, identity in before.items():
-            if identity is not None and _identity(mark) == identity and _is_dead(mark, alone):
+            if identity is not None and _identity(mark) == identity and _is_dead(mark):
                 mark.unlink(missing_ok=True)
                 removed.append(mark)
     return removed
@@ -109,33 +109,36 @@ def _identity(mark: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def _is_dead(mark: Path, alone: bool) -> bool:
-    if _is_open(mark):
-        return False
+def _is_dead(mark: Path) -> bool:
     identity = _identity(mark)
-    if identity is None or (alone and not _is_on_network(mark)):
-        return identity is not None
-    return time.time() - identity[1] / 1e9 > _BUILD_SECONDS
+    if identity is None:
+        return False
+    held = None if _is_on_network(mark) else _is_held(mark)
+    if held is None:
+        return time.time() - identity[1] / 1e9 > _BUILD_SECONDS
+    return not held
 
 
-def _is_open(file: Path) -> bool:
-    """Return whether a process of this user on this host has a file open."""
-    real = file.resolve()
-    return any(_points_to(link, real) for pid in psutil.pids() for link in _links(pid))
+def _is_held(file: Path) -> bool | None:
+    """Return whether a process has a file open, in whatever container of this host; None: unknown.
 
-
-def _links(pid: int) -> list[Path]:
+    A lease for writing is given only while nobody else has it open (`F_SETLEASE` in fcntl(2)). The
+    signal that tells of somebody who opens it meanwhile is one that ends no process.
+    """
     try:
-        return list(Path(f"/proc/{pid}/fd").iterdir())
+        handle = os.open(file, os.O_RDONLY)
     except OSError:
-        return []  # it has ended, or is another user's
-
-
-def _points_to(link: Path, file: Path) -> bool:
+        return None
     try:
-        return link.readlink() == file
+        fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except BlockingIOError:
+        return True
     except OSError:
-        return False  # closed meanwhile
+        return None  # another user's file, or a file system without leases
+    finally:
+        os.close(handle)  # and the lease is given back
+    return False
 
 
 def _is_on_network(file: Path) -> bool:

@@ -85,7 +85,7 @@ def join_ranks(given: Assignment) -> None:
     rank = given.rank
     given.phase(Phase.JOINING, number_of(rank.world_size, "rank"))
     operators = build_folder(os.environ)
-    remove_dead_marks(operators, alone=len(rank.attempt.hosts) == 1)
+    remove_dead_marks(operators)
     if given.on_cpu and not is_built(_CPU_COMMUNICATION, operators):
         given.phase(Phase.JOINING, "building a DeepSpeed operator: once, about a minute")
     deepspeed.init_distributed("gloo" if given.on_cpu else "nccl", timeout=_JOIN_TIMEOUT)

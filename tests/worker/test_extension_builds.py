@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -46,12 +47,30 @@ def test_a_folder_that_is_not_there_has_no_marks(tmp_path: Path) -> None:
     assert not is_built("cpu_adam", tmp_path)
 
 
-def test_a_fresh_mark_may_be_another_hosts(mark: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="a process namespace needs root")
+def test_so_does_one_of_a_build_that_another_container_sees(mark: Path, tmp_path: Path) -> None:
+    builder = FileBaton(str(mark))
+    assert builder.try_acquire()
+    program = (
+        "import sys; from pathlib import Path; from dslm.worker import extension_builds; "
+        "print(extension_builds.remove_dead_marks(Path(sys.argv[1])))"
+    )
+    apart = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program]
+    done = subprocess.run([*apart, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert mark.exists()
+    builder.release()
+
+
+def test_where_holders_cannot_be_seen_a_mark_must_be_old(
+    mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dslm.worker.extension_builds._is_on_network", lambda file: True)
     mark.touch()
-    assert remove_dead_marks(tmp_path, alone=False) == []
+    assert remove_dead_marks(tmp_path) == []
     long_ago = time.time() - 3600
     os.utime(mark, (long_ago, long_ago))
-    assert remove_dead_marks(tmp_path, alone=False) == [mark]
+    assert remove_dead_marks(tmp_path) == [mark]
 
 
 def test_two_environments_do_not_share_a_folder(
