@@ -38,6 +38,8 @@ def work(request: dict[str, Any], tell: Callable[[str], None]) -> dict[str, Any]
         case "exit":
             sys.exit(7)
         case "import":  # as libraries do that are interrupted while they are imported
+            # whoever started all of this in the background may have it ignored
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             try:
                 os.kill(os.getppid(), signal.SIGINT)
                 signal.pause()

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from dslm.run import events
@@ -19,7 +18,7 @@ from dslm.run.history import read_history
 from dslm.run.lock import owner_of
 from tests.cluster.namespaces import Cluster, make_hosts
 from tests.conftest import DSLM, Dslm
-from tests.processes import HANGS, command_line
+from tests.processes import HANGS
 from tests.support.warm import warm_dslm
 
 pytestmark = pytest.mark.slow
@@ -162,9 +161,8 @@ def test_on_two_hosts_the_second_is_refused_and_a_dead_one_taken_over(
         argv_of(run, "--resume"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     wait(lambda: {step.attempt for step in steps(run)} == {1, 2} or second.poll() is not None)
-    ours = next(process for process in w2.find("tiny.yaml") if "--resume" in command_line(process))
-    ours.send_signal(signal.SIGINT)
+    assert second.poll() is None, second.communicate()[1]
+    w2.child(second).send_signal(signal.SIGINT)
     _, said = second.communicate(timeout=HANGS)
     assert "on w1, since 20" in said
     assert "has died" in said
-    assert isinstance(ours, psutil.Process)

@@ -28,7 +28,7 @@ def test_every_strategy_has_its_file_and_every_file_a_strategy() -> None:
 
 @pytest.mark.slow
 def test_the_trainer_trains_with_every_config_that_a_cpu_can_run(tmp_path: Path) -> None:
-    paths = [f"{shipped_folder('ds_configs') / name}.json:{free_port()}" for name in ON_CPU]
+    paths = [f"{shipped_folder('ds_configs') / name}.json" for name in ON_CPU]
     done = subprocess.run(
         [
             sys.executable, str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2",

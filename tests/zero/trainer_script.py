@@ -1,7 +1,7 @@
 """A script as anybody writes it: the Hugging Face Trainer with a shipped DeepSpeed config.
 
-Arguments: `CONFIG:PORT` of each config. Each is trained with in a fork of its own, whose process
-groups nobody else has, and its losses are written to NAME.json.
+Arguments: the configs. Each is trained with in a fork of its own, whose process groups nobody else
+has, and its losses are written to NAME.json.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from transformers import (
     set_seed,
 )
 
+from dslm.host.network import free_port
 from dslm.worker.layout.experts import let_registry_take_names
 
 LENGTH = 16
@@ -92,17 +94,27 @@ def train(path: str) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+def port_of(file: Path) -> str:
+    """Return the port that rank 0 has found free just now, which the others read from a file."""
+    if os.environ["RANK"] == "0":
+        partial = file.with_suffix(".partial")
+        partial.write_text(str(free_port()))
+        partial.rename(file)
+    while not file.exists():
+        time.sleep(0.01)
+    return file.read_text()
+
+
 def main() -> None:
     """Train with each config in turn."""
     failed = []
-    for argument in sys.argv[1:]:
-        path, _, port = argument.rpartition(":")
+    for path in sys.argv[1:]:
         pid = os.fork()
         if pid:
             failed += [path] * bool(os.waitpid(pid, 0)[1])
             continue
-        os.environ["MASTER_PORT"] = port
         try:
+            os.environ["MASTER_PORT"] = port_of(Path(f"{Path(path).stem}.port"))
             losses = train(path)
             if os.environ["RANK"] == "0":
                 Path(f"{Path(path).stem}.json").write_text(json.dumps(losses))
