@@ -23,12 +23,12 @@ demo: setup
 	@echo "  . $(VENV)/bin/activate puts dslm on the PATH"
 
 test: setup
-	$(BIN)/pytest --numprocesses 4
+	$(BIN)/pytest --numprocesses 3
 
 coverage: setup
 	@mkdir -p build/coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses 4
+	$(BIN)/coverage run -m pytest --numprocesses 3
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --sort=miss
 

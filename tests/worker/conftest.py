@@ -21,6 +21,7 @@ from dslm.run.history import read_history
 from dslm.worker.data.tokenizer import train_tokenizer
 from tests.processes import HANGS
 from tests.support.warm import warm_dslm
+from tests.worker.faults import held_at
 from tests.worker.preparing import WORDS
 
 # A Llama of two layers on sixty documents
@@ -78,7 +79,9 @@ def run_killed(
     """
     run = folder / "run"
     output = subprocess.DEVNULL
-    process = subprocess.Popen(_argv(run, recipe, given), stderr=output, stdout=output)
+    process = subprocess.Popen(
+        _argv(run, recipe, given), stderr=output, stdout=output, env={**os.environ, **held_at(at)}
+    )
     wait_for_step(process, run, at, checkpoint_every=given["checkpoint.every"])
     status = json.loads((run / "logs" / "attempt-1" / "rank-0.json").read_text())
     os.kill(status["pid"], signal.SIGKILL)

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
 import torch
+
+from tests.support.warm import PLANT
+
+HELD_AT = "DSLM_TEST_HELD_AT"
+
+
+def held(rank: int) -> None:
+    """After a step (`HELD_AT`) no other one begins, until the rank is killed."""
+    from dslm.worker.trainer import RunTrainer
+
+    usual = RunTrainer.training_step
+    last = int(os.environ[HELD_AT])
+
+    def training_step(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
+        while self.state.global_step >= last:
+            time.sleep(0.1)
+        return usual(self, model, inputs, *rest)
+
+    RunTrainer.training_step = training_step  # type: ignore[method-assign]
+
+
+def held_at(step: int) -> dict[str, str]:
+    """Return the variables with which ranks are held after a step."""
+    return {PLANT: f"{__name__}:held", HELD_AT: str(step)}
 
 
 def not_a_number(rank: int) -> None:

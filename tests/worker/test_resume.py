@@ -23,6 +23,7 @@ from dslm.run.samples import samples_of_steps
 from tests.processes import HANGS
 from tests.support.warm import warm_dslm
 from tests.worker.conftest import EXPERTS, SMALL, Train, losses, wait_for_step
+from tests.worker.faults import held_at
 
 pytestmark = pytest.mark.slow
 STEPS = 24
@@ -47,7 +48,10 @@ def _argv(run: Path, ranks: int, stage: int, **more: Any) -> list[str]:
 def _train_until_killed(run: Path, ranks: int, stage: int, at: int, **more: Any) -> None:
     """Train, in a new run or on in one, and kill rank 0 with -9 when a step is made."""
     process = subprocess.Popen(
-        _argv(run, ranks, stage, **more), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        _argv(run, ranks, stage, **more),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, **held_at(at)},  # or it may be at its end before it is killed
     )
     wait_for_step(process, run, at, checkpoint_every=LONG["checkpoint.every"])
     os.kill(_newest_pid(run, 0), signal.SIGKILL)
