@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
-from dslm.decide.checks import facts
+from dslm.decide.checks import facts, features
 from dslm.decide.checks.facts import ModelType
 
 GPT2 = ModelType(name="gpt2", heads=(), names={"hidden_size": "n_embd"})
@@ -18,6 +20,21 @@ def test_an_entry_is_found_under_the_usual_name_or_the_types_own() -> None:
     assert GPT2.value({"n_embd": 8, "hidden_size": 9}, "hidden_size") == 8
     assert GPT2.value({"n_embd": None, "hidden_size": 9}, "hidden_size") is None
     assert GPT2.value({}, "hidden_size") is None
+
+
+def test_a_type_without_names_of_its_own_has_the_usual_ones() -> None:
+    types = [facts.model_type(name) for name in facts.model_types()]
+    assert all(one is not None and isinstance(one.names, Mapping) for one in types)
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"), [("2.6.0", True), ("2.14.0a0+git", True), ("2.5.1", False)]
+)
+def test_any_release_of_torch_is_compared_by_its_first_two_numbers(
+    version: str, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    assert (features.torch_release() >= features.numbers_of("2.6")) is fits
 
 
 def test_a_type_has_its_heads_its_code_its_names_and_its_entries() -> None:

@@ -82,7 +82,7 @@ def _version(case: Case, feature: Feature) -> _Said:
             f"DeepSpeed {version} has no {feature.what} ({feature.home})",
             ("pip install --upgrade deepspeed"),
         )
-    if feature.torch and _torch() < _numbers(feature.torch):
+    if feature.torch and torch_release() < numbers_of(feature.torch):
         yield f"{feature.what} needs torch {feature.torch}", "pip install --upgrade torch"
 
 
@@ -94,14 +94,16 @@ def _has(home: str) -> bool:
     return (Path(found.origin).parent / home).is_file()
 
 
-def _torch() -> tuple[int, ...]:
+def torch_release() -> tuple[int, ...]:
+    """Return the first two numbers of the installed torch; where none is, of one that has all."""
     try:
-        return _numbers(importlib.metadata.version("torch"))
+        return numbers_of(importlib.metadata.version("torch"))
     except importlib.metadata.PackageNotFoundError:
         return (10**6,)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def numbers_of(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version."""
     return tuple(int(part) for part in version.partition("+")[0].split(".")[:2])
 
 
