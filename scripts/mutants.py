@@ -91,8 +91,6 @@ def tried() -> Iterator[tuple[Mutant, str]]:
     """Return every mutant that was tried and what became of it."""
     for path in walk_mutatable_files():
         data = SourceFileMutationData(path=path)
-        if not data.meta_path.exists():
-            continue
         data.load()
         found = {name: status_by_exit_code[code] for name, code in data.exit_code_by_key.items()}
         found = {name: status for name, status in found.items() if status != "not checked"}

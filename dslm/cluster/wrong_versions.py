@@ -110,9 +110,9 @@ class WrongVersion:
 
     def has(self, release: str) -> bool:
         """Return whether a version of the package has the mistake."""
-        found = _numbers(release)
-        return (not self.first or found >= _numbers(self.first)) and (
-            not self.below or found < _numbers(self.below)
+        found = release_numbers(release)
+        return (not self.first or found >= release_numbers(self.first)) and (
+            not self.below or found < release_numbers(self.below)
         )
 
     @property
@@ -190,8 +190,8 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def _numbers(release: str) -> tuple[int, ...]:
-    """The release of a version, such as (0, 19, 8, 0) of `0.19.8+cu128`."""
+def release_numbers(release: str) -> tuple[int, ...]:
+    """Return the release of a version, such as (0, 19, 8, 0) of `0.19.8+cu128`."""
     found = _RELEASE.match(release)
     numbers = tuple(int(part) for part in found[0].split(".")) if found else ()
     return (numbers + (0,) * _LENGTH)[:_LENGTH]

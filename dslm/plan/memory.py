@@ -139,14 +139,15 @@ def _drawing(
     """
     if recipe.model.init != "scratch" or not (on_cpu or inputs.stage == 3):
         return []
-    drawn = FP32 * (inputs.trained + inputs.frozen + inputs.largest)
-    source = "transformers draws weights in fp32"
     if inputs.stage == 3:
         # a head that becomes the table is made all the same
         itself = 0 if inputs.tied else inputs.element * inputs.largest // inputs.ranks
         others = states.parameters - itself
         drawn = others + (FP32 + inputs.element * inputs.half) * inputs.largest
         source = "zero/partition_parameters.py, zero_wrapper_for_fp_tensor_constructor"
+    else:
+        drawn = FP32 * (inputs.trained + inputs.frozen + inputs.largest)
+        source = "transformers draws weights in fp32"
     more = max(0, drawn - at(states.terms, Moment.INIT))
     return [
         Term(name="weights as drawn", bytes=more, lives=frozenset({Moment.INIT}), source=source)

@@ -62,7 +62,11 @@ def _of_models(recipe: Recipe) -> Iterator[HubName]:
     if isinstance(tokenizer, str) and elsewhere(tokenizer):
         yield HubName(kind=Kind.TOKENIZER, name=tokenizer, revision=model.revision)
     template = recipe.data.chat_template
-    if template is not None and not is_file(expanded(template)) and _is_preset(template):
+    if (
+        template is not None
+        and not is_file(expanded(template))
+        and preset_path("recipes", template, ".yaml")
+    ):
         lends = load_recipe(template).recipe.model
         if elsewhere(lends.name):
             yield HubName(kind=Kind.TOKENIZER, name=lends.name, revision=lends.revision)
@@ -74,7 +78,3 @@ def _of_models(recipe: Recipe) -> Iterator[HubName]:
 def elsewhere(name: str | None) -> TypeGuard[str]:
     """Return whether a name is no file or folder of this machine."""
     return name is not None and not exists(expanded(name))
-
-
-def _is_preset(name: str) -> bool:
-    return "/" not in name and preset_path("recipes", name, ".yaml") is not None

@@ -30,11 +30,11 @@ def test_a_type_without_names_of_its_own_has_the_usual_ones() -> None:
 @pytest.mark.parametrize(
     ("version", "fits"), [("2.6.0", True), ("2.14.0a0+git", True), ("2.5.1", False)]
 )
-def test_any_release_of_torch_is_compared_by_its_first_two_numbers(
+def test_any_release_of_torch_is_compared_by_its_numbers(
     version: str, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: version)
-    assert (features.torch_release() >= features.numbers_of("2.6")) is fits
+    assert features.has_torch("2.6") is fits
 
 
 def test_a_type_has_its_heads_its_code_its_names_and_its_entries() -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,30 +78,38 @@ def run_killed(
     `then` are settings that the second command changes.
     """
     run = folder / "run"
-    output = subprocess.DEVNULL
-    process = subprocess.Popen(
-        _argv(run, recipe, given), stderr=output, stdout=output, env={**os.environ, **held_at(at)}
-    )
-    wait_for_step(process, run, at, checkpoint_every=given["checkpoint.every"])
-    status = json.loads((run / "logs" / "attempt-1" / "rank-0.json").read_text())
-    os.kill(status["pid"], signal.SIGKILL)
-    assert process.wait(HANGS) == 1
+    kill_at(_argv(run, recipe, given), run, at, checkpoint_every=given["checkpoint.every"])
     run_dslm(folder, recipe, {**given, **(then or {})})
     again = [step.step for step in read_history(RunDirectory(run)).all(Step) if step.attempt == 2]
     assert min(again) > 1, "it began again instead of going on"
     return run
 
 
-def wait_for_step(
-    process: subprocess.Popen[bytes], run: Path, at: int, *, checkpoint_every: int
-) -> None:
-    """Wait until a run has made a step and the last checkpoint before it, written beside it."""
+def kill_at(argv: Sequence[str], run: Path, at: int, *, checkpoint_every: int) -> None:
+    """Train until a step and the last checkpoint before it are there, and kill rank 0 with -9.
+
+    No further step is made: else a training may be at its end before it is killed.
+    """
+    output = subprocess.DEVNULL
+    process = subprocess.Popen(
+        argv, stderr=output, stdout=output, env={**os.environ, **held_at(at)}
+    )
     deadline = time.monotonic() + 120
     saved = at - at % checkpoint_every
     while not (_has_made(run, at) and (not saved or _has_saved(run, saved))):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    os.kill(newest_pid(run, 0), signal.SIGKILL)
+    assert process.wait(HANGS) == 1
+
+
+def newest_pid(run: Path, rank: int) -> int:
+    """The process of a rank in the newest attempt that has begun."""
+    statuses = run.glob(f"logs/attempt-*/rank-{rank}.json")
+    newest = max(statuses, key=lambda file: int(file.parent.name.rpartition("-")[2]))
+    pid: int = json.loads(newest.read_text())["pid"]
+    return pid
 
 
 def _has_made(run: Path, step: int) -> bool:

@@ -22,8 +22,7 @@ from dslm.run.history import E, read_history
 from dslm.run.samples import samples_of_steps
 from tests.processes import HANGS
 from tests.support.warm import warm_dslm
-from tests.worker.conftest import EXPERTS, SMALL, Train, losses, wait_for_step
-from tests.worker.faults import held_at
+from tests.worker.conftest import EXPERTS, SMALL, Train, kill_at, losses, newest_pid
 
 pytestmark = pytest.mark.slow
 STEPS = 24
@@ -47,23 +46,8 @@ def _argv(run: Path, ranks: int, stage: int, **more: Any) -> list[str]:
 
 def _train_until_killed(run: Path, ranks: int, stage: int, at: int, **more: Any) -> None:
     """Train, in a new run or on in one, and kill rank 0 with -9 when a step is made."""
-    process = subprocess.Popen(
-        _argv(run, ranks, stage, **more),
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, **held_at(at)},  # or it may be at its end before it is killed
-    )
-    wait_for_step(process, run, at, checkpoint_every=LONG["checkpoint.every"])
-    os.kill(_newest_pid(run, 0), signal.SIGKILL)
-    assert process.wait(HANGS) == 1
-
-
-def _newest_pid(run: Path, rank: int) -> int:
-    """The process of a rank in the newest attempt that has begun."""
-    statuses = run.glob(f"logs/attempt-*/rank-{rank}.json")
-    newest = max(statuses, key=lambda file: int(file.parent.name.rpartition("-")[2]))
-    pid: int = json.loads(newest.read_text())["pid"]
-    return pid
+    argv = _argv(run, ranks, stage, **more)
+    kill_at(argv, run, at, checkpoint_every=LONG["checkpoint.every"])
 
 
 def _all(run: Path, kind: type[E]) -> tuple[E, ...]:
@@ -271,7 +255,7 @@ def test_killed_while_saving_the_older_checkpoint_stays(trained: Train, tmp_path
         time.sleep(0.0005)
     for rank in (0, 1):
         with suppress(ProcessLookupError):  # the end of the other one may have ended it
-            os.kill(_newest_pid(run, rank), signal.SIGKILL)
+            os.kill(newest_pid(run, rank), signal.SIGKILL)
     assert process.wait(HANGS) == 1
     found, problems = newest_sound(run / "checkpoints")
     assert found is not None

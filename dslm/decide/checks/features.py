@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+from dslm.cluster.wrong_versions import release_numbers
 from dslm.decide.checks.base import Case, Check, Problem, apart
 from dslm.recipe.features import Apart, Feature, features_of, given_by, is_second, quantizes_weights
 from dslm.recipe.long_context import clashes_of
@@ -82,7 +83,7 @@ def _version(case: Case, feature: Feature) -> _Said:
             f"DeepSpeed {version} has no {feature.what} ({feature.home})",
             ("pip install --upgrade deepspeed"),
         )
-    if feature.torch and torch_release() < numbers_of(feature.torch):
+    if feature.torch and not has_torch(feature.torch):
         yield f"{feature.what} needs torch {feature.torch}", "pip install --upgrade torch"
 
 
@@ -94,17 +95,13 @@ def _has(home: str) -> bool:
     return (Path(found.origin).parent / home).is_file()
 
 
-def torch_release() -> tuple[int, ...]:
-    """Return the first two numbers of the installed torch; where none is, of one that has all."""
+def has_torch(release: str) -> bool:
+    """Return whether the installed torch is of a release, or a later one."""
     try:
-        return numbers_of(importlib.metadata.version("torch"))
+        installed = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
-        return (10**6,)
-
-
-def numbers_of(version: str) -> tuple[int, ...]:
-    """Return the first two numbers of a version."""
-    return tuple(int(part) for part in version.partition("+")[0].split(".")[:2])
+        return True  # hosts are asked for their own
+    return release_numbers(installed) >= release_numbers(release)
 
 
 _APART = (

@@ -93,7 +93,7 @@ def template_of(name: str) -> str:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeError) as failure:
             raise RecipeError(f"`{name}` can't be read as text: {failure}", where=where) from None
-    if preset_path("recipes", name, ".yaml") is None or "/" in name:
+    if preset_path("recipes", name, ".yaml") is None:
         raise RecipeError(
             f"`{name}` is no template file, and no preset",
             where=where,

@@ -93,17 +93,18 @@ class Judge:
         self, step: Step, number: int, batch: list[dict[str, Any]], wanted: Found
     ) -> list[Difference]:
         """Where losses and gradients are off, by more than this very step's noise."""
-        noise, precision, found = self._noise, self._given.recipe.precision, list[Difference]()
-        for closer in (False, True):
-            if closer:
-                noise = self._measuring.closer(step.before, batch, wanted)
-            found = [
-                *compare_losses(step, number, wanted, noise, precision),
-                *compare_gradients(step, number, wanted, noise, precision),
-            ]
-            if not found:
-                break
+        found = self._beyond(self._noise, step, number, wanted)
+        if found:
+            closer = self._measuring.closer(step.before, batch, wanted)
+            found = self._beyond(closer, step, number, wanted)
         return found
+
+    def _beyond(self, noise: Noise, step: Step, number: int, wanted: Found) -> list[Difference]:
+        precision = self._given.recipe.precision
+        return [
+            *compare_losses(step, number, wanted, noise, precision),
+            *compare_gradients(step, number, wanted, noise, precision),
+        ]
 
     def of_evaluation(
         self, found: Evaluated, last: Step, number: int, places: Sequence[int]
