@@ -10,11 +10,10 @@ from typing import get_args
 
 from dslm.codec import Json
 from dslm.errors import OptionError, Where, did_you_mean
-from dslm.recipe.load import read_resolved
+from dslm.recipe.load import recipe_of_run
 from dslm.recipe.schema import Recipe
 from dslm.run.checkpoints import Checkpoint, complete_checkpoints, damaged_files, in_use
 from dslm.run.directory import RunDirectory
-from dslm.run.manifest import began_in
 from dslm.run.summary import open_run
 
 _CHOICES = 5  # a run that trains removes checkpoints, but not so many while one is opened
@@ -60,7 +59,7 @@ def export_request(
         OptionError: there is no such run or checkpoint, or an option is wrong.
     """
     run = open_run(path)
-    recipe = read_resolved(run.recipe, began_in(run))
+    recipe = recipe_of_run(run.recipe)
     checkpoint = chosen_checkpoint(run, step)
     if dtype is not None and dtype not in _DTYPES:
         raise OptionError(

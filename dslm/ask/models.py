@@ -20,9 +20,8 @@ from dslm.ask.export import (
 from dslm.errors import OptionError, Where
 from dslm.files import expanded
 from dslm.recipe.hub_names import HUB_NAME
-from dslm.recipe.load import read_resolved
+from dslm.recipe.load import recipe_of_run
 from dslm.run.directory import RunDirectory
-from dslm.run.manifest import began_in
 from dslm.run.summary import find_runs, found_run, open_run
 
 Tell = Callable[[str], None]
@@ -139,7 +138,7 @@ def against(meant_first: Meant, wanted: str, tell: Tell) -> str:
 
 def _of_run(path: Path, step: int | None, tell: Tell) -> Meant:
     run = open_run(path)
-    recipe = read_resolved(run.recipe, began_in(run))
+    recipe = recipe_of_run(run.recipe)
     name, at = run.model, None
     if step is not None or not _is_model(run.model):
         name, at = _exported(run, step, tell)

@@ -27,13 +27,13 @@ from dslm.lifecycle.request import Ended, Listener, Preview, TrainingRequest
 from dslm.lifecycle.resumable import check_resumable, resume_command, run_to_resume
 from dslm.lifecycle.resume import ResumePoint, resume_point
 from dslm.reach.preflight import Requirements
-from dslm.recipe.load import dump_recipe, read_resolved
+from dslm.recipe.load import dump_recipe, recipe_of_run
 from dslm.recipe.schema import Recipe
 from dslm.run import events
 from dslm.run.checkpoints import SavedLayout
 from dslm.run.directory import RunDirectory
 from dslm.run.history import read_history
-from dslm.run.manifest import began_in, read_manifest
+from dslm.run.manifest import begin_here, read_manifest
 
 _WORKER = "dslm.worker.main"
 _MOST_ROLLBACKS = 10  # of a run, each with a batch that is left out
@@ -53,7 +53,7 @@ def train(request: TrainingRequest, listener: Listener) -> Ended:
     old = run_to_resume(request)
     folder = old.path if old else (request.output or default_folder(request.recipe.name)).absolute()
     with owned_run(folder, listener) as run:
-        return _train(request, run, listener, resumed=_recipe_of(old) if old else None)
+        return _train(request, run, listener, resumed=recipe_of_run(old.recipe) if old else None)
 
 
 def _train(
@@ -104,11 +104,6 @@ def _train(
     return Ended(run=run, outcome=outcome, resume=shown)
 
 
-def _recipe_of(run: RunDirectory) -> Recipe:
-    """A run's resolved recipe, as it is seen from the current folder."""
-    return read_resolved(run.recipe, began_in(run))
-
-
 def _proof(request: TrainingRequest, run: RunDirectory, job: Job) -> Iterator[str]:
     """Keep what a verification found in a run's directory; offer one where several hosts train."""
     if request.proof is not None:
@@ -131,7 +126,7 @@ def preview_training(request: TrainingRequest, report: Callable[[str], None]) ->
     if not request.fleet.remote:
         check_port(request.master_port)
     old = run_to_resume(request)
-    resumed = _recipe_of(old) if old else None
+    resumed = recipe_of_run(old.recipe) if old else None
     known = request.fleet.device_known
     asking = Asking(verb=Verb.TRAIN, force=request.force, device_known=known)
     training = Training(recipe=request.recipe, asking=asking, resumed=resumed, report=report)
@@ -192,6 +187,7 @@ def _files(job: Job) -> dict[str, object]:
 def _write_again(run: RunDirectory, job: Job) -> None:
     """The files of a run for an attempt that may have other hosts than the last one."""
     write_atomic(run.recipe, dump_recipe(job.recipe))
+    begin_here(run)
     write_json(run.ds_config, job.config.values)
     write_json(run.plan, plan_document(job))
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dslm.errors import RecipeError, Where
-from dslm.files import is_folder
 from dslm.presets import ANY_MODEL, is_purpose, is_shipped
 from dslm.recipe.findings import findings
 from dslm.recipe.hints import other_tool
@@ -21,7 +20,6 @@ from dslm.recipe.schema import Recipe
 from dslm.recipe.tree import (
     EXTENDS,
     Tree,
-    beside,
     find_recipe,
     override,
     parents_of,
@@ -87,22 +85,23 @@ def dump_recipe(recipe: Recipe) -> str:
     return dump_yaml(recipe.model_dump(mode="json"))
 
 
-def read_resolved(path: Path, began: str = "") -> Recipe:
-    """Read a recipe that `dump_recipe` wrote.
-
-    Args:
-        path: the file.
-        began: the folder that its relative paths are seen from, that of the run's start; where it
-            is empty or gone: the current one.
+def read_resolved(path: Path) -> Recipe:
+    """Read a recipe that `dump_recipe` wrote, as it is: for who works where the run does.
 
     Raises:
         RecipeError: it was changed into something invalid.
     """
     document = read_document(path)
-    values = document.tree
-    if began and is_folder(Path(began)):
-        values = beside(values, Path(began))
-    return _validated(Tree(values, document.places), path)
+    return _validated(Tree(document.tree, document.places), path)
+
+
+def recipe_of_run(path: Path) -> Recipe:
+    """Read a run's recipe, its relative paths seen from the current folder.
+
+    Raises:
+        RecipeError: it was changed into something invalid.
+    """
+    return _validated(read_tree(path), path)
 
 
 def _validated(tree: Tree, source: Path) -> Recipe:

@@ -1,7 +1,8 @@
 """The tree of a recipe: its file, what that extends, the overrides; and where each key was given.
 
 Names and files in, plain mappings and places out; what they mean is the schema's to say. Paths in a
-user's file are relative to that file; those of an override, and of a preset, to the current folder.
+user's file are relative to that file, those of a run to where it began; those of an override, and
+of a preset, to the current folder.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dslm.codec import Malformed, read_object
 from dslm.errors import OptionError, RecipeError, Where, did_you_mean, shortened
-from dslm.files import exists, expanded, is_file
+from dslm.files import exists, expanded, is_file, is_folder
 from dslm.presets import ANY_MODEL, is_purpose, is_shipped, preset_names, preset_path, purpose_names
 from dslm.reading import LONGEST_KEY, MOST_LEVELS, read_text, wrong_text
 from dslm.recipe.yaml import OPTION, Document, parse_value, parse_yaml
@@ -97,7 +99,7 @@ def read_tree(source: Path, chain: tuple[Path, ...] = (), known: Trees | None = 
             places.update(parent.places)
         kept_out = (EXTENDS, "description") if is_purpose(source) else (EXTENDS,)
         own = {key: value for key, value in document.tree.items() if key not in kept_out}
-        merge(values, own if is_shipped(source) else beside(own, source.parent))
+        merge(values, own if is_shipped(source) else _beside(own, _seen_from(source)))
         places.update({k: v for k, v in document.places.items() if k != "extends"})
         known[source] = Tree(values, _without_gone(places, values))
     return known[source]
@@ -233,7 +235,24 @@ def _paths(value: dict[str, Any] | list[Any], prefix: str) -> Iterator[str]:
             yield from _paths(below, f"{prefix}{key}.")
 
 
-def beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _seen_from(source: Path) -> Path:
+    """The folder that a file's relative paths are seen from: its own; of a run, where that began.
+
+    Where a run's is gone, or isn't known, that is the current one.
+    """
+    if source.name != "recipe.yaml":
+        return source.parent
+    try:
+        manifest = read_object(source.with_name("manifest.json").read_bytes())
+    except (OSError, Malformed):
+        return source.parent
+    if not isinstance(manifest.get("attempts"), list):
+        return source.parent  # somebody else's
+    began = Path(str(manifest.get("folder") or ""))
+    return began if began.is_absolute() and is_folder(began) else Path.cwd()
+
+
+def _beside(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The settings of a user's file, its relative paths seen from the current folder."""
     if folder == Path.cwd():
         return dict(values)

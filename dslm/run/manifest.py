@@ -22,7 +22,6 @@ from dslm.run.documents import (
     GitState,
     HostSlots,
     Manifest,
-    find_document,
     read_document,
     write_document,
 )
@@ -54,10 +53,10 @@ def read_manifest(run: RunDirectory) -> Manifest:
     return read_document(Manifest, run.manifest)
 
 
-def began_in(run: RunDirectory) -> str:
-    """Return the folder that a run's command line was given in; empty where it isn't known."""
-    found = find_document(Manifest, run.manifest)
-    return found.folder if found is not None else ""
+def begin_here(run: RunDirectory) -> None:
+    """Write down that the relative paths of a run's recipe are seen from the current folder."""
+    manifest = read_manifest(run)
+    _write(run, replace(manifest, folder=str(Path.cwd())), manifest.attempts)
 
 
 def add_attempt(

@@ -19,11 +19,10 @@ from safetensors.torch import load_file, save_file
 from dslm import environment
 from dslm.errors import RunFailed, Where
 from dslm.files import copy_folder, write_json
-from dslm.recipe.load import read_resolved
+from dslm.recipe.load import recipe_of_run
 from dslm.recipe.schema import PRINCIPAL, Recipe
 from dslm.run.checkpoints import complete_checkpoints
 from dslm.run.directory import RunDirectory
-from dslm.run.manifest import began_in
 from dslm.worker.adapters import (
     FILE,
     WEIGHTS,
@@ -49,7 +48,7 @@ def work(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     """Export a checkpoint; the request is what `dslm.ask.export` makes."""
     began = time.monotonic()
     run = RunDirectory(Path(request["run"]))
-    recipe = read_resolved(run.recipe, began_in(run))
+    recipe = recipe_of_run(run.recipe)
     checkpoint = next(c for c in complete_checkpoints(run.checkpoints) if c.step == request["step"])
     output = Path(request["output"])
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")

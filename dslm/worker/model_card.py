@@ -10,7 +10,7 @@ import yaml
 
 from dslm.files import write_atomic
 from dslm.recipe.hub_names import HUB_NAME, elsewhere
-from dslm.recipe.load import dump_recipe, read_resolved
+from dslm.recipe.load import dump_recipe, read_resolved, recipe_of_run
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import Manifest, PlanFile, find_document
 from dslm.run.evaluations import Evaluation, evaluations_of, rows_of
@@ -40,7 +40,8 @@ def model_card(run: RunDirectory, step: int, *, adapters: bool) -> str:
         "library_name": "peft" if adapters else "transformers",
         "tags": ["dslm"],
     }
-    on_hub = base is not None and elsewhere(base) and HUB_NAME.fullmatch(base) is not None
+    seen = recipe_of_run(run.recipe).model.name  # a folder beside where the run began is no name
+    on_hub = base is not None and elsewhere(seen) and HUB_NAME.fullmatch(base) is not None
     if on_hub:  # which refuses a card that names anything else there
         head["base_model"] = base
     start = history.last(Start)

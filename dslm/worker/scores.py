@@ -12,11 +12,10 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from dslm.errors import InputError, Where
-from dslm.recipe.load import read_resolved
+from dslm.recipe.load import recipe_of_run
 from dslm.recipe.preferences import COMPARING
 from dslm.recipe.schema import Recipe
 from dslm.run.directory import RunDirectory
-from dslm.run.manifest import began_in
 from dslm.worker.answer import Tell
 from dslm.worker.data.prepare import Prepared, prepare
 from dslm.worker.data.records import first_line
@@ -37,7 +36,7 @@ def scores(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     recipe = None
     if run is not None:
         of = RunDirectory(Path(run))
-        recipe = read_resolved(of.recipe, began_in(of))
+        recipe = recipe_of_run(of.recipe)
     own = _OwnData(recipe, Path(run), tell) if recipe is not None and request["own"] else None
     settings: dict[str, Any] = {"trusted": request["trusted"]}
     if own is not None:

@@ -199,6 +199,20 @@ def test_out_of_gpu_memory_shows_the_plan_beside_the_measured_and_three_ways_out
     assert any("--set batch.micro_size=1" in way for way in found.ways)
 
 
+def test_the_ways_out_are_found_where_the_model_lies_beside_where_the_run_began(
+    left: Left, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    architecture = load_recipe("llama-3.2-1b").recipe.model.architecture
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text(json.dumps(architecture))
+    monkeypatch.chdir(tmp_path)
+    planned(left, "parallel.zero_stage=2", "batch.micro_size=4", "model.name=./base")
+    left.rank(0, OOM)
+    found = left.diagnose(Kind.RANK, 0).ways
+    planned(left, "parallel.zero_stage=2", "batch.micro_size=4")
+    assert found == left.diagnose(Kind.RANK, 0).ways
+
+
 def test_the_ways_out_learn_from_the_run_that_it_needs_more_than_was_planned(left: Left) -> None:
     job = planned(left, "parallel.zero_stage=2", "batch.micro_size=1")
     assert job.plan.fits

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from dslm.run.directory import RunDirectory
 from dslm.run.documents import CheckpointManifest, read_document
 from dslm.run.history import Status, read_history
+from dslm.run.manifest import read_manifest
 from tests.conftest import Dslm
 from tests.support.warm import warm_dslm
 
@@ -44,6 +45,7 @@ def test_it_is_resumed_by_its_name_and_ends_with_the_losses_of_one_that_was_neve
     assert "from step 56" in done.stderr
     history = read_history(RunDirectory(stopped))
     assert (history.status, history.attempts) == (Status.DONE, 3)
+    assert read_manifest(RunDirectory(stopped)).folder == str(stopped.parents[1])  # paths: from it
     whole = read_history(RunDirectory(FROZEN / "done"))
     expected = {step.step: step.loss for step in whole.steps}
     found = {step.step: step.loss for step in history.steps}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dslm.errors import DataError
 from dslm.recipe.data_paths import check_data, origins
-from dslm.recipe.load import dump_recipe, load_recipe, read_resolved
+from dslm.recipe.load import dump_recipe, load_recipe, read_resolved, recipe_of_run
+from dslm.run.documents import HostSlots, write_document
+from dslm.run.manifest import new_manifest
 
 
 @pytest.fixture
@@ -93,10 +96,23 @@ def test_a_runs_paths_are_seen_from_where_it_was_started(
     names = ["model.init=pretrained", "model.name=./model", "model.tokenizer=./model"]
     recipe = load_recipe("quickstart", [*names, "data.train=a.txt"]).recipe
     file.write_text(dump_recipe(recipe))
-    assert read_resolved(file, str(began)) == recipe
+    hosts = [HostSlots(host="w1", slots=1)]
+    manifest = new_manifest(name="x", command=[], hosts=hosts)
+    write_document(folder / "manifest.json", manifest)
+    assert recipe_of_run(file) == read_resolved(file) == recipe
     monkeypatch.chdir(folder / "here")
-    found = read_resolved(file, str(began))
-    assert found.model.name == found.model.tokenizer == str(began / "model")
-    assert found.data.train == str(began / "a.txt")
+    for found in (recipe_of_run(file), load_recipe(str(file)).recipe):
+        assert found.model.name == found.model.tokenizer == str(began / "model")
+        assert found.data.train == str(began / "a.txt")
     for unknown in ("", str(folder / "gone")):
-        assert read_resolved(file, unknown) == recipe
+        write_document(folder / "manifest.json", replace(manifest, folder=unknown))
+        assert recipe_of_run(file) == recipe
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"folder": "FOLDER/here"}', '{"attempts": 3}'])
+def test_a_manifest_that_is_no_runs_says_nothing_of_a_recipe_beside_it(
+    folder: Path, text: str
+) -> None:
+    (folder / "there/manifest.json").write_text(text.replace("FOLDER", str(folder)))
+    file = _recipe(folder / "there/recipe.yaml", "data: {train: a.txt}\n")
+    assert load_recipe(file).recipe.data.train == str(folder / "there/a.txt")
