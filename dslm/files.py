@@ -103,6 +103,29 @@ def append_line(path: Path, line: str) -> None:
         os.close(handle)
 
 
+def append_whole(path: Path, line: str) -> None:
+    """Append a line, whole and on the disk or not at all, to a file that nobody else writes.
+
+    Raises:
+        OSError: it can't be written; the file is as it was, and absent where it was.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    before = os.fstat(handle).st_size
+    rest = line.encode() + b"\n"
+    try:
+        with _naming(path):
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+            os.fsync(handle)
+    except BaseException:
+        os.ftruncate(handle, before)
+        if not before:
+            path.unlink()
+        raise
+    finally:
+        os.close(handle)
+
+
 def copy_folder(source: Path, target: Path) -> None:
     """Copy what a folder holds; files of the same name are overwritten.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from dslm.ask.call import Answered, Asked
-from dslm.errors import RunFailed
+from dslm.errors import DslmError
 from dslm.run.answers import Piece
 
 OnPiece = Callable[[Piece], None]
@@ -23,6 +23,7 @@ class Session:
 
     def __init__(self, module: str) -> None:
         self._asked = Asked(module, own_signals=True)
+        self.interrupted = False  # Ctrl-C ended the last answer
 
     def __enter__(self) -> Session:
         return self
@@ -46,21 +47,23 @@ class Session:
         Raises:
             InputError: the worker found the request wrong.
             RunFailed: it failed, or ended without an answer.
-            KeyboardInterrupt: Ctrl-C came when there was nothing to end but the process.
+            KeyboardInterrupt: Ctrl-C came when there was nothing to end but the process, or again
+                while the answer was ending.
         """
-        interrupted = False
+        self.interrupted = False
 
         def pass_on(*_: object) -> None:
-            nonlocal interrupted
-            interrupted = True
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
             os.kill(self._asked.pid, signal.SIGINT)
 
         before = signal.signal(signal.SIGINT, pass_on)
         try:
             self._asked.send(request)
             return self._asked.answer(on_phase, on_piece)
-        except RunFailed:
-            if interrupted:  # libraries make other exceptions of it while they are imported
+        except DslmError:
+            if self.interrupted:  # libraries make other exceptions of it, in imports and threads
                 raise KeyboardInterrupt from None
             raise
         finally:

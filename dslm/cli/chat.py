@@ -32,7 +32,7 @@ _HELP = """\
 /reset         forget what was said
 /system TEXT   say how it should behave, and begin anew
 /save FILE     append the chat to a file of chats to train on (jsonl)
-/exit          leave; so does Ctrl-D, and Ctrl-C ends an answer"""
+/exit          leave; so do Ctrl-D and Ctrl-C twice; Ctrl-C ends an answer"""
 
 
 def chat(
@@ -88,6 +88,7 @@ class _Chat:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - earlier lines come back with the arrow keys
         asks = sys.stdin.isatty()
+        leaving = False
         while True:
             try:
                 line = input("\n> " if asks else "").strip()
@@ -95,8 +96,13 @@ class _Chat:
                 terminal.say()
                 return
             except KeyboardInterrupt:
-                terminal.say("  /exit or Ctrl-D leaves")
+                if leaving:
+                    terminal.say()
+                    raise
+                leaving = True
+                terminal.say("  Ctrl-C once more, /exit or Ctrl-D leaves")
                 continue
+            leaving = False
             if line == "/exit":
                 return
             if line.startswith("/"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NotRequired, TypeAlias, TypedDict
 
@@ -28,9 +28,11 @@ from dslm.units import number_of
 if TYPE_CHECKING:
     from dslm.ask.session import Session
     from dslm.recipe.chats import Messages
+    from dslm.run.answers import Piece
 
 Prompt: TypeAlias = "str | Messages"
 Pair: TypeAlias = list[dict[str, object]]  # the answers to one prompt, of each model
+_TOGETHER = 8  # prompts answered in one batch
 
 
 class Row(TypedDict):
@@ -63,7 +65,9 @@ def generate(
     seed: Seed = 0,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write JSON lines of answers."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write answers as JSON lines, as they are made."
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -86,28 +90,26 @@ def generate(
         raise OptionError("there is no system message in a raw text", where=Where(key="--system"))
     if output is not None and (why := unwritable(output)) is not None:
         raise OptionError(why, where=Where(file=output))  # not once all is answered
+    if output is not None and output.exists():
+        raise OptionError(
+            "already exists", where=Where(file=output), hint="choose another with `-o FILE`"
+        )
     asked: list[Prompt] = [*(prompt or ()), *(_read(file) if file is not None else ())]
-    settings = settings_of(max_tokens, temperature, top_p, seed)
+    request = {**settings_of(max_tokens, temperature, top_p, seed), "raw": raw}
     with opened(model, checkpoint, against) as made:
-        other = made.other
         prompts = as_chats(asked, system, chats=made.chats and not raw)
-        stream = len(prompts) == 1 and other is None and output is None and not json
-        request = {**settings, "prompts": prompts, "raw": raw, "stream": stream}
-        if stream:
-            made.session.ask(request, on_piece=lambda piece: _write(piece.text))
-            terminal.write("")
+        if len(prompts) == 1 and made.other is None and output is None and not json:
+            _stream(made.session, request, prompts)
             return
-        found = _answered(made.session, request, len(prompts))
-    rows = [_row(question, pair) for question, pair in zip(asked, found, strict=True)]
-    if output is not None:
-        from dslm.files import json_text, write_atomic
-
-        write_atomic(output, "".join(f"{json_text(row, indent=None)}\n" for row in rows))
-        terminal.say(f"wrote {number_of(len(rows), 'answer')} to {terminal.shown_path(output)}")
-    elif json:
-        terminal.write_json(rows)
-    else:
-        _show(rows, model, other)
+        pairs = _answers(made.session, request, seed, prompts)
+        rows = (_row(question, pair) for question, pair in zip(asked, pairs, strict=True))
+        if output is not None:
+            _keep(output, rows, len(asked))
+        elif json:
+            terminal.write_json(list(rows))
+        else:
+            for row in rows:
+                _show(row, model, made.other)
 
 
 def _row(question: Prompt, pair: Pair) -> Row:
@@ -140,16 +142,48 @@ def as_chats(asked: list[Prompt], system: str | None, *, chats: bool) -> list[Pr
     ]
 
 
-def _answered(session: Session, request: Mapping[str, object], count: int) -> list[Pair]:
-    with terminal.busy() as tell:
-        tell(f"answering {number_of(count, 'prompt')}")
-        found: list[Pair] = session.ask(request, tell)["answers"]
-    return found
+def _stream(session: Session, request: Mapping[str, object], prompts: list[Prompt]) -> None:
+    """Show an answer while it is made."""
+
+    def show(piece: Piece) -> None:
+        sys.stdout.write(shown(piece.text))
+        sys.stdout.flush()
+
+    session.ask({**request, "prompts": prompts, "stream": True}, on_piece=show)
+    terminal.write("")
+    if session.interrupted:
+        raise KeyboardInterrupt
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(shown(text))
-    sys.stdout.flush()
+def _answers(
+    session: Session, request: Mapping[str, object], seed: int, prompts: list[Prompt]
+) -> Iterator[Pair]:
+    """The answers to all prompts in order, as soon as a batch of them is made."""
+    whole = number_of(len(prompts), "prompt")
+    for start in range(0, len(prompts), _TOGETHER):
+        part = {"prompts": prompts[start : start + _TOGETHER], "seed": seed + start}
+        with terminal.busy() as tell:
+            tell(f"answering {whole}" + (f", {start} of them so far" if start else ""))
+            found = session.ask({**request, **part, "stream": False}, tell)["answers"]
+        if session.interrupted:  # what there is of this batch was cut off
+            raise KeyboardInterrupt
+        yield from found
+
+
+def _keep(output: Path, rows: Iterator[Row], count: int) -> None:
+    """Write answers as they are made; those that were stay, whatever ends it, and that is said."""
+    from dslm.files import append_whole, json_text
+
+    written = 0
+    try:
+        for row in rows:
+            append_whole(output, json_text(row, indent=None))
+            written += 1
+    finally:
+        if written:
+            some = "" if written == count else f"{written} of "
+            place = terminal.shown_path(output)
+            terminal.say(f"wrote {some}{number_of(count, 'answer')} to {place}")
 
 
 def _read(file: Path) -> list[Prompt]:
@@ -188,16 +222,15 @@ def _read(file: Path) -> list[Prompt]:
     return found
 
 
-def _show(rows: list[Row], name: str, other: str | None) -> None:
+def _show(row: Row, name: str, other: str | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    for row in rows:
-        prompt = row["prompt"]
-        said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        if other is None:
-            terminal.show(Text.assemble((f"{said}\n", "cyan"), f"{shown(row['answer'])}\n"))
-            continue
-        table = Table(name, other, title=Text(said, style="cyan"), expand=True)
-        table.add_row(Text(shown(row["answer"])), Text(shown(row["against"])))
-        terminal.show(table)
+    prompt = row["prompt"]
+    said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    if other is None:
+        terminal.show(Text.assemble((f"{said}\n", "cyan"), f"{shown(row['answer'])}\n"))
+        return
+    table = Table(name, other, title=Text(said, style="cyan"), expand=True)
+    table.add_row(Text(shown(row["answer"])), Text(shown(row["against"])))
+    terminal.show(table)

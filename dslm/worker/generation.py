@@ -17,7 +17,6 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
     TextStreamer,
-    set_seed,
 )
 
 from dslm.errors import InputError
@@ -26,7 +25,6 @@ from dslm.worker.answer import Say, Tell
 from dslm.worker.data.records import first_line
 from dslm.worker.use import Used, beside, load
 
-_TOGETHER = 8  # prompts answered in one batch
 Prompt = str | list[dict[str, Any]]
 
 
@@ -36,7 +34,6 @@ class Answers:
     def __init__(self) -> None:
         self._used: list[Used] = []
         self._stopped = False
-        signal.signal(signal.SIGINT, self._stop)
 
     def _stop(self, *_: object) -> None:
         self._stopped = True
@@ -47,6 +44,7 @@ class Answers:
             first = load(request["model"], tell, trusted=request["trusted"])
             other = request.get("against")
             self._used = [first, beside(first, other, tell)] if other else [first]
+            signal.signal(signal.SIGINT, self._stop)  # until here it ends the process
             return {"chats": first.tokenizer.chat_template is not None, "device": str(first.device)}
         self._stopped = False
         prompts: list[Prompt] = request["prompts"]
@@ -58,15 +56,10 @@ class Answers:
     def _answer(
         self, number: int, used: Used, prompts: list[Prompt], request: dict[str, Any], say: Say
     ) -> list[dict[str, Any]]:
-        """The answers of one model: all prompts in batches, or one of them as a stream."""
-        found: list[dict[str, Any]] = []
-        together = 1 if request["stream"] else _TOGETHER
-        set_seed(request["seed"])
-        for start in range(0, len(prompts), together):
-            part = [_text(used, prompt) for prompt in prompts[start : start + together]]
-            streamer = _Pieces(used.tokenizer, number, say) if request["stream"] else None
-            found += self._generate(used, part, request, streamer)
-        return found
+        """The answers of one model: to all prompts at once, or to the only one as a stream."""
+        torch.manual_seed(request["seed"])
+        streamer = _Pieces(used.tokenizer, number, say) if request["stream"] else None
+        return self._generate(used, [_text(used, one) for one in prompts], request, streamer)
 
     def _generate(
         self, used: Used, texts: Sequence[str], request: dict[str, Any], streamer: Any

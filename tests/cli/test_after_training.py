@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -9,21 +10,29 @@ import pty
 import re
 import select
 import shutil
+import signal
 import subprocess
+import termios
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
+import psutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from dslm.files import append_whole
 from tests.conftest import DSLM, Dslm
+from tests.processes import HANGS, is_alive
 from tests.support.models import small_model
 
 pytestmark = pytest.mark.slow
 
+CTRL_C = "\x03"
 _TASK = """\
 task: sums
 dataset_path: json
@@ -133,46 +142,165 @@ def test_what_cannot_be_asked_is_refused(
     assert said in done.stderr
 
 
-def test_a_chat_in_a_terminal(model: Path, tmp_path: Path) -> None:
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [str(DSLM), "chat", str(model), "--max-tokens", "6", "--temperature", "0"],
-        stdin=follower, stdout=follower, stderr=follower, cwd=tmp_path, close_fds=True,
-        env={**os.environ, "TERM": "dumb"},
-    )  # fmt: skip
-    os.close(follower)
-    seen = ""
+class _Terminal:
+    """A dslm that somebody sits at."""
 
-    def until(what: str | Callable[[str], bool]) -> str:
-        nonlocal seen
-        deadline = time.monotonic() + 120
+    def __init__(self, *argv: str, cwd: Path, kind: str = "xterm") -> None:
+        self._leader, follower = pty.openpty()
+        self.process = subprocess.Popen(
+            [str(DSLM), *argv], stdin=follower, stdout=follower, stderr=follower, cwd=cwd,
+            env={**os.environ, "TERM": kind, "COLUMNS": "80"}, close_fds=True,
+            preexec_fn=_with_a_terminal,
+        )  # fmt: skip
+        os.close(follower)
+        self._seen = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._leader)
+
+    def until(self, what: str | Callable[[str], bool]) -> str:
+        """What is shown until something is."""
+        deadline = time.monotonic() + HANGS
         found = what if callable(what) else lambda text: what in text
-        while not found(seen):
-            assert time.monotonic() < deadline, seen
-            if select.select([leader], [], [], 1)[0]:
-                seen += os.read(leader, 65536).decode(errors="replace")
-        told, seen = seen, ""
+        while not found(self._seen):
+            assert time.monotonic() < deadline, self._seen
+            if select.select([self._leader], [], [], 1)[0]:
+                self._seen += os.read(self._leader, 65536).decode(errors="replace")
+        told, self._seen = self._seen, ""
         return told
 
-    def say(line: str, what: str) -> str:
-        os.write(leader, line.encode() + b"\n")
-        return until(lambda text: what in text.replace(line, "") and text.rstrip(" ").endswith(">"))
+    def type(self, keys: str) -> None:
+        """Press keys."""
+        os.write(self._leader, keys.encode())
 
-    try:
-        until("> ")
-        assert _expected(model, "alpha?")[:4] in say("alpha?", _expected(model, "alpha?")[:4])
-        assert "appended" in say("/save chat.jsonl", "appended")
-        say("/system be brief", "begun anew")
-        say("/reset", "forgotten")
-        assert "/system TEXT" in say("/help", "/exit")
-        os.write(leader, b"/exit\n")
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        os.close(leader)
+    def say(self, line: str, what: str) -> str:
+        """What is shown after a line, until something is and the next one is asked for."""
+        self.type(f"{line}\n")
+        return self.until(lambda text: what in text.replace(line, "") and asks(text))
+
+    def ended(self) -> int:
+        """The exit code, once the process has ended and everything that it started."""
+        workers = psutil.Process(self.process.pid).children(recursive=True)
+        while self.process.poll() is None:  # what it still says must be read
+            if select.select([self._leader], [], [], 0.1)[0]:
+                with suppress(OSError):
+                    self._seen += os.read(self._leader, 65536).decode(errors="replace")
+        assert "Traceback" not in self._seen
+        assert not any(is_alive(worker) for worker in workers)
+        return self.process.returncode
+
+
+def _with_a_terminal() -> None:
+    """Make stdin the terminal of a session of its own: Ctrl-C is a signal in it."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # whoever started all of this in the background may have it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def asks(text: str) -> bool:
+    """Whether a chat asks for a line."""
+    return text.rstrip(" ").endswith(">")
+
+
+def test_a_chat_in_a_terminal(model: Path, tmp_path: Path) -> None:
+    argv = ("chat", str(model), "--max-tokens", "6", "--temperature", "0")
+    with _Terminal(*argv, cwd=tmp_path, kind="dumb") as terminal:
+        terminal.until("> ")
+        begin = _expected(model, "alpha?")[:4]
+        assert begin in terminal.say("alpha?", begin)
+        assert "appended" in terminal.say("/save chat.jsonl", "appended")
+        terminal.say("/system be brief", "begun anew")
+        terminal.say("/reset", "forgotten")
+        assert "/system TEXT" in terminal.say("/help", "/exit")
+        terminal.type("/exit\n")
+        assert terminal.ended() == 0
     chat = json.loads((tmp_path / "chat.jsonl").read_text())["messages"]
     assert [message["role"] for message in chat] == ["user", "assistant"]
     assert chat[1]["content"] == _expected(model, "alpha?")
+
+
+_LONG = ("--max-tokens", "100000")
+
+
+def test_ctrl_c_ends_an_answer_and_twice_a_chat(model: Path, tmp_path: Path) -> None:
+    with _Terminal("chat", str(model), *_LONG, "--against", str(model), cwd=tmp_path) as terminal:
+        terminal.until(asks)
+        for line in ("alpha?", "and then?"):
+            terminal.type(f"{line}\n")
+            terminal.until("[answer] ")
+            terminal.until(lambda text: len(text) > 20)
+            terminal.type(CTRL_C)
+            terminal.until(asks)
+        terminal.type(CTRL_C)
+        assert "once more" in terminal.until(asks)
+        terminal.type(CTRL_C)
+        assert terminal.ended() == 130
+
+
+@pytest.mark.parametrize("more", [(), ("-o", "out.jsonl")])
+def test_ctrl_c_ends_answers_to_prompts(model: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    argv = ("generate", str(model), "--prompt", "alpha?", *more, *_LONG)
+    with _Terminal(*argv, cwd=tmp_path) as terminal:
+        terminal.until("answering" if more else lambda text: len(text.rsplit("\n")[-1]) > 20)
+        terminal.type(CTRL_C)
+        assert terminal.ended() == 130
+    assert not list(tmp_path.iterdir()), "an answer that was cut off was kept"
+
+
+@pytest.mark.parametrize("said", ["PyTorch", "loading /"])
+def test_ctrl_c_ends_the_loading_of_a_model(model: Path, tmp_path: Path, said: str) -> None:
+    with _Terminal("chat", str(model), cwd=tmp_path) as terminal:
+        terminal.until(said)
+        terminal.type(CTRL_C)
+        assert terminal.ended() == 130
+
+
+def test_answers_stay_that_were_made_before_an_interruption(model: Path, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    prompts.write_text("alpha?\n" * 800)
+    argv = ("generate", str(model), "--file", str(prompts), "-o", str(out), "--max-tokens", "9")
+    with _Terminal(*argv, cwd=tmp_path) as terminal:
+        terminal.until("of them so far")
+        terminal.type(CTRL_C)
+        said = terminal.until("800 answers")
+        assert terminal.ended() == 130
+    lines = out.read_text().splitlines()
+    assert 8 <= len(lines) < 800
+    assert {json.loads(line)["prompt"] for line in lines} == {"alpha?"}
+    assert f"wrote {len(lines)} of 800 answers" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_answers_stay_that_were_made_before_the_disk_was_full(
+    model: Path, warm: Dslm, tmp_path: Path
+) -> None:
+    prompts, disk = tmp_path / "prompts.txt", tmp_path / "disk"
+    prompts.write_text("".join(f"{number} {'alpha ' * 100}\n" for number in range(20)))
+    disk.mkdir()
+    argv = ("generate", str(model), "--file", str(prompts), "--max-tokens", "3", "-o")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", disk], check=True)
+    try:
+        done = warm(*argv, "disk/out.jsonl")
+        assert (done.returncode, "the disk is full" in done.stderr) == (1, True), done.stderr
+        rows = [json.loads(row) for row in (disk / "out.jsonl").read_text().splitlines()]
+        assert 8 < len(rows) < 20
+        assert [row["prompt"].split()[0] for row in rows] == [str(n) for n in range(len(rows))]
+        assert f"wrote {len(rows)} of 20 answers" in done.stderr
+        again = warm(*argv, "disk/out.jsonl")
+        assert (again.returncode, "already exists" in again.stderr) == (2, True), again.stderr
+        for first in (True, False):  # of several lines
+            with pytest.raises(OSError, match="No space"):
+                append_whole(disk / ("new" if first else "out.jsonl"), "x" * 5000)
+        assert [json.loads(row) for row in (disk / "out.jsonl").read_text().splitlines()] == rows
+        assert [file.name for file in disk.iterdir()] == ["out.jsonl"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval")
