@@ -1,12 +1,13 @@
 """Locate the shipped folders: inside an installed wheel, or beside the package in a checkout.
 
-Turns the name of a preset into a path; knows nothing of what a preset says.
+Turns the name of a preset into a path, and reads dslm's own tables; knows nothing of what they say.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _FOLDERS = ("recipes", "ds_configs", "hostfiles")
 _PACKAGE = Path(__file__).resolve().parent
@@ -46,6 +47,14 @@ def preset_path(folder: str, name: str, suffix: str) -> Path | None:
 @cache
 def _presets(folder: str, suffix: str) -> dict[str, Path]:
     return {path.stem: path for path in shipped_folder(folder).rglob(f"*{suffix}")}
+
+
+def shipped_table(path: Path) -> Any:
+    """Return what a YAML file of dslm's own holds; libyaml, where it is there, is far faster."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - both are safe
 
 
 def is_shipped(path: Path) -> bool:

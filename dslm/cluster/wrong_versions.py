@@ -15,8 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dslm.presets import shipped_table
 from dslm.units import number_of
 
 _RELEASE = re.compile(r"\d+(?:\.\d+)*")
@@ -127,7 +126,7 @@ class WrongVersion:
 @cache
 def wrong_versions() -> tuple[WrongVersion, ...]:
     """Return the catalogue."""
-    rows = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    rows = shipped_table(Path(__file__).with_suffix(".yaml"))
     return tuple(
         WrongVersion(
             **{k: v for k, v in row.items() if k not in ("from", "below", "when")},
@@ -183,6 +182,7 @@ def settings_of(entry: WrongVersion) -> str:
     return ", ".join([*parts, *([entry.also] if entry.also else [])])
 
 
+@cache
 def _installed(package: str) -> str | None:
     try:
         return version(package)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import yaml
-
+from dslm.presets import shipped_table
 from dslm.run.endings import Kind
 
 OWN_ERROR = "bad-input"  # dslm's own errors carry their cause and remedy
@@ -47,8 +46,7 @@ class Failure:
 @cache
 def catalogue() -> tuple[Failure, ...]:
     """Return all known failures, in the order in which they are looked for."""
-    text = Path(__file__).with_name("failures.yaml").read_text(encoding="utf-8")
-    entries = yaml.safe_load(text)
+    entries = shipped_table(Path(__file__).with_name("failures.yaml"))
     return tuple(
         Failure(**{**e, "kind": Kind(e["kind"]) if "kind" in e else None}) for e in entries
     )

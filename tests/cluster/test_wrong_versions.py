@@ -9,6 +9,7 @@ import pytest
 from dslm.cluster.wrong_versions import (
     Setting,
     When,
+    _installed,
     installed_wrong,
     settings_of,
     wrong_versions,
@@ -64,3 +65,18 @@ def test_the_entries_of_other_versions_are_found_by_what_hosts_have() -> None:
     found = {entry.id for entry, _ in installed_wrong({"deepspeed": "0.18.2"})}
     assert "zero2-gradients" in found
     assert "zero0-bf16" not in found
+
+
+def test_each_package_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def release(package: str) -> str:
+        asked.append(package)
+        return "0"
+
+    monkeypatch.setattr("dslm.cluster.wrong_versions.version", release)
+    _installed.cache_clear()
+    for _ in range(2):
+        list(installed_wrong())
+    assert sorted(asked) == sorted({entry.package for entry in wrong_versions()})
+    _installed.cache_clear()
