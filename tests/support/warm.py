@@ -6,7 +6,8 @@ ssh) but DeepSpeed's launcher of a host, whose place a fork server takes:
 
     python warm.py serve SOCKET PID      a test session's server; it loads the libraries once
     python warm.py dslm SOCKET ARG …     `dslm ARG …` whose ranks the server forks
-    python warm.py forked SOCKET ARG …   the same, and the server forks `dslm` itself, too
+
+Who asks for a fork is `tests/support/forked.py`; `dslm` itself can be forked, too.
 
 A rank has the command line and the variables that a real one has, and it is on the host that it was
 asked for on: the fork goes into the namespaces of that one (tests.cluster.namespaces).
@@ -25,6 +26,7 @@ import base64
 import ctypes
 import fcntl
 import functools
+import gc
 import importlib
 import json
 import os
@@ -41,21 +43,23 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dslm.environment import ANSWER_PIPE
 
 if TYPE_CHECKING:
     from dslm.launch.spec import LaunchSpec
 
 _RANK, _LOCAL_RANK, _WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
-_ANSWERS = "DSLM_ANSWER_PIPE"  # as dslm.environment has it, which the light processes don't load
 _START_SECONDS = 120.0
 _LOOKS_SECONDS = 1.0  # how often DeepSpeed's launcher looks for ranks that have ended
 # from any folder, and without this one among those that modules are looked for in
 _PROGRAM = (sys.executable, "-P", str(Path(__file__).resolve()))
-_LIGHT = (_PROGRAM[0], "-S", *_PROGRAM[1:])  # what needs nothing but Python itself
+# what asks the server; it needs nothing but Python itself
+_ASK = (sys.executable, "-S", "-P", str(Path(__file__).resolve().with_name("forked.py")))
 # what the modules of ranks do, once they have joined; others are executed as they are
 PROGRAMS = {
     "dslm.worker.main": ("dslm.worker.train", "train"),
@@ -71,6 +75,15 @@ PRELOADED = (
     "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer",
     "transformers.models.llama.modeling_llama", "distutils.ccompiler",
 )  # fmt: skip
+# what is the same for all of them, and kept by the function that finds it out
+KNOWN = (
+    "dslm.cluster.wrong_versions:wrong_versions", "dslm.diagnose.catalogue:catalogue",
+    "dslm.decide.checks.facts:_table", "dslm.decide.matrix:recorded", "dslm.zero.keys:table",
+    "dslm.profile.store:preset_parameters", "dslm.recipe.data_paths:stdlib_files",
+    "dslm.recipe.findings:known_keys",
+)  # fmt: skip
+# of DeepSpeed, that most trainings on a CPU use, each with what builds it
+OPERATORS = {"deepspeed_shm_comm": "ShareMemCommBuilder", "cpu_adam": "CPUAdamBuilder"}
 # names a function, `MODULE:NAME`, that each rank calls with its number before it works: it makes a
 # fault on purpose, in this process only
 PLANT = "DSLM_TEST_PLANT"
@@ -87,6 +100,8 @@ def _server() -> str:
     """Return where the session's server listens; the worker that needs it first starts it."""
     import psutil
 
+    from benchmarks.commands import operators
+
     session = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     began = psutil.Process(session).create_time()
     folder = Path(tempfile.gettempdir(), f"dslm-warm-{session}-{began:.0f}")
@@ -97,7 +112,7 @@ def _server() -> str:
         if not path.exists():
             process = subprocess.Popen(
                 [*_PROGRAM, "serve", str(path), str(session), _ROOM],
-                env={**_BEGAN_WITH, **SERVER_ENVIRONMENT, "ROOM": _MORE_ROOM},
+                env={**_BEGAN_WITH, **operators(), **SERVER_ENVIRONMENT, "ROOM": _MORE_ROOM},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
@@ -119,7 +134,7 @@ def warm_dslm(*, own_process: bool = False) -> list[str]:
     Args:
         own_process: what is started is `dslm` itself, to send signals to; else it is forked, too.
     """
-    return [*_PROGRAM, "dslm", _server()] if own_process else [*_LIGHT, "forked", _server()]
+    return [*_PROGRAM, "dslm", _server()] if own_process else [*_ASK, _server(), "dslm"]
 
 
 def warm_popen() -> type[subprocess.Popen[Any]]:
@@ -159,7 +174,7 @@ def _fork_from(path: str) -> None:
 
     def node_launcher(spec: LaunchSpec, *more: str) -> tuple[str, ...]:
         """What takes the place of DeepSpeed's launcher of a host, with the same words."""
-        return (*_LIGHT, "launch", path, *usual(spec, *more)[4:])
+        return (*_ASK, path, "launch", *usual(spec, *more)[4:])
 
     for site in (local, pdsh):
         vars(site)["node_launcher"] = node_launcher
@@ -173,63 +188,17 @@ def _popen(path: Callable[[], str]) -> type[subprocess.Popen[Any]]:
     class Popen(subprocess.Popen[Any]):
         def __init__(self, args: Any, **more: Any) -> None:
             if list(args[:3]) == cold and args[3].startswith(_FORKED):
-                args = [*_LIGHT, "module", path(), *args[3:]]
+                args = [*_ASK, path(), "module", *args[3:]]
             super().__init__(args, **more)
 
     return Popen
-
-
-# --- the launcher and the asked module: light, live as long as what the server forks for them
-
-
-def _launch(path: str, words: Sequence[str]) -> int:
-    """Let the ranks of a host be forked; the words are those of DeepSpeed's launcher."""
-    given = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
-    slots = json.loads(base64.urlsafe_b64decode(given["--world_info"]))
-    counts = [len(each) for each in slots.values()]
-    node = int(given.get("--node_rank", 0))
-    module, *arguments = words[words.index("--module") + 1 :]
-    return _ask(
-        path, (), module=module, arguments=arguments, world_size=sum(counts),
-        first=sum(counts[:node]), ranks=counts[node],
-    )  # fmt: skip
-
-
-def _forked(path: str, arguments: Sequence[str]) -> int:
-    return _ask(path, (0, 1, 2), ranks=0, module="dslm", arguments=list(arguments), socket=path)
-
-
-def _module(path: str, module: str, arguments: Sequence[str]) -> int:
-    pipe = os.environ.get(_ANSWERS)
-    streams = (0, 1, 2, *([int(pipe)] if pipe else []))
-    code = _ask(path, streams, ranks=0, module=module, arguments=list(arguments))
-    if code < 0:  # by the same signal
-        signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-    return code
-
-
-def _ask(path: str, streams: Sequence[int], **asked: Any) -> int:
-    """Ask the server for processes with these streams, and wait for their end: its code."""
-    asked |= {"environment": dict(os.environ), "folder": str(Path.cwd())}
-    with socket.socket(socket.AF_UNIX) as server:
-        server.connect(path)
-        socket.send_fds(server, [b"."], streams) if streams else server.sendall(b".")
-        server.sendall(json.dumps(asked).encode() + b"\n")
-        answer = server.recv(64)
-    return int(answer or b"1")
 
 
 # --- the server
 
 
 def _serve(path: str, session: int) -> None:
-    import gc
-
-    for name in PRELOADED:  # the forks have them from here
-        importlib.import_module(name)
-    mappings = importlib.import_module("transformers.conversion_mapping")
-    mappings.get_checkpoint_conversion_mapping("llama")  # compiles 900 patterns, and keeps them
+    _prepare()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # its children reap themselves
     threading.Thread(target=_end_with, args=(session, Path(path)), daemon=True).start()
@@ -238,13 +207,56 @@ def _serve(path: str, session: int) -> None:
     listener.bind(partial)
     listener.listen(16)
     Path(partial).rename(path)
+    unloaded = dict(OPERATORS)
     while True:
         client, _ = listener.accept()
+        _load_built(unloaded)
         if os.fork() == 0:
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _attempt(client)
+            _attempt(client, path)
         client.close()
+
+
+def _prepare() -> None:
+    """Load and find out what each fork would: libraries, catalogues, what the compiler can do."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    for place in KNOWN:
+        module, _, name = place.partition(":")
+        getattr(importlib.import_module(module), name)()
+    mappings = importlib.import_module("transformers.conversion_mapping")
+    mappings.get_checkpoint_conversion_mapping("llama")  # compiles 900 patterns, and keeps them
+    codec = importlib.import_module("dslm.codec")
+    for kind in _below(codec.Strict):
+        codec._adapter(kind)
+    commands = importlib.import_module("typer.main")
+    kept = functools.cache(commands.get_command)
+    vars(commands)["get_command"] = kept
+    kept(importlib.import_module("dslm.cli.app").app)
+    # compiles and links a program; each rank asks for it
+    _ = importlib.import_module("deepspeed.ops").__compatible_ops__
+
+
+def _load_built(unloaded: dict[str, str]) -> None:
+    """Load operators that have been built by now, so that no fork asks the compiler for them."""
+    from deepspeed.accelerator import get_accelerator
+
+    from dslm.worker.extension_builds import build_folder, is_built
+
+    for name, builder in tuple(unloaded.items()):
+        if is_built(name, build_folder(os.environ)):
+            get_accelerator().create_op_builder(builder).load(verbose=False)
+            del unloaded[name]
+            gc.freeze()
+
+
+def _below(kind: type[Any]) -> list[type[Any]]:
+    """All classes that are made of one."""
+    found: list[type[Any]] = []
+    for direct in kind.__subclasses__():
+        found += [direct, *_below(direct)]
+    return found
 
 
 def _end_with(session: int, path: Path) -> None:
@@ -255,7 +267,7 @@ def _end_with(session: int, path: Path) -> None:
     os._exit(0)
 
 
-def _attempt(client: socket.socket) -> None:
+def _attempt(client: socket.socket, path: str) -> None:
     """Fork what is asked for, wait for it, answer; end it when the one who asked is gone."""
     _, streams, *_ = socket.recv_fds(client, 1, 4)
     asked = json.loads(client.makefile("rb").readline())
@@ -264,26 +276,45 @@ def _attempt(client: socket.socket) -> None:
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"] | SERVER_ENVIRONMENT)
-    _call_itself([*_PROGRAM, "ranks", *asked["arguments"]])
-    pids = [_fork_rank(asked, rank, client) for rank in range(asked["ranks"])]
-    if streams:
-        pids = [_fork_module(asked, streams, client)]
-    code = 0
-    while pids:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid:
-            pids.remove(pid)
-            code = code or os.waitstatus_to_exitcode(status)
-            if code and pids:  # as DeepSpeed's launcher: one that failed ends the others
-                time.sleep(_LOOKS_SECONDS)
-                _kill(pids)
-        elif _gone(client):
-            _kill(pids)
-            os._exit(1)
-        else:
-            time.sleep(0.02)
-    client.sendall(str(code).encode())
+    _call_itself([*_PROGRAM, "ranks", *asked["words"]])
+    if asked["kind"] == "launch":
+        asked |= _ranks_of(asked["words"])
+        pids = [_fork_rank(asked, rank, client) for rank in range(asked["ranks"])]
+    else:
+        pids = [_fork_module(asked, path, streams, client)]
+    client.sendall(str(_code_of(pids, client)).encode())
     os._exit(0)
+
+
+def _ranks_of(words: Sequence[str]) -> dict[str, Any]:
+    """Which ranks a host has, by the words of DeepSpeed's launcher."""
+    given = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+    slots = json.loads(base64.urlsafe_b64decode(given["--world_info"]))
+    counts = [len(each) for each in slots.values()]
+    node = int(given.get("--node_rank", 0))
+    module, *arguments = words[words.index("--module") + 1 :]
+    return {
+        "module": module, "arguments": arguments, "world_size": sum(counts),
+        "first": sum(counts[:node]), "ranks": counts[node],
+    }  # fmt: skip
+
+
+def _code_of(pids: Sequence[int], client: socket.socket) -> int:
+    """Wait until processes have ended: the first code that isn't 0. End them if nobody waits."""
+    alive, code, closed = {os.pidfd_open(pid): pid for pid in pids}, 0, client.fileno()
+    while alive:
+        ready, *_ = select.select([closed, *alive], [], [])
+        for process in alive.keys() & set(ready):
+            _, status = os.waitpid(alive.pop(process), 0)
+            os.close(process)
+            code = code or os.waitstatus_to_exitcode(status)
+        if closed in ready and alive:  # it says nothing more
+            _kill(alive.values())
+            os._exit(1)
+        if code and alive:  # as DeepSpeed's launcher: one that failed ends the others
+            time.sleep(_LOOKS_SECONDS)
+            _kill(alive.values())
+    return code
 
 
 def _follow(client: socket.socket) -> None:
@@ -320,7 +351,9 @@ def _call_itself(words: Sequence[str], variables: Mapping[str, str] | None = Non
             ctypes.memmove(place, whole, size)
 
 
-def _fork_module(asked: dict[str, Any], streams: Sequence[int], client: socket.socket) -> int:
+def _fork_module(
+    asked: dict[str, Any], path: str, streams: Sequence[int], client: socket.socket
+) -> int:
     """Fork a process that runs a module as `python -m` does."""
     pid = os.fork()
     if pid:
@@ -334,13 +367,13 @@ def _fork_module(asked: dict[str, Any], streams: Sequence[int], client: socket.s
         opened = open(number, mode, buffering=1, closefd=False)  # noqa: SIM115 - for all its life
         setattr(sys, ("stdin", "stdout", "stderr")[number], opened)
     if len(streams) > 3:
-        os.environ[_ANSWERS] = str(streams[3])
-    module, arguments = asked["module"], asked["arguments"]
+        os.environ[ANSWER_PIPE] = str(streams[3])
+    module, *arguments = ["dslm"] * (asked["kind"] == "dslm") + asked["words"]
     _call_itself([sys.executable, "-P", "-m", module, *arguments])
     code = 1
     try:
-        if module == "dslm":
-            run_dslm(asked["socket"], arguments)
+        if asked["kind"] == "dslm":
+            run_dslm(path, arguments)
         else:
             sys.argv = [module, *arguments]
             warnings.simplefilter("ignore")  # runpy's: it was imported before
@@ -397,18 +430,7 @@ def _work(module: str, arguments: Sequence[str]) -> None:
     ranks.live(this, lambda: work(this))
 
 
-def _gone(client: socket.socket) -> bool:
-    """Whether the launcher has closed its end."""
-    client.setblocking(False)
-    try:
-        return client.recv(1) == b""
-    except BlockingIOError:
-        return False
-    finally:
-        client.setblocking(True)
-
-
-def _kill(pids: Sequence[int]) -> None:
+def _kill(pids: Iterable[int]) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
 
@@ -418,15 +440,9 @@ def main() -> None:
     match sys.argv[1:]:
         case ["serve", path, session, _]:
             _serve(path, int(session))
-        case ["launch", path, *words]:
-            sys.exit(_launch(path, words))
-        case ["module", path, module, *arguments]:
-            sys.exit(_module(path, module, arguments))
         case ["work", path, module, *arguments]:
             _fork_from(path)
             importlib.import_module(module).work(arguments)
-        case ["forked", path, *arguments]:
-            sys.exit(_forked(path, arguments))
         case ["dslm", path, *arguments]:
             run_dslm(path, arguments)
         case _:
