@@ -530,7 +530,7 @@ GIVEN: dict[str, tuple[Given, ...]] = {
             *(
                 f"model.tokenizer=./{name} {A}.vocab_size={size}"
                 for name, size in (("words", 59), ("words", 60), ("words", 61), ("listed", 2),
-                                   ("listed", 3), ("added", 61), ("added", 62), ("unsaid", 1),
+                                   ("listed", 3), ("added", 61), ("added", 62), ("unsaid", 1), ("empty", 1),
                                    ("broken", 1), ("gapped", 11), ("gapped", 12),
                                    ("words", "many"), ("words", "null"),
                                    ("sentences", 1))
@@ -573,6 +573,7 @@ GIVEN: dict[str, tuple[Given, ...]] = {
         *_all(
             "data.eval=pairs.jsonl", "data.train=[records.jsonl,pairs.jsonl]",
             "data.train=[chats.jsonl,records.jsonl]", "data.train=[records.jsonl,chats.jsonl]",
+            "data.train=[text.txt,pairs.jsonl]", "data.train=[cut.jsonl,pairs.jsonl]",
             "data.train=gone.jsonl", "data.eval=gone.jsonl data.train=pairs.jsonl",
             "data.train=mixed", "data.train=deep.jsonl", "data.train=long.jsonl",
             "data.train=odd.jsonl data.fields.prompt=frage data.fields.completion=antwort",
@@ -580,6 +581,7 @@ GIVEN: dict[str, tuple[Given, ...]] = {
             'data.train=[{"path":"odd.jsonl","fields":{"prompt":"frage","completion":"antwort"}}]',
             'data.train=[{"path":"records.jsonl","format":"messages"}]',
             "data.train=records.jsonl data.format=messages",
+            "data.train=records.jsonl data.format=labelled",
             "data.train=records.jsonl data.format=prompt_completion",
             'data.train=[{"path":"records.jsonl","format":"prompt_completion"}] '
             "data.format=messages",
@@ -775,6 +777,10 @@ GIVEN: dict[str, tuple[Given, ...]] = {
             for sets, plan in (("", {"zero_stage": 2}), ("precision=bf16", {"zero_stage": 0}),
                                ("guards.on_trouble=warn", {"zero_stage": 2}),
                                ("", {"zero_stage": 1, "gradient_accumulation_steps": 2}))
+        ),
+        *(
+            G("precision=bf16", plan={"zero_stage": 0, "tensor_parallel": size})
+            for size in (1, 2)
         ),
     ),
 }  # fmt: skip

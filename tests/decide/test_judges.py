@@ -115,6 +115,7 @@ def _write_tokenizers(folder: Path) -> None:
         ("gapped", {"model": {"vocab": {"a": 10, "b": 11}}, "added_tokens": [{"id": 0}]}, {}),
         ("added", added, {}), ("own", added, {}),
         ("unsaid", {"model": {"vocab": "many"}}, {}), ("many", plain, {}),
+        ("empty", {"model": {"vocab": {}}}, {}),
         ("masked", plain, masked), ("mapped", plain, fast),
         ("backend", plain, {"tokenizer_class": "TokenizersBackend"}),
         ("own-class", plain, {"tokenizer_class": "BertTokenizer"}), ("jinja", plain, fast),

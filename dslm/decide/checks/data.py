@@ -198,7 +198,7 @@ def _entries(file: Path) -> int | None:
     ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
     added = [token.get("id") for token in found.get("added_tokens", []) if isinstance(token, dict)]
     whole = [number for number in (*ids, *added) if type(number) is int]
-    return max(whole, default=-1) + 1
+    return max(whole) + 1 if whole else None
 
 
 def _mask(case: Case, folder: Path) -> Iterator[Problem]:
