@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import socket
 
+from dslm.host.network import unanswered_seconds
+
 
 class Channel:
     """One end of a connection, with what is still to be sent through it."""
@@ -25,6 +27,11 @@ class Channel:
     def unsent(self) -> bool:
         """Whether something waits for the other end to read."""
         return bool(self._unsent)
+
+    @property
+    def unanswered(self) -> float:
+        """Seconds for which the other host's kernel has acknowledged nothing."""
+        return unanswered_seconds(self._socket)
 
     def send(self, data: bytes) -> None:
         """Send bytes, or as many as go now; `flush` sends the rest.

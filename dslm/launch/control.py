@@ -82,7 +82,7 @@ class RankState:
     exit_code: int | None = None
     report: ErrorReport | None = None
     ended: float | None = None  # Unix seconds
-    left: float | None = None  # Unix seconds: when its connection ended
+    left: float | None = None  # Unix seconds: when its connection ended, or its host answered last
     lost: Loss | None = None  # why it ended before the rank said its last word
     malformed: str = ""  # what it said that is no word
     failed_at: float = 0.0
@@ -191,6 +191,14 @@ class Control:
             if ready & selectors.EVENT_READ and connection.open:
                 self._read(connection)
         self._drop_strangers()
+
+    def lose_silent_hosts(self) -> None:
+        """Take the ranks for lost whose host answers no more, before the kernel gives them up."""
+        for connection in list(self._connections.values()):
+            rank = connection.rank
+            silent = connection.channel.unanswered > timings.SILENT_HOST_SECONDS
+            if rank is not None and rank.lives and silent:
+                self._lose(connection, Loss.HOST)
 
     def send(self, order: Order) -> None:
         """Send an order to every rank that lives; one that it has already is not repeated."""
@@ -331,14 +339,15 @@ class Control:
 
     def _lose(self, connection: _Connection, loss: Loss) -> None:
         rank = connection.rank
+        silent = connection.channel.unanswered if loss is Loss.HOST else 0.0
         self._drop(connection)
         if rank is None:
             return
         if rank.lives:
             rank.lost = loss
-            rank.failed_at = time.monotonic()
-            rank.ended = time.time()
-        rank.left = self._polled
+            rank.failed_at = time.monotonic() - silent
+            rank.ended = time.time() - silent
+        rank.left = self._polled - silent
         self.changed.append(rank)
 
     def _drop(self, connection: _Connection) -> None:

@@ -219,6 +219,8 @@ class _Watch:
         if _first_failed(ranks) is not None:
             self.noticed = time.time()
             self.settle(timings.SETTLE_SECONDS)
+            self.control.lose_silent_hosts()
+            self._poll(0)  # writes that down
             return self._of_rank(_first_failed(ranks) or next(iter(ranks)))
         orphan = next((rank for rank in ranks if rank.orphaned and rank.lives), None)
         if orphan is not None:
@@ -329,7 +331,9 @@ class _Watch:
     def settle(self, seconds: float) -> None:
         """Give the other processes a moment to end by themselves."""
         deadline = time.monotonic() + seconds
-        while self.launcher.poll() is None and time.monotonic() < deadline:
+        while time.monotonic() < deadline and (
+            self.launcher.poll() is None or any(r.lives for r in self.control.ranks.values())
+        ):
             self._poll(timings.POLL_SECONDS)
         self._poll(0)  # what came while the launcher ended
 

@@ -91,7 +91,7 @@ class RankStatus(Document):
     kills_before: int | None = None
     exit_code: int | None = None
     ended: Time | None = None
-    left: Time | None = None  # when its connection ended
+    left: Time | None = None  # when its connection ended, or its host answered last
     lost: Loss | None = None  # without a last word
     error: str | None = None  # in a line
     report: ErrorReport | None = None

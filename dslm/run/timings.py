@@ -16,6 +16,7 @@ LAST_WORD_SECONDS = 10.0  # for a slow supervisor to take a rank's last word
 # Without an answer from the other host's kernel. The supervisor's is the shorter: it reports.
 SUPERVISOR_GIVES_UP_SECONDS = 6.0
 RANK_GIVES_UP_SECONDS = 7.5
+SILENT_HOST_SECONDS = 2.5  # a kernel that is there answers every second; less than SETTLE_SECONDS
 RANK_ENDS_CHILDREN_SECONDS = 1.5  # for what a rank has started to be gone, once it was killed
 
 POLL_SECONDS = 0.2

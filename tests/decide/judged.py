@@ -530,8 +530,8 @@ GIVEN: dict[str, tuple[Given, ...]] = {
             *(
                 f"model.tokenizer=./{name} {A}.vocab_size={size}"
                 for name, size in (("words", 59), ("words", 60), ("words", 61), ("listed", 2),
-                                   ("listed", 3), ("added", 61), ("added", 62), ("unsaid", 1), ("empty", 1),
-                                   ("broken", 1), ("gapped", 11), ("gapped", 12),
+                                   ("listed", 3), ("added", 61), ("added", 62), ("unsaid", 1),
+                                   ("empty", 1), ("broken", 1), ("gapped", 11), ("gapped", 12),
                                    ("words", "many"), ("words", "null"),
                                    ("sentences", 1))
             ),

@@ -87,6 +87,11 @@ class HostsRun:
         """Wait for its end; the exit code."""
         return self.process.wait(seconds)
 
+    def ranks_said(self) -> str:
+        """What became of each rank of each attempt."""
+        files = sorted(self.run.glob("logs/attempt-*/rank-*.json"))
+        return "\n".join(f"{file.parent.name} {file.read_text()}" for file in files)
+
     def said(self) -> str:
         """What it has told people so far."""
         self._said.flush()

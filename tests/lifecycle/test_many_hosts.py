@@ -22,7 +22,9 @@ from tests.cluster.namespaces import Cluster, make_hosts
 from tests.conftest import DSLM
 from tests.lifecycle.many_hosts import TINY, HostsRun, losses_of
 from tests.processes import HANGS
+from tests.support.warm import PLANT
 from tests.worker.conftest import run_dslm
+from tests.worker.faults import WHEN
 
 pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
@@ -85,7 +87,7 @@ def test_a_run_carries_on_through_a_killed_rank_and_a_lost_host(
     assert [event.world_size for event in restarts] == [2, 1, 2]
     assert all(0 <= event.lost_steps <= 60 for event in restarts)
     errors = run.events(Error)
-    assert [event.host for event in errors] == ["w2", "w2", "w1"], run.said()
+    assert [event.host for event in errors] == ["w2", "w2", "w1"], run.ranks_said()
     assert (errors[0].rank, errors[2].rank) == (1, 0)
     assert "the kernel's log" in " ".join(errors[0].facts)  # of w2, which was asked
     assert "from here" not in " ".join(errors[0].facts)
@@ -157,6 +159,24 @@ def test_a_host_without_its_cable_is_noticed_and_ends_its_ranks_itself(
         assert gone(run)
     finally:
         cluster["w2"].link(up=True)
+
+
+def test_a_host_without_its_cable_is_named_when_a_peer_notices_first(
+    cluster: Cluster, started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    when = tmp_path / "waits"
+    monkeypatch.setenv(PLANT, "tests.worker.faults:notices_a_loss")
+    monkeypatch.setenv(WHEN, str(when))
+    run = started("--max-restarts", "0")
+    run.wait(when.exists)
+    cluster["w2"].link(up=False)
+    try:
+        when.unlink()
+        assert run.end() == 1, run.said()
+    finally:
+        cluster["w2"].link(up=True)
+    (error,) = run.events(Error)
+    assert (error.host, error.rank) == ("w2", 1), run.said()
 
 
 def test_nothing_is_left_on_any_host_after_a_killed_supervisor(started: Any) -> None:

@@ -87,6 +87,7 @@ OPERATORS = {"deepspeed_shm_comm": "ShareMemCommBuilder", "cpu_adam": "CPUAdamBu
 # names a function, `MODULE:NAME`, that each rank calls with its number before it works: it makes a
 # fault on purpose, in this process only
 PLANT = "DSLM_TEST_PLANT"
+_OURS = "DSLM_TEST_"  # such variables go along to other hosts
 _FORKED = ("dslm.worker.", "benchmarks.", "tests.")  # modules that `python -P -m` would load cold
 # one thread a rank: the server has read the variable before it knows how many ranks there will be
 SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -174,7 +175,8 @@ def _fork_from(path: str) -> None:
 
     def node_launcher(spec: LaunchSpec, *more: str) -> tuple[str, ...]:
         """What takes the place of DeepSpeed's launcher of a host, with the same words."""
-        return (*_ASK, path, "launch", *usual(spec, *more)[4:])
+        planted = [f"--{name}={value}" for name, value in os.environ.items() if _OURS in name]
+        return (*_ASK, path, "launch", *planted, *usual(spec, *more)[4:])
 
     for site in (local, pdsh):
         vars(site)["node_launcher"] = node_launcher
@@ -279,6 +281,7 @@ def _attempt(client: socket.socket, path: str) -> None:
     _call_itself([*_PROGRAM, "ranks", *asked["words"]])
     if asked["kind"] == "launch":
         asked |= _ranks_of(asked["words"])
+        os.environ.update(asked["planted"])
         pids = [_fork_rank(asked, rank, client) for rank in range(asked["ranks"])]
     else:
         pids = [_fork_module(asked, path, streams, client)]
@@ -296,6 +299,7 @@ def _ranks_of(words: Sequence[str]) -> dict[str, Any]:
     return {
         "module": module, "arguments": arguments, "world_size": sum(counts),
         "first": sum(counts[:node]), "ranks": counts[node],
+        "planted": {name[2:]: value for name, value in given.items() if _OURS in name},
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ SMALL = {
     "evaluation.max_samples": 13,  # the last of 4 passes on two ranks isn't full
     "evaluation.sample": "null",
 }
+_LONGEST = 500.0  # seconds; operators may have to be built first
 # a mixture of its sizes
 EXPERTS: dict[str, Any] = {
     "model__architecture__model_type": "qwen3_moe",
@@ -64,7 +66,7 @@ def run_dslm(folder: Path, recipe: str, given: dict[str, Any]) -> Path:
         _argv(run, recipe, given),
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=_LONGEST,
         env={**os.environ, "NO_COLOR": "1"},
     )
     assert done.returncode == 0, done.stderr
@@ -91,18 +93,19 @@ def kill_at(argv: Sequence[str], run: Path, at: int, *, checkpoint_every: int) -
 
     No further step is made: else a training may be at its end before it is killed.
     """
-    output = subprocess.DEVNULL
-    process = subprocess.Popen(
-        argv, stderr=output, stdout=output, env={**os.environ, **held_at(at)}
-    )
-    deadline = time.monotonic() + 120
     saved = at - at % checkpoint_every
-    while not (_has_made(run, at) and (not saved or _has_saved(run, saved))):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(newest_pid(run, 0), signal.SIGKILL)
-    assert process.wait(HANGS) == 1
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            argv, stderr=output, stdout=output, env={**os.environ, **held_at(at)}
+        )
+        deadline = time.monotonic() + _LONGEST
+        while not (_has_made(run, at) and (not saved or _has_saved(run, saved))):
+            if process.poll() is not None or time.monotonic() > deadline:
+                output.seek(0)
+                pytest.fail(f"step {at} wasn't made and saved before:\n{output.read()}")
+            time.sleep(0.02)
+        os.kill(newest_pid(run, 0), signal.SIGKILL)
+        assert process.wait(HANGS) == 1
 
 
 def newest_pid(run: Path, rank: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from tests.support.warm import PLANT
 
 HELD_AT = "DSLM_TEST_HELD_AT"
+WHEN = "DSLM_TEST_WHEN"
 
 
 def held(rank: int) -> None:
@@ -31,6 +33,26 @@ def held(rank: int) -> None:
 def held_at(step: int) -> dict[str, str]:
     """Return the variables with which ranks are held after a step."""
     return {PLANT: f"{__name__}:held", HELD_AT: str(step)}
+
+
+def notices_a_loss(rank: int) -> None:
+    """After a step rank 0 makes a file and waits for its end (`WHEN`): then it says what gloo says
+    of a lost peer.
+    """
+    from dslm.worker.trainer import RunTrainer
+
+    usual = RunTrainer.training_step
+    when = Path(os.environ[WHEN])
+
+    def training_step(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
+        if rank == 0 and self.state.global_step == 3:
+            when.touch()
+            while when.exists():
+                time.sleep(0.1)
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+        return usual(self, model, inputs, *rest)
+
+    RunTrainer.training_step = training_step  # type: ignore[method-assign]
 
 
 def not_a_number(rank: int) -> None:
