@@ -71,16 +71,18 @@ def message_of(message: object, place: str) -> Message | str:
     """Return one message, or what is wrong with it."""
     if not isinstance(message, Mapping):
         return f"its `{place}` is not a message but {type(message).__name__}"
-    said = message.get("role", message.get("from"))
-    if not isinstance(said, str):
+    given = _either(message, "role", "from")
+    if not isinstance(given, str):
         return f"its `{place}` has no `role` (or `from`)"
-    role = _ROLES.get(said.strip().lower())
+    said = given.strip().lower()
+    role = _ROLES.get(said)
     if role is None:
-        return f"its `{place}` has the role `{said[:40]}`: known are {', '.join(sorted(_ROLES))}"
-    content = _content(message.get("content", message.get("value")), place)
-    if content[1]:
-        return content[1]
-    text = content[0]
+        return f"its `{place}` has the role `{given[:40]}`: known are {', '.join(sorted(_ROLES))}"
+    text, wrong = _content(_either(message, "content", "value"), place)
+    if message.get("weight") not in (None, 0, 1):
+        wrong = f"its `{place}` has a `weight` that is neither 0 nor 1"
+    if wrong:
+        return wrong
     calls = _calls(message, said, text, place)
     if isinstance(calls, str):
         return calls
@@ -93,6 +95,12 @@ def message_of(message: object, place: str) -> Message | str:
     kept = {name: message[name] for name in _KEPT if message.get(name) is not None}
     made = {"role": role, "content": text or "", **kept}
     return {**made, "tool_calls": calls} if calls else made
+
+
+def _either(message: Record, first: str, other: str) -> object:
+    """What a message has under one of two names: a table may have both, nothing in the other."""
+    value = message.get(first)
+    return message.get(other) if value is None else value
 
 
 def _content(value: object, place: str) -> tuple[str | None, str]:

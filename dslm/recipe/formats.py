@@ -106,6 +106,13 @@ def _with_tools(record: Record, found: Found) -> Found | str:
     return {**found, "tools": tools} if tools else found
 
 
+def _wrong_system(record: Record) -> str:
+    """Say what is wrong with a record's own system text; empty: nothing."""
+    given = [name for name in ("system", "system_prompt") if record.get(name)]
+    odd = next((name for name in given if not isinstance(record[name], str)), None)
+    return f"its `{odd}` is not text but {type(record[odd]).__name__}" if odd else ""
+
+
 def _system(record: Record) -> Messages:
     text = record.get("system") or record.get("system_prompt")
     return [{"role": "system", "content": text}] if isinstance(text, str) and text.strip() else []
@@ -247,13 +254,21 @@ def _labelled(record: Record) -> Found | str:
     if label not in (True, False, "true", "false", "True", "False"):
         return f"its `{name}` is neither true nor false"
     good = label in (True, "true", "True")
-    found = _completion(record) if _first(record, _CHATS) is None else _chat(record)
+    read = next((read for names, read in _ANSWERED if _first(record, names)), _alpaca)
+    found = read(record)
     if isinstance(found, str) or "messages" not in found:
         return found if isinstance(found, str) else {**found, "label": good}
     messages = found.pop("messages")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         return "doesn't end with an answer of the assistant to something"
     return {**found, "prompt": messages[:-1], "completion": messages[-1:], "label": good}
+
+
+# what a labelled answer is read by, where it has one of these fields; else as Alpaca's
+_ANSWERED: tuple[tuple[tuple[str, ...], Callable[[Record], Found | str]], ...] = (
+    (_CHATS, _chat),
+    (("completion",), _completion),
+)
 
 
 def _prompt(record: Record) -> Found | str:
@@ -301,6 +316,12 @@ def _has(*names: tuple[str, ...]) -> Callable[[Record], bool]:
     return lambda record: all(any(n in record for n in group) for group in names)
 
 
+def _is_alpaca(record: Record) -> bool:
+    return _has(("instruction",), ("output", "response", "completion", "answer"))(record) or _has(
+        ("question", "query", "problem", "prompt"), ("answer", "response", "output")
+    )(record)
+
+
 # From the most special shape to the most general one: the first that fits is a record's.
 FORMATS = (
     Format(
@@ -309,7 +330,8 @@ FORMATS = (
     ),
     Format(
         name="labelled", said="labelled answers", kind="labelled",
-        has=_has(_LABELS, ("completion", *_CHATS)), read=_labelled,
+        has=lambda r: _has(_LABELS)(r) and (_has(("completion", *_CHATS))(r) or _is_alpaca(r)),
+        read=_labelled,
     ),
     Format(
         name="sharegpt", said="ShareGPT", kind="answers",
@@ -322,9 +344,7 @@ FORMATS = (
     ),
     Format(
         name="alpaca", said="Alpaca", kind="answers",
-        has=lambda r: _has(("instruction",), ("output", "response", "completion", "answer"))(r)
-        or _has(("question", "query", "problem", "prompt"), ("answer", "response", "output"))(r),
-        read=_alpaca,
+        has=_is_alpaca, read=_alpaca,
     ),
     Format(name="prompts", said="prompts", kind="prompts", has=_is_prompt_only, read=_prompt),
 )  # fmt: skip
@@ -376,7 +396,7 @@ def formed(
         return "", f"lacks {_NEEDED[kind]}: its fields are {_names(here)} (data.fields maps names)"
     if shape.kind != kind and not (kind == "prompts" and shape.kind == "answers"):
         return shape.name, f"is {_SAID[shape.kind]}; this task learns from {_NEEDED[kind]}"
-    return shape.name, shape.read(here)
+    return shape.name, _wrong_system(here) or shape.read(here)
 
 
 def _names(record: Record) -> str:

@@ -77,6 +77,16 @@ GOOD: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
         {"messages": [USER, {"role": "assistant", "content": "", **CALLS},
                       {"role": "tool", "content": "4"}, SAID], "tools": [TOOL]},
     ),
+    "turns with the fields of all in each, as tables have them": (
+        "sft", {"conversations": [{**ASKED, "role": None, "content": None},
+                                  {**SAID, "from": None, "value": None, "weight": None}]},
+        "sharegpt", CHAT,
+    ),
+    "ShareGPT's call in capitals": (
+        "sft", {"conversations": [ASKED, {"from": "Function_Call", "value":
+                                          '{"name": "add", "arguments": {"a": 2, "b": 2}}'}]},
+        "sharegpt", {"messages": [USER, {"role": "assistant", "content": "", **CALLS}]},
+    ),
     "Alpaca": (
         "sft", {"instruction": "Add.", "input": "2 and 2", "output": "4"}, "alpaca",
         {"messages": [{"role": "user", "content": "Add.\n\n2 and 2"}, SAID]},
@@ -142,6 +152,18 @@ GOOD: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
         "kto", {"conversations": [ASKED, GAVE], "kto_tag": "true"}, "labelled",
         {"prompt": [USER], "completion": [SAID], "label": True},
     ),
+    "a labelled output of LLaMA-Factory": (
+        "kto", {"instruction": "2 +", "input": "2?", "output": "4", "kto_tag": False}, "labelled",
+        {"prompt": [{"role": "user", "content": "2 +\n\n2?"}], "completion": [SAID],
+         "label": False},
+    ),
+    "a labelled response": (
+        "kto", {"prompt": "2 + 2?", "response": "4", "label": True}, "labelled",
+        {"prompt": [USER], "completion": [SAID], "label": True},
+    ),
+    "an output with a label of something else": (
+        "sft", {"instruction": "2 + 2?", "output": "4", "label": "sums"}, "alpaca", CHAT,
+    ),
     "a prompt": ("grpo", {"prompt": "2 + 2 ="}, "prompts", {"prompt": "2 + 2 ="}),
     "a prompt in messages, with a reference": (
         "grpo", {"prompt": [USER], "solution": "4"}, "prompts", {"prompt": [USER], "answer": "4"},
@@ -177,6 +199,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "sft", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, SAID]},
         "a part of type `image_url`",
     ),
+    "a weight between": (
+        "sft", {"messages": [USER, {**SAID, "weight": 0.5}]}, "`weight` that is neither 0 nor 1",
+    ),
+    "a weight that is text": ("sft", {"messages": [USER, {**SAID, "weight": "0"}]}, "`weight`"),
+    "a system text that is a list": ("sft", {**CHAT, "system": ["a"]}, "`system` is not text"),
     "no answer": ("sft", {"conversations": [ASKED]}, "no answer of the assistant"),
     "a turn without a value": ("sft", {"conversations": [{"from": "human"}, GAVE]}, "`value`"),
     "a call that is not JSON": (
