@@ -12,6 +12,7 @@ from dslm.decide.checks.base import Case, Verb
 from dslm.decide.checks.every import Asking, against, refuse
 from dslm.decide.job import Job, resolve_job
 from dslm.decide.model import model_of
+from dslm.decide.room import check_room
 from dslm.recipe.load import LoadedRecipe
 from dslm.recipe.schema import Recipe
 
@@ -40,6 +41,7 @@ def ready_job(
     Raises:
         InputError: with everything that is wrong, each at its place.
         DoesNotFit: the plan says so.
+        PreflightError: this machine, where it runs, has too little room for what ranks share.
     """
     case = _case(loaded, cluster, asking)
     refuse(case, asking, loaded)
@@ -51,6 +53,8 @@ def ready_job(
             on_phase(f"known of this version: {doubt}")
     if asking.verb in _MUST_FIT and asking.device_known and not asking.force:
         check_fit(job)
+        if asking.here:
+            check_room(job.plan, cluster)
     return job
 
 

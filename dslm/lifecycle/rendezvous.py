@@ -16,11 +16,12 @@ from dslm.cluster.hosts import Cluster, Host
 from dslm.decide.checks.every import Asking
 from dslm.decide.job import Job, resolve_job
 from dslm.decide.ready import ready_job
+from dslm.decide.room import needs_of
 from dslm.errors import Finding, InputError, PreflightError, RecipeError, Where
 from dslm.launch.control import LOOPBACK
 from dslm.lifecycle.fleet import Fleet
-from dslm.reach.checks import CheckResult, wrong
-from dslm.reach.preflight import Requirements, ask_hosts, judge_hosts
+from dslm.reach.checks import CheckResult, RankNeeds, wrong
+from dslm.reach.preflight import NOTHING, Requirements, ask_hosts, judge_hosts
 from dslm.recipe.load import LoadedRecipe
 from dslm.recipe.schema import Recipe
 from dslm.units import divisors, number_of
@@ -57,14 +58,13 @@ class Training:
             self.recipe, cluster, self.asking, resumed=self.resumed, on_phase=self.report
         )
 
-    def memory_needed(self, cluster: Cluster) -> int | None:
-        """Bytes that a rank needs on its device; None where no plan is known, or none that fits."""
+    def needs(self, cluster: Cluster) -> RankNeeds:
+        """What a rank needs; nothing where no plan is known, or none that fits."""
         try:
             plan = resolve_job(self.recipe, cluster, resumed=self.resumed).plan
         except InputError:
-            return None  # said, with its reason, once the hosts are known
-        memory = plan.choice.memory
-        return memory.total if memory and plan.fits else None
+            return NOTHING  # said, with its reason, once the hosts are known
+        return needs_of(plan) if plan.fits else NOTHING
 
 
 def gather(
@@ -98,8 +98,8 @@ def gather(
         asked = ask_hosts(hosts, requirements)
         device = asked.device or cluster.device
         here = replace(cluster, hosts=hosts, device=device)
-        needed = training.memory_needed(here) if training and asked.device else None
-        preflight = judge_hosts(asked, needed)
+        needs = training.needs(here) if training and asked.device else NOTHING
+        preflight = judge_hosts(asked, needs)
         red = wrong(preflight.results)
         if not red and preflight.master_address is not None:
             return Rendezvous(

@@ -47,7 +47,9 @@ class Place(StrEnum):
 
     DEVICE = "device"
     PINNED = "pinned"  # host memory that the device copies from
+    LOCKED = "locked"  # pinned by mlock(2), as `ulimit -l` lets a process
     PAGEABLE = "pageable"
+    SHARED = "shared"  # the same, of /dev/shm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

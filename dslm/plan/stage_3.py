@@ -5,7 +5,7 @@ It follows zero/stage3.py and what is beside it in DeepSpeed 0.19.
 
 from __future__ import annotations
 
-from dslm.plan.ledger import PASS, RUN, Moment, Term
+from dslm.plan.ledger import PASS, RUN, Moment, Place, Term
 from dslm.plan.state_terms import (
     gradients_on_their_way,
     head_copies,
@@ -14,7 +14,15 @@ from dslm.plan.state_terms import (
     term,
     update_scratch,
 )
-from dslm.plan.states import FP32, SWAP_BUFFERS, MemoryInputs, RankMemory, States, states_of
+from dslm.plan.states import (
+    FP32,
+    GROUP_BUFFERS,
+    SWAP_BUFFERS,
+    MemoryInputs,
+    RankMemory,
+    States,
+    states_of,
+)
 from dslm.plan.superoffload import superoffload_terms
 
 _SOURCE = "zero/stage3.py"
@@ -101,9 +109,16 @@ def _offloaded(inputs: MemoryInputs, states: States) -> list[Term]:
     states_there = states.host_parameters + states.host_optimizer
     terms = [on_host(inputs, "offloaded states", states_there, _SOURCE)]
     if inputs.offload == "nvme":
-        # what is read and written at a time, in pinned buffers: two groups' master copies, moments
-        # and gradients (pipelined_optimizer_swapper.py), and parameters on their way
-        swapped = int(2 * (2 * FP32 + inputs.state) * _group(inputs))
-        swapped += inputs.element * min(SWAP_BUFFERS, _whole(inputs))
-        terms.append(on_host(inputs, "what is swapped", swapped, "pipelined_optimizer_swapper.py"))
+        # locked whole where they are made, whatever is read into them and written from them
+        group = (FP32 * GROUP_BUFFERS + inputs.element) * _group(inputs)
+        terms += [
+            _locked("parameters as they are swapped", inputs.element * SWAP_BUFFERS,
+                    "swap_tensor/partitioned_param_swapper.py, buffers"),
+            _locked("a group as it is swapped", group,
+                    "swap_tensor/utils.py, SwapBufferManager; reserve_partitioned_swap_space"),
+        ]  # fmt: skip
     return terms
+
+
+def _locked(name: str, bytes_: int, source: str) -> Term:
+    return Term(name=name, bytes=bytes_, lives=RUN, source=source, place=Place.LOCKED)

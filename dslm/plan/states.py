@@ -20,6 +20,7 @@ STATE_BYTES = {"adamw": 8, "adam": 8, "sgd": 0, "adafactor": 4, "lion": 4, "muon
 SUB_GROUP = 10**9  # elements that stage 3 updates at a time: zero/config.py, sub_group_size
 REUSE = 10**9  # stage3_max_reuse_distance and stage3_max_live_parameters, as the presets have them
 SWAP_BUFFERS = 5 * 10**8  # elements: offload_param's buffer_count times buffer_size
+GROUP_BUFFERS = 4  # of the largest group, in fp32: offload_optimizer's buffer_count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,12 +106,12 @@ class RankMemory:
     @property
     def pinned(self) -> int:
         """Bytes on the host that a device copies from."""
-        return placed(self.terms, Place.PINNED)
+        return placed(self.terms, Place.PINNED, Place.LOCKED)
 
     @property
     def pageable(self) -> int:
         """Other bytes on the host."""
-        return placed(self.terms, Place.PAGEABLE)
+        return placed(self.terms, Place.PAGEABLE, Place.SHARED)
 
     @property
     def host(self) -> int:

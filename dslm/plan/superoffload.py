@@ -26,7 +26,7 @@ def superoffload_terms(inputs: MemoryInputs, states: States) -> list[Term]:
     terms = [
         on_host(inputs, "offloaded gradients and parameters", own, _STAGE_3),
         _beside("master copies and gradients, in shared memory", 2 * FP32 * share,
-                f"{_STAGE_3}, async_step", kind="optimizer"),
+                f"{_STAGE_3}, async_step", kind="optimizer", place=Place.SHARED),
         _beside("a group as it moves there", group, "torch.multiprocessing, share_memory_"),
         _beside("moments of the process that updates", int(inputs.state * share),
                 "cpu_adam.py, step_subgroup"),

@@ -18,7 +18,7 @@ from dslm.units import number_of, render_bytes
 
 _CLOCK_SECONDS = 2.0
 _FREE_DISK = 5 * 2**30
-_SHM = "/dev/shm"  # noqa: S108 - what is checked
+SHM = "/dev/shm"  # noqa: S108 - what is checked
 _SHM_PER_SLOT = 128 * 2**20  # DeepSpeed shares 66 MiB a rank there, NCCL and data loaders the rest
 _OPEN_FILES_NEEDED = 1024
 _OPEN_FILES = 4096
@@ -50,6 +50,15 @@ class CheckResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RankNeeds:
+    """Bytes that the plan has for a rank, as far as a host says what it has of them."""
+
+    device: int | None = None  # None: nothing is planned
+    shared: int = 0  # of /dev/shm
+    locked: int = 0  # that `ulimit -l` has to allow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class HostReport:
     """The subject of the checks: a host's facts, those of this machine, and the run's needs."""
 
@@ -66,7 +75,7 @@ class HostReport:
     port: int
     port_problem: str | None
     kind: str | None  # what ranks run on, cuda or cpu; None: whatever the hosts have
-    memory_bytes: int | None  # that a rank needs on its device, when it is planned
+    needs: RankNeeds
     clock: float  # of the host, in Unix seconds, read at some time between these two of this one
     sent: float
     received: float
@@ -181,19 +190,19 @@ def _memory(report: HostReport) -> Verdict:
         index, device = min(known, key=lambda pair: pair[1]["free"])
         free, total = device["free"], device["memory"]
         text = f"{render_bytes(free)} free of {render_bytes(total)} on device {index}"
-        if report.memory_bytes is not None and free < report.memory_bytes:
-            needed = render_bytes(report.memory_bytes)
+        if report.needs.device is not None and free < report.needs.device:
+            needed = render_bytes(report.needs.device)
             return (
                 State.WRONG,
                 text,
                 f"the plan needs {needed}: end the processes that use it (nvidia-smi)",
             )
-        if report.memory_bytes is None and free < total * _FREE_SHARE:
+        if report.needs.device is None and free < total * _FREE_SHARE:
             return State.NOTE, text, "other processes use it: nvidia-smi"
         return State.OK, text, ""
     free = report.facts["memory_free"]
     text = f"{render_bytes(free)} free"
-    total = (report.memory_bytes or 0) * host.slots
+    total = (report.needs.device or 0) * host.slots
     if free < total:
         return (
             State.WRONG,
@@ -234,14 +243,22 @@ def _disk(report: HostReport) -> Verdict:
 
 
 def _shm(report: HostReport) -> Verdict:
-    free, needed = report.facts["shm_free"], _SHM_PER_SLOT * report.host.slots
+    return shared_memory(report.facts["shm_free"], report.needs, report.host.slots)
+
+
+def shared_memory(free: int | None, needs: RankNeeds, ranks: int) -> Verdict:
+    """Judge the free bytes of a host's /dev/shm; None: it has none."""
     if free is None:
-        return State.WRONG, "can't be used", f"mount -t tmpfs none {_SHM}"
-    if free < needed:
-        ranks = number_of(report.host.slots, "rank")
-        fix = f"{render_bytes(needed)} for {ranks}; docker: --shm-size=8g"
-        return State.WRONG, f"{render_bytes(free)} free", fix
-    return State.OK, f"{render_bytes(free)} free", ""
+        return State.WRONG, "can't be used", f"mount -t tmpfs none {SHM}"
+    needed = (_SHM_PER_SLOT + needs.shared) * ranks
+    if free >= needed:
+        return State.OK, f"{render_bytes(free)} free", ""
+    size = max(8, -(-needed // 2**30))
+    ways = [f"docker: --shm-size={size}g", f"else `mount -o remount,size={size}G {SHM}`"]
+    if needs.shared:
+        ways.append("or `--set parallel.super_offload=false`")
+    fix = f"{render_bytes(needed)} for {number_of(ranks, 'rank')}; {', '.join(ways)}"
+    return State.WRONG, f"{render_bytes(free)} free", fix
 
 
 def _port(report: HostReport) -> Verdict:
@@ -301,11 +318,23 @@ def _open_files(report: HostReport) -> Verdict:
 
 def _locked_memory(report: HostReport) -> Verdict:
     soft, _ = report.facts["locked_memory"]
-    text = "unlimited" if soft is None else render_bytes(soft)
+    verdict = locked_memory(soft, report.needs)
     if report.facts["infiniband"] and soft is not None and soft < _LOCKED_MEMORY:
         fix = "InfiniBand needs `memlock unlimited` in /etc/security/limits.conf"
-        return State.WRONG, text, fix
-    return State.OK, text, ""
+        return State.WRONG, verdict[1], fix
+    return verdict
+
+
+def locked_memory(limit: int | None, needs: RankNeeds) -> Verdict:
+    """Judge how many bytes a process may keep from being moved; None: any number."""
+    text = "unlimited" if limit is None else render_bytes(limit)
+    if limit is None or limit >= needs.locked:
+        return State.OK, text, ""
+    fix = (
+        f"a rank locks {render_bytes(needs.locked)}: `ulimit -l unlimited`, memlock in "
+        "/etc/security/limits.conf, docker: --ulimit memlock=-1; or another `parallel.offload`"
+    )
+    return State.WRONG, text, fix
 
 
 def _is_loopback(address: str | None) -> bool:
@@ -323,7 +352,7 @@ CHECKS: Mapping[str, Judge] = {
     "memory": _memory,
     "run directory": _run_directory,
     "disk": _disk,
-    _SHM: _shm,
+    SHM: _shm,
     "port": _port,
     "master": _master,
     "clock": _clock,

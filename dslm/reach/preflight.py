@@ -30,6 +30,7 @@ from dslm.reach.checks import (
     CheckResult,
     Facts,
     HostReport,
+    RankNeeds,
     State,
     interface_of,
     judge,
@@ -37,6 +38,7 @@ from dslm.reach.checks import (
 )
 from dslm.reach.remote import SSH, Answer, Remote, Transport
 
+NOTHING = RankNeeds()
 DEFAULT_PORT = 29500  # torch's and DeepSpeed's own
 _SECONDS = 13.0  # for all of it: a host that takes longer has failed
 _NO_PROGRAM = (126, 127)  # of a shell: it can't be run, it isn't there
@@ -125,12 +127,12 @@ def ask_hosts(hosts: Sequence[Host], requirements: Requirements) -> HostAnswers:
     )
 
 
-def judge_hosts(answers: HostAnswers, memory_bytes: int | None = None) -> Preflight:
+def judge_hosts(answers: HostAnswers, needs: RankNeeds = NOTHING) -> Preflight:
     """Judge what hosts said.
 
     Args:
         answers: from all of them.
-        memory_bytes: what a rank needs on its device; None: not known.
+        needs: what a rank needs of its host.
     """
     requirements, device = answers.requirements, answers.device
     results: list[CheckResult] = []
@@ -152,7 +154,7 @@ def judge_hosts(answers: HostAnswers, memory_bytes: int | None = None) -> Prefli
             port=requirements.port,
             port_problem=answers.said[0].hello.get("port_problem"),
             kind=device.kind if device else requirements.kind,
-            memory_bytes=memory_bytes,
+            needs=needs,
             clock=words.hello["time"],
             sent=words.sent,
             received=words.received,

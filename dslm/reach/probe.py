@@ -32,6 +32,7 @@ PACKAGES = ("dslm", "torch", "deepspeed", "transformers", "accelerate", "dataset
 _NCCL = ("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")
 _CONNECT_SECONDS = 5.0
 _LIFE_SECONDS = 40  # a probe whose asker is gone ends by itself
+_CAP_IPC_LOCK = 14  # its bit: linux/capability.h
 _HASHED_BYTES = 64 * 2**20
 
 
@@ -59,12 +60,12 @@ def facts(request: dict[str, Any]) -> dict[str, Any]:
         "memory": memory.total,
         "memory_free": memory.available,
         "disk_free": _disk_free(Path(request["run"])),
-        "shm_free": _disk_free(Path("/dev/shm")),  # noqa: S108 - what is asked about
+        "shm_free": shared_memory(),
         "marker": _read(request.get("marker")),
         "files": {name: _digest(Path(name)) for name in request.get("files", ())},
         "reach": _reach(request.get("reach")),
         "open_files": _limit(resource.RLIMIT_NOFILE),
-        "locked_memory": _limit(resource.RLIMIT_MEMLOCK),
+        "locked_memory": locked_memory(),
         "infiniband": _infiniband(),
         "interfaces": _interfaces(),
     }
@@ -211,6 +212,26 @@ def _disk_free(path: Path) -> int | None:
         with contextlib.suppress(OSError):
             return shutil.disk_usage(folder).free
     return None
+
+
+def shared_memory() -> int | None:
+    """Return the bytes free in this machine's /dev/shm; None: it can't be used."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage("/dev/shm").free  # noqa: S108 - what is asked about
+    return None
+
+
+def locked_memory() -> list[int | None]:
+    """Return the soft and hard limit of what a process may lock in memory; None: unlimited.
+
+    Source: mlock(2): who has CAP_IPC_LOCK isn't limited.
+    """
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        able = next(line.split()[1] for line in status if line.startswith("CapEff:"))
+        if int(able, 16) >> _CAP_IPC_LOCK & 1:
+            return [None, None]
+    return _limit(resource.RLIMIT_MEMLOCK)
 
 
 def _limit(which: int) -> list[int | None]:
