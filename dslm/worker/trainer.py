@@ -78,6 +78,7 @@ class RunTrainer:
             super().__init__(data_collator=collate, callbacks=[events, events.measure], **settings)  # type: ignore[call-arg]
         if given.stage == 3:
             hold_head(self.model)
+        self._tp_size = given.layout.tensor  # TRL's counts of tokens are divided by it
         # TRL's trainers insist on a `datasets.Dataset` when they are made, and read it nowhere else
         self.train_dataset, self.eval_dataset = train, evaluation
 
@@ -89,6 +90,13 @@ class RunTrainer:
         """What losses are divided by; ranks that share sequences count whole ones each."""
         found = super()._get_num_items_in_batch(batches, device)  # type: ignore[misc]
         return None if found is None else found / self.layout.sequence
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Count tokens that several ranks read once."""
+        before = self.state.num_input_tokens_seen
+        super()._track_num_input_tokens(inputs)  # type: ignore[misc]
+        grown = self.state.num_input_tokens_seen - before
+        self.state.num_input_tokens_seen = before + grown // self.layout.sharing
 
     def watch(self, guards: Guards) -> None:
         """Let guards see every pass and every step."""

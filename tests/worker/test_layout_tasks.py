@@ -11,6 +11,7 @@ import pytest
 from dslm.run.directory import RunDirectory
 from dslm.run.events import Eval
 from dslm.run.history import read_history
+from dslm.run.rollouts import last_rollouts
 from tests.worker.conftest import EXPERTS, SMALL, losses, run_dslm
 
 pytestmark = pytest.mark.slow
@@ -21,7 +22,7 @@ _MIXTURE = {key.replace("__", "."): value for key, value in EXPERTS.items()}
 _UNEVEN = {"data.train": "answers.jsonl", "data.packing": "false", "data.eval": 0}
 _APART = {"data.packing": "false"}
 _UNTIED = {**_APART, "model.architecture.tie_word_embeddings": "false"}
-_ROUNDS = {"rollout.group": 4, "rollout.max_tokens": 3, "data.eval": 0}
+_ROUNDS = {"rollout.group": 4, "rollout.max_tokens": 3}
 _LLAMA = {**_APART, "model.architecture.model_type": "llama", "data.max_documents": 3000}
 # task, sizes of shared work, what else
 ROWS: dict[str, tuple[str, dict[str, int], Settings]] = {
@@ -77,9 +78,31 @@ def test_a_task_gives_the_losses_of_one_rank(name: str, tmp_path: Path) -> None:
     assert len(losses(two)) == 8
     assert losses(two) == pytest.approx(losses(one), abs=1e-4)
     assert _metrics(two) == pytest.approx(_metrics(one), rel=1e-4)
+    for of_one, of_two in zip(_logged(one), _logged(two), strict=True):
+        # TRL's SFT has no layouts: dslm's own loss says no more of a step
+        assert of_two == pytest.approx(of_one if of_two else {}, rel=1e-3, abs=1e-4)
+        assert ("num_tokens" in of_two) is name.startswith(("dpo", "kto", "reward", "grpo"))
+    assert _answers_of(two) == _answers_of(one)
 
 
-def _metrics(run: Path) -> dict[str, float | None]:
+# of a micro batch, or of the clock: two ranks have other ones
+_OF_A_BATCH = {"min_reward", "max_reward", "step_time"}
+
+
+def _logged(run: Path) -> list[dict[str, float]]:
+    """What the trainer says of each step, but for what it doesn't know."""
+    return [
+        {k: v for k, v in step.metrics.items() if v is not None and k not in _OF_A_BATCH}
+        for step in read_history(RunDirectory(run)).steps
+    ]
+
+
+def _answers_of(run: Path) -> list[tuple[int, str]]:
+    return [(one.step, one.answer) for one in last_rollouts(RunDirectory(run), 10**6)]
+
+
+def _metrics(run: Path) -> dict[str, float]:
     """What the last evaluation says."""
     last = read_history(RunDirectory(run)).last(Eval)
-    return {} if last is None else {"loss": last.loss, **last.metrics}
+    found = {} if last is None else {"loss": last.loss, **last.metrics}
+    return {name: value for name, value in found.items() if value is not None}

@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import output_capturing
-from trl import DPOTrainer, GRPOTrainer, KTOTrainer
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer
 
 ROOT = Path(__file__).parents[2]
 # documented, though they begin with an underscore
@@ -168,6 +168,17 @@ GUARDS = {
         f'self._logs["{name}"].extend(' in inspect.getsource(GRPOTrainer)
         for name in ("prompt", "completion", "advantages")
     ),
+    "_compute_loss": lambda: (
+        _parameters(GRPOTrainer._compute_loss) == ["self", "model", "inputs"]
+        and "self._compute_loss(model, inputs)" in inspect.getsource(GRPOTrainer)
+    ),
+    "_tp_size": lambda: all(
+        "+= num_tokens_in_batch // self._tp_size" in inspect.getsource(kind)
+        for kind in (SFTTrainer, DPOTrainer, KTOTrainer, RewardTrainer)
+    ),
+    "_track_num_input_tokens": lambda: (
+        "self.state.num_input_tokens_seen +=" in inspect.getsource(Trainer._track_num_input_tokens)
+    ),
     "_metrics": lambda: "self._metrics[mode]" in inspect.getsource(GRPOTrainer.log),
     "_tokenizer": lambda: "self._tokenizer = processing_class" in inspect.getsource(GRPOTrainer),
     "_prepare_inputs": lambda: _parameters(Trainer._prepare_inputs) == ["self", "inputs"],
@@ -209,6 +220,7 @@ OVERRIDDEN = {
     "_generate_single_turn",
     "_generate_and_score_completions", "_load_rng_state", "_save_rng_state", "_generate",
     "_prepare_inputs", "_tokenizer", "_buffered_inputs", "_load_optimizer_and_scheduler",
+    "_calculate_rewards", "_compute_loss", "_tp_size", "_track_num_input_tokens",
 }  # fmt: skip
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class PreparedGRPOTrainer(GRPOTrainer):
     """GRPO as dslm runs it; `session` says with which recipe, and where it writes."""
 
     reward_func_names: list[str]
+    accelerator: Any
 
     def __init__(
         self,
@@ -154,10 +156,31 @@ class PreparedGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._asked = inputs
-        found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        logs = [self._logs["prompt"], self._logs["completion"], self._logs["advantages"]]
+        for log in (*logs, *self._logs["rewards"].values()):
+            log.clear()
+        with self._each_once():
+            found: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.model.training:
             self._record()
         return found
+
+    def _calculate_rewards(self, *given: Any) -> torch.Tensor:
+        return _one_of_each(super()._calculate_rewards(*given), self._session.layout)
+
+    def _compute_loss(self, *given: Any) -> Any:
+        with self._each_once():
+            return super()._compute_loss(*given)
+
+    @contextmanager
+    def _each_once(self) -> Iterator[None]:
+        """Let what is counted over ranks count ranks that have the same answers once."""
+        whole = self.accelerator
+        self.accelerator = _Once(whole, self._session.layout)
+        try:
+            yield
+        finally:
+            self.accelerator = whole
 
     def _record(self) -> None:
         """Write down the first answers of this step, on rank 0, and tell of one."""
@@ -257,6 +280,30 @@ class PreparedGRPOTrainer(GRPOTrainer):
     def _answers_file(self, folder: str) -> Path:
         layout = self._session.layout
         return Path(folder) / _KEPT.format(layout.rank, layout.world_size)
+
+
+class _Once:
+    """An accelerator for which ranks that share layers are one."""
+
+    def __init__(self, accelerator: Any, layout: Layout) -> None:
+        self._accelerator = accelerator
+        self._layout = layout
+        self.process_index, self.num_processes = layout.data_rank, layout.data_size
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return what the first rank of each group has."""
+        return _one_of_each(self._accelerator.gather(tensor), self._layout)
+
+    gather_for_metrics = gather
+
+
+def _one_of_each(gathered: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """The rows of the first rank of each group, of those of all ranks in order."""
+    groups = gathered.unflatten(0, (layout.data_size, layout.sharing, -1))
+    return groups[:, 0].flatten(0, 1)
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:
