@@ -178,11 +178,13 @@ def new(
             where=Where(key="--model"),
         )
 
+    if path.name in ("", ".."):
+        raise OptionError("names no file", where=Where(key="FILE"))
     if path.suffix not in (".yaml", ".yml"):
         path = path.with_name(path.name + ".yaml")
     if path.exists():
         raise OptionError("the file already exists", where=Where(file=path))
-    text = new_recipe_text(preset or "quickstart", with_ or (), model)
+    text = new_recipe_text(preset or "quickstart", with_ or (), model, folder=path.parent)
     try:
         write_atomic(path, text)
     except OSError as failure:

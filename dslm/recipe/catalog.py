@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dslm.errors import OptionError, Where, did_you_mean, shortened
-from dslm.presets import ANY_MODEL, preset_names, purpose_names
+from dslm.errors import OptionError, RecipeError, Where, did_you_mean, shortened
+from dslm.files import exists
+from dslm.presets import ANY_MODEL, is_purpose, is_shipped, preset_names, purpose_names
 from dslm.recipe.tree import (
     EXTENDS,
     Trees,
@@ -23,6 +25,8 @@ from dslm.recipe.tree import (
     read_document,
     read_tree,
 )
+
+_TRAIN = "file, folder, pattern or Hub name; a path is relative to this file"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,21 +122,34 @@ def put_on(names: Sequence[str]) -> list[str]:
     return [f"{EXTENDS}={','.join(wanted)}"] if wanted else []
 
 
-def new_recipe_text(preset: str, names: Sequence[str] = (), model: str | None = None) -> str:
+def new_recipe_text(
+    preset: str,
+    names: Sequence[str] = (),
+    model: str | None = None,
+    *,
+    folder: Path = Path(),
+) -> str:
     """Return the YAML of a recipe of one's own that extends a preset, with purposes on it.
 
     Args:
         preset: the preset; not looked at where there is a model.
         names: the purposes.
         model: any model's Hub name or folder.
+        folder: where the file will be: paths in it are seen from there.
 
     Raises:
-        RecipeError: there is no such preset.
+        RecipeError: there is no such preset, or it is a purpose.
         OptionError: there is no such purpose.
     """
     given = put_on(names)
     preset = preset if model is None else ANY_MODEL
-    tree = read_tree(find_recipe(preset))
+    source = find_recipe(preset)
+    if is_purpose(source):
+        raise RecipeError(
+            f"`{preset}` is a purpose, which trains nothing without a model",
+            hint=f"`--from MODEL --with {preset}`",
+        )
+    tree = read_tree(source)
     for setting in given:
         tree = override(tree, setting)
     values = tree.values
@@ -143,7 +160,10 @@ def new_recipe_text(preset: str, names: Sequence[str] = (), model: str | None = 
         for name in wanted
         if name in known
     )
-    parents = f"[{', '.join((preset, *wanted))}]" if wanted else preset
+    parents = ", ".join(_parent(name, folder) for name in (preset, *wanted))
+    parents = f"[{parents}]" if wanted else parents
+    given_name = Path(model).name if model else Path(preset).stem
+    description = json.dumps(" ".join(("my own", given_name, *(Path(n).stem for n in wanted))))
     batch = values.get("batch", {}).get("global_size", 32)
     rate = values.get("optimizer", {}).get("lr", 2e-5)
     length = values.get("data", {}).get("sequence_length", 1024)
@@ -153,22 +173,38 @@ def new_recipe_text(preset: str, names: Sequence[str] = (), model: str | None = 
         "grpo": "questions.jsonl",
         **dict.fromkeys(("dpo", "orpo", "reward"), "pairs.jsonl"),
     }
-    train = values.get("data", {}).get("train") or examples.get(
-        values.get("task", ""), "data/*.txt"
-    )
+    train = values.get("data", {}).get("train")
+    if train is None:
+        train = examples.get(values.get("task", ""), "data/*.txt")
+    elif not is_shipped(source):
+        train = None  # the user's own file says it
+    data = f"  train: {train}   # {_TRAIN}\n" if train is not None else ""
     epochs = values.get("duration", {}).get("epochs", 1)
     return f"""\
 # `dslm recipes show THIS_FILE` shows everything that it inherits.
 {comments}extends: {parents}
-description: my own {" ".join((Path(model).name if model else preset, *wanted))}
-{f"model: {{name: {json.dumps(model)}}}" + chr(10) if model else ""}data:
-  train: {train}   # file, folder, pattern or Hub name; a path is relative to this file
-  eval: 0.02          # this share of the documents is held out
+description: {description}
+{f"model: {{name: {json.dumps(_from(model, folder))}}}" + chr(10) if model else ""}data:
+{data}  eval: 0.02          # this share of the documents is held out
   sequence_length: {length}
 batch: {{global_size: {batch}}}   # the same on any number of GPUs
 optimizer: {{lr: {float(rate):.1e}}}
 duration: {{epochs: {epochs}}}
 """
+
+
+def _parent(name: str, folder: Path) -> str:
+    """The name of what a file in a folder extends, as YAML."""
+    is_file_name = name.endswith((".yaml", ".yml")) or "/" in name
+    return json.dumps(_from(name, folder), ensure_ascii=False) if is_file_name else name
+
+
+def _from(name: str, folder: Path) -> str:
+    """A path as it is seen from a folder; a name on the Hub, and a whole path, as they are."""
+    if name.startswith(("/", "~")) or not exists(Path(name)):
+        return name
+    seen = os.path.relpath(name, folder)
+    return seen if seen.startswith("..") else f"./{seen}"
 
 
 def recipe_schema() -> dict[str, Any]:

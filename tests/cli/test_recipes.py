@@ -31,6 +31,33 @@ def test_a_new_recipe_extends_its_preset_and_loads(warm: Dslm, tmp_path: Path) -
     assert "already exists" in again.stderr
 
 
+def test_a_new_recipe_in_another_folder_sees_the_same_files(warm: Dslm, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "model, mine").mkdir()
+    (tmp_path / "a.txt").write_text("text")
+    text = "extends: quickstart\ndata: {train: a.txt}\nseed: 7\n"
+    (tmp_path / "my #1, recipe.yaml").write_text(text)
+    for number, put in enumerate((("--from", "my #1, recipe.yaml"), ("--model", "./model, mine"))):
+        written = warm("recipes", "new", f"there/{number}.yaml", *put, "--with", "lora")
+        assert written.returncode == 0, written.stderr
+        shown = warm("recipes", "show", f"there/{number}.yaml", "--json")
+        recipe = json.loads(shown.stdout)
+        assert recipe["lora"] is not None
+        seen = (recipe["data"]["train"], recipe["seed"]) if number == 0 else recipe["model"]["name"]
+        assert seen == (("a.txt", 7) if number == 0 else "./model, mine")
+
+
+def test_a_new_recipe_needs_a_file_and_a_model(warm: Dslm) -> None:
+    for argv, said in (
+        (("", "--from", "quickstart"), "names no file"),
+        ((".",), "names no file"),
+        (("..",), "names no file"),
+        (("mine", "--from", "sft"), "is a purpose"),
+    ):
+        done = warm("recipes", "new", *argv)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
 def test_a_recipe_shows_what_is_known_to_work_with_its_model(warm: Dslm) -> None:
     known = json.loads(warm("recipes", "show", "llama-3.2-1b", "--json").stdout)["matrix"]
     assert known["family"] == "llama"
