@@ -150,8 +150,9 @@ def installed_wrong(
     Args:
         releases: versions by package; None: those of this environment.
     """
+    release_of = installed_release if releases is None else releases.get
     for entry in wrong_versions():
-        found = _installed(entry.package) if releases is None else releases.get(entry.package)
+        found = release_of(entry.package)
         if found is not None and entry.has(found):
             yield entry, found
 
@@ -183,7 +184,8 @@ def settings_of(entry: WrongVersion) -> str:
 
 
 @cache
-def _installed(package: str) -> str | None:
+def installed_release(package: str) -> str | None:
+    """Return the version of a package of this environment, if it is there."""
     try:
         return version(package)
     except PackageNotFoundError:

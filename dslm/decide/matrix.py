@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from dslm.cluster.wrong_versions import installed_release
 from dslm.codec import Json, Strict, decode, encode
 from dslm.decide.axes import DEVICES, FAMILIES, PRECISIONS, ROWS, STAGES, Cell
 from dslm.decide.model import model_of
@@ -88,13 +88,8 @@ def recorded() -> Matrix:
 
 def installed() -> dict[str, str]:
     """Return the versions of the stack, without what their builds are called."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package).partition("+")[0]
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: installed_release(package) for package in PACKAGES}
+    return {name: release.partition("+")[0] for name, release in found.items() if release}
 
 
 def filled(matrix: Matrix, found: Mapping[Cell, Outcome]) -> Matrix:

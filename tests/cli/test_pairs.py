@@ -18,15 +18,18 @@ from typing import Any
 import pytest
 import typer
 
+from dslm.ask.profile import profile_of
 from dslm.cli.app import app
 from dslm.cluster.measurement import LinkMeasurement, Measurement
 from dslm.decide.measure import Measured
 from dslm.errors import DslmError
 from dslm.lifecycle.verifying import Verification
 from dslm.reach.preflight import Preflight
+from dslm.recipe.load import load_recipe
 from dslm.run.directory import RunDirectory
 from dslm.run.events import Verified
 
+COMMANDS = typer.main.get_command(app)  # as each call of `app` would make it again
 PORT = "29777"
 HOSTS = "localhost:2,w2:2,w3:2"
 _PLACED = {
@@ -374,6 +377,13 @@ def run(
             found=Verified(time=0.0, attempt=1, same=True),
         )
 
+    recipe = load_recipe("quickstart").recipe
+    profile, _ = profile_of(recipe, recipe.model.architecture, on_cpu=True)
+
+    def profiles(requests: list[Any], tell: Any) -> list[Any]:
+        asked.append(json.dumps(requests, default=str, sort_keys=True))
+        return [profile] * len(requests)
+
     def preflight(hosts: Any, requirements: Any) -> Preflight:
         asked.append(repr((list(hosts), requirements.run, requirements.port)))
         return Preflight(results=(), master_address=None)
@@ -383,6 +393,7 @@ def run(
     monkeypatch.setattr("dslm.decide.measure.measure_here", lambda tell: MEASURED)
     monkeypatch.setattr("dslm.lifecycle.links.measure_links", lambda fleet, tell: LinkMeasurement())
     monkeypatch.setattr("dslm.reach.doctor.check_machine", list)
+    monkeypatch.setattr("dslm.decide.longest.profiles", profiles)
     monkeypatch.setattr("dslm.lifecycle.tuning.tune", tune)
     monkeypatch.setattr("dslm.lifecycle.values.search", search)
     monkeypatch.setattr("dslm.lifecycle.verifying.verify", verify)
@@ -396,7 +407,7 @@ def run(
         (tmp_path / "mine.yaml").unlink(missing_ok=True)
         refused, how = False, ""
         try:
-            app(argv, standalone_mode=False)
+            COMMANDS(argv, standalone_mode=False)
         except DslmError as failure:
             refused, how = failure.exit_code == 2, f"{failure.exit_code} {failure.message}"
         except typer.Exit as end:

@@ -9,7 +9,7 @@ import pytest
 from dslm.cluster.wrong_versions import (
     Setting,
     When,
-    _installed,
+    installed_release,
     installed_wrong,
     settings_of,
     wrong_versions,
@@ -75,8 +75,8 @@ def test_each_package_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None
         return "0"
 
     monkeypatch.setattr("dslm.cluster.wrong_versions.version", release)
-    _installed.cache_clear()
+    installed_release.cache_clear()
     for _ in range(2):
         list(installed_wrong())
     assert sorted(asked) == sorted({entry.package for entry in wrong_versions()})
-    _installed.cache_clear()
+    installed_release.cache_clear()

@@ -274,7 +274,7 @@ def test_what_is_sure_is_refused_and_what_may_be_is_said(
         "dslm.cluster.wrong_versions.wrong_versions", lambda: (SURE, PERHAPS, OTHER)
     )
     monkeypatch.setattr(
-        "dslm.cluster.wrong_versions._installed", {"dslm-a": "1.0", "dslm-b": "3.0"}.get
+        "dslm.cluster.wrong_versions.installed_release", {"dslm-a": "1.0", "dslm-b": "3.0"}.get
     )
     case = case_of(Given(sets, plan=plan))
     said = {
@@ -298,7 +298,7 @@ def test_what_is_avoided_by_a_key_alone_is_refused_at_that_key(
 ) -> None:
     bare = replace(SURE, avoid="model.compile", below="")
     monkeypatch.setattr("dslm.cluster.wrong_versions.wrong_versions", lambda: (bare,))
-    monkeypatch.setattr("dslm.cluster.wrong_versions._installed", {"dslm-a": "1.0"}.get)
+    monkeypatch.setattr("dslm.cluster.wrong_versions.installed_release", {"dslm-a": "1.0"}.get)
     (problem,) = versions._known_wrong(case_of(Given(plan={})))
     assert problem.key == "model.compile"
     assert problem.hint.startswith("another `model.compile`; ")
@@ -314,7 +314,7 @@ def test_a_resolved_job_knows_what_it_meets(
         lambda: (replace(SURE, when=When(stages=(2,), ranks=2, model_types=("llama",))), PERHAPS),
     )
     monkeypatch.setattr(
-        "dslm.cluster.wrong_versions._installed", {"dslm-a": "1.0", "dslm-b": "3.0"}.get
+        "dslm.cluster.wrong_versions.installed_release", {"dslm-a": "1.0", "dslm-b": "3.0"}.get
     )
     loaded = load_recipe("quickstart", [f"parallel.zero_stage={stage}"])
     job = resolve_job(loaded, local_cluster(ranks=2))

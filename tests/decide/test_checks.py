@@ -61,7 +61,8 @@ def _install(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     if row.check == KNOWN:
         let_fail(monkeypatch)
     if row.installed:
-        monkeypatch.setattr("dslm.cluster.wrong_versions._installed", dict(row.installed).get)
+        releases = dict(row.installed)
+        monkeypatch.setattr("dslm.cluster.wrong_versions.installed_release", releases.get)
 
 
 def _refusal(row: Row, overrides: tuple[str, ...], verb: Verb) -> DslmError | None:

@@ -204,7 +204,7 @@ def surround(given: Given, patch: pytest.MonkeyPatch) -> None:
             lambda package="transformers": package not in given.other_versions,
         )  # fmt: skip
     if given.releases:
-        patch.setattr("dslm.cluster.wrong_versions._installed", dict(given.releases).get)
+        patch.setattr("dslm.cluster.wrong_versions.installed_release", dict(given.releases).get)
 
 
 def told(given: Given, problems: Sequence[Problem]) -> str:
