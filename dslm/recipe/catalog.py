@@ -26,6 +26,12 @@ from dslm.recipe.tree import (
     read_tree,
 )
 
+_EXAMPLES = {
+    "sft": "chats.jsonl",
+    "kto": "labelled.jsonl",
+    "grpo": "questions.jsonl",
+    **dict.fromkeys(("dpo", "orpo", "reward"), "pairs.jsonl"),
+}
 _TRAIN = "file, folder, pattern or Hub name; a path is relative to this file"
 
 
@@ -143,12 +149,7 @@ def new_recipe_text(
     """
     given = put_on(names)
     preset = preset if model is None else ANY_MODEL
-    source = find_recipe(preset)
-    if is_purpose(source):
-        raise RecipeError(
-            f"`{preset}` is a purpose, which trains nothing without a model",
-            hint=f"`--from MODEL --with {preset}`",
-        )
+    source = _of_a_model(preset)
     tree = read_tree(source)
     for setting in given:
         tree = override(tree, setting)
@@ -167,18 +168,11 @@ def new_recipe_text(
     batch = values.get("batch", {}).get("global_size", 32)
     rate = values.get("optimizer", {}).get("lr", 2e-5)
     length = values.get("data", {}).get("sequence_length", 1024)
-    examples = {
-        "sft": "chats.jsonl",
-        "kto": "labelled.jsonl",
-        "grpo": "questions.jsonl",
-        **dict.fromkeys(("dpo", "orpo", "reward"), "pairs.jsonl"),
-    }
     train = values.get("data", {}).get("train")
     if train is None:
-        train = examples.get(values.get("task", ""), "data/*.txt")
-    elif not is_shipped(source):
-        train = None  # the user's own file says it
-    data = f"  train: {train}   # {_TRAIN}\n" if train is not None else ""
+        train = _EXAMPLES.get(values.get("task", ""), "data/*.txt")
+    said = train != values.get("data", {}).get("train") or is_shipped(source)
+    data = f"  train: {train}   # {_TRAIN}\n" if said else ""  # else the user's own file says it
     epochs = values.get("duration", {}).get("epochs", 1)
     return f"""\
 # `dslm recipes show THIS_FILE` shows everything that it inherits.
@@ -191,6 +185,17 @@ batch: {{global_size: {batch}}}   # the same on any number of GPUs
 optimizer: {{lr: {float(rate):.1e}}}
 duration: {{epochs: {epochs}}}
 """
+
+
+def _of_a_model(name: str) -> Path:
+    """The file of a recipe that isn't a purpose."""
+    source = find_recipe(name)
+    if is_purpose(source):
+        raise RecipeError(
+            f"`{name}` is a purpose, which trains nothing without a model",
+            hint=f"`--from MODEL --with {name}`",
+        )
+    return source
 
 
 def _parent(name: str, folder: Path) -> str:
