@@ -246,8 +246,10 @@ def _load_built(unloaded: dict[str, str]) -> None:
 
     from dslm.worker.extension_builds import build_folder, is_built
 
+    folder = build_folder(os.environ)
     for name, builder in tuple(unloaded.items()):
-        if is_built(name, build_folder(os.environ)):
+        # torch waits for a build that is marked, for ever if who made the mark was killed
+        if is_built(name, folder) and not any(folder.rglob(f"{name}/lock")):
             get_accelerator().create_op_builder(builder).load(verbose=False)
             del unloaded[name]
             gc.freeze()
