@@ -21,6 +21,8 @@ from dslm.profile.store import SHIPPED, key_of, preset_parameters, stored
 from dslm.profile.value import from_document, to_document
 from dslm.recipe.catalog import Preset, entries
 from dslm.recipe.load import load_recipe
+from dslm.worker.trace.model import build
+from dslm.worker.trace.passes import Tracer
 from tests.support.presets import distinct
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,6 +77,18 @@ def test_what_ships_is_what_a_trace_finds_today() -> None:
     found = from_document(ask("dslm.worker.trace", {"requests": [request]})["profiles"][0])
     if found.versions == shipped.versions:
         assert to_document(found) == to_document(shipped), "run `make profiles`"
+
+
+def test_inputs_that_are_kept_elsewhere_are_traced_without_memory() -> None:
+    architecture = {
+        "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 2,
+    }  # fmt: skip
+    changed = {"model.offload_activations": True, "model.activation_checkpointing": True}
+    recipe = load_recipe("llama-3.2-1b", [f"{key}={value}" for key, value in changed.items()])
+    request = profile_request(recipe.recipe, architecture, on_cpu=False)
+    traced = Tracer(build(request), meta=True).run(2, 16, recompute=True)
+    assert {"layer 0", "layer 1"} <= {stretch.name for stretch in traced.backward}
 
 
 def test_a_profile_survives_being_written() -> None:

@@ -378,11 +378,13 @@ def _tiles(timeline: Timeline) -> Callable[..., Any]:
 def checkpoint_away(function: Callable[..., Any], *args: Any) -> Any:
     """Recompute from inputs that are kept elsewhere: here nowhere, and come as new tensors."""
 
-    def pack(kept: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
-        return kept.shape, kept.dtype
+    def pack(kept: torch.Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+        return kept.shape, kept.dtype, kept.device
 
-    def unpack(kept: tuple[torch.Size, torch.dtype]) -> torch.Tensor:
-        return torch.empty(kept[0], dtype=kept[1])
+    def unpack(kept: tuple[torch.Size, torch.dtype, torch.device]) -> torch.Tensor:
+        # a backward pass makes tensors on no device that was chosen around it
+        shape, dtype, device = kept
+        return torch.empty(shape, dtype=dtype, device=device)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return checkpoint(function, *args, use_reentrant=False)
