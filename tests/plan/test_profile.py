@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from dslm.ask.call import ask
 from dslm.ask.measure import PRECISIONS, profile_requests
 from dslm.ask.profile import profile_request
 from dslm.decide.checks.model import HEADS
+from dslm.profile.polynomial import Polynomial, monomials
 from dslm.profile.store import SHIPPED, key_of, preset_parameters, stored
 from dslm.profile.value import from_document, to_document
 from dslm.recipe.catalog import Preset, entries
 from dslm.recipe.load import load_recipe
+from dslm.worker.trace.fit import Fit
 from dslm.worker.trace.model import build
 from dslm.worker.trace.passes import Tracer
 from tests.support.presets import distinct
@@ -77,6 +80,15 @@ def test_what_ships_is_what_a_trace_finds_today() -> None:
     found = from_document(ask("dslm.worker.trace", {"requests": [request]})["profiles"][0])
     if found.versions == shipped.versions:
         assert to_document(found) == to_document(shipped), "run `make profiles`"
+
+
+def test_what_is_whole_is_fitted_to_the_last_byte() -> None:
+    shapes = [(b, t) for b in (2, 3) for t in (256, 512, 1024)]
+    fit, draw = Fit.of(shapes), random.Random(0)
+    for _ in range(500):
+        whole = tuple(draw.choice((0, draw.randrange(10**k))) for k in (4, 9, 6, 4, 6, 9))
+        made = Polynomial(tuple(map(float, whole)))
+        assert fit.one([made.at(monomials(*shape)) for shape in shapes]) == made
 
 
 def test_inputs_that_are_kept_elsewhere_are_traced_without_memory() -> None:

@@ -21,6 +21,7 @@ from dslm.worker.trace.timeline import Stretch
 Shape = tuple[int, int]
 # where a level that is the highest counts: samples and tokens that people train with
 _GRID = [(b, t) for b in (1, 2, 8, 64, 512) for t in (16, 128, 1024, 8192, 131072)]
+_LOST = 100 * np.finfo(float).eps  # of the largest value, by solving: another CPU sums otherwise
 _KINDS = ("matmul", "attention", "memory")
 
 
@@ -51,10 +52,11 @@ class Fit:
         found = np.zeros((6, values.shape[1]))
         found[list(self.columns)] = solved
         near = np.round(found)
-        # bytes are whole: what is next to a whole number is it
-        return np.where(
-            np.abs(found - near) < 1e-3 * np.maximum(1, np.abs(near) * 1e-6), near, found
-        )
+        # bytes are whole: what is next to a whole number is it, as far as a machine can tell
+        lost = np.zeros_like(found)
+        lost[list(self.columns)] = _LOST * np.abs(values).max(axis=0) / scale[:, None]
+        next_to = np.maximum(1e-3 * np.maximum(1, np.abs(near) * 1e-6), lost)
+        return np.where(np.abs(found - near) < next_to, near, found)
 
     def one(self, values: Sequence[float]) -> Polynomial:
         """Fit the polynomial of values, one a shape."""
