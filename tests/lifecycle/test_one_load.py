@@ -52,7 +52,7 @@ def recipe_of(folder: Path) -> list[Path]:
 
 def counting(*argv: str | Path) -> list[str]:
     """The command line of dslm that counts."""
-    return [sys.executable, "-c", COUNTING, warm_dslm()[-1], *map(str, argv)]
+    return [sys.executable, "-c", COUNTING, warm_dslm(own_process=True)[-1], *map(str, argv)]
 
 
 def wait_for_step(run: Path, started: subprocess.Popen[bytes]) -> None:
