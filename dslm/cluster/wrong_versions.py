@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from dslm.presets import shipped_table
 from dslm.units import number_of
@@ -132,14 +131,12 @@ def wrong_versions() -> tuple[WrongVersion, ...]:
             **{k: v for k, v in row.items() if k not in ("from", "below", "when")},
             first=str(row.get("from", "")),
             below=str(row.get("below", "")),
-            when=When(**{key: _frozen(value) for key, value in row["when"].items()}),
+            when=When(
+                **row["when"] | {k: tuple(v) for k, v in row["when"].items() if isinstance(v, list)}
+            ),
         )
         for row in rows
     )
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def installed_wrong(
