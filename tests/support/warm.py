@@ -202,7 +202,6 @@ def _popen(path: Callable[[], str]) -> type[subprocess.Popen[Any]]:
 def _serve(path: str, session: int) -> None:
     _prepare()
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # its children reap themselves
     threading.Thread(target=_end_with, args=(session, Path(path)), daemon=True).start()
     listener = socket.socket(socket.AF_UNIX)
     partial = f"{path}.partial"
@@ -213,9 +212,9 @@ def _serve(path: str, session: int) -> None:
     while True:
         client, _ = listener.accept()
         _load_built(unloaded)
+        _reap()  # what DeepSpeed asks as it loads waits for children itself: they can't be ignored
         if os.fork() == 0:
             listener.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _attempt(client, path)
         client.close()
 
@@ -238,6 +237,13 @@ def _prepare() -> None:
     kept(importlib.import_module("dslm.cli.app").app)
     # compiles and links a program; each rank asks for it
     _ = importlib.import_module("deepspeed.ops").__compatible_ops__
+
+
+def _reap() -> None:
+    """Let go of forks that have ended."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _load_built(unloaded: dict[str, str]) -> None:
