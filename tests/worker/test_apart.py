@@ -35,8 +35,10 @@ def test_a_mask_of_its_own_or_a_recurrence_lets_them_see_each_other(kind: str) -
     assert kept_apart(AutoConfig.for_model(kind), CAUSAL)[BY_MASK] is False
 
 
-@pytest.mark.parametrize(("kind", "keeps"), [("bert", True), ("fnet", False)])
-def test_a_masked_model_is_measured_with_its_mask(kind: str, keeps: bool) -> None:
+@pytest.mark.parametrize(("kind", "keeps"), [("bert", True), ("fnet", False), ("deberta", False)])
+def test_a_masked_model_is_measured_with_its_mask_or_takes_none_of_pairs(
+    kind: str, keeps: bool
+) -> None:
     assert kept_apart(AutoConfig.for_model(kind), MASKED) == {BY_MASK: keeps}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,16 @@ LENGTH = 64
 SEEDS = [7951976583517103492, 1268893273888632816]  # of another process, Python 3.11
 
 
-def _collator(tokenizer: PreTrainedTokenizerFast, config: Any) -> MaskingCollator:
-    recipe = recipe_of("mlm", "stdlib", data__sequence_length=LENGTH)
+def _collator(tokenizer: PreTrainedTokenizerFast, config: Any, **settings: Any) -> MaskingCollator:
+    recipe = recipe_of("mlm", "stdlib", data__sequence_length=LENGTH, **settings)
     return MaskingCollator.of(recipe, tokenizer, config)
 
 
-def _config(kind: str) -> Any:
+def _config(kind: str, attention: str = "sdpa") -> Any:
     return AutoConfig.for_model(
         kind, vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=64, max_position_embeddings=LENGTH + 8, pad_token_id=1,
-        attn_implementation="sdpa",
+        attn_implementation=attention,
     )  # fmt: skip
 
 
@@ -84,3 +85,36 @@ def test_packed_documents_are_read_as_documents_alone(
     together = logits(*documents)
     alone = torch.cat([logits(document) for document in documents])
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert", "data2vec-text", "mpnet"])
+def test_positions_are_those_that_the_model_counts_itself(
+    kind: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = _config(kind, "eager")
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    batch = _collator(tokenizer, config)([_sample([np.arange(10, 10 + LENGTH)])])
+    positions = batch["position_ids"]
+    with torch.no_grad():
+        own = model(input_ids=batch["input_ids"]).logits
+        given = model(input_ids=batch["input_ids"], position_ids=positions).logits
+    assert positions[0, 0] == 2
+    torch.testing.assert_close(own, given)
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta", "deberta-v2"])
+def test_without_packs_any_masked_model_is_told_which_tokens_are_there(
+    kind: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    torch.manual_seed(0)
+    config = _config(kind, "eager")
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    collate = _collator(tokenizer, config, data__packing=False)
+    batch = collate([_sample([np.arange(10, 50)])])
+    assert batch["attention_mask"].tolist() == [[1] * 40 + [0] * (LENGTH - 40)]
+    accepted = inspect.signature(model.forward).parameters
+    given = {name: value for name, value in batch.items() if name in accepted and name != "labels"}
+    with torch.no_grad():
+        padded = model(**given).logits[:, :40]
+        alone = model(**{name: value[:, :40] for name, value in given.items()}).logits
+    torch.testing.assert_close(padded, alone)

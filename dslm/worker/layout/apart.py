@@ -101,12 +101,26 @@ def drawn(config: Any, auto_class: str) -> Any:
 
 def _measured(config: Any, auto_class: str) -> dict[str, bool]:
     model = drawn(config, auto_class)
-    found = {BY_MASK: _is_apart(model, masked=auto_class == _MASKED)}
-    if auto_class != _MASKED and attends_plainly(model):
+    if auto_class == _MASKED:
+        return {BY_MASK: _takes_pairs(model) and _is_apart(model, masked=True)}
+    found = {BY_MASK: _is_apart(model, masked=False)}
+    if attends_plainly(model):
         model.set_attn_implementation(DOCUMENTS)
         watch(model)
         found[BY_LENGTHS] = _is_apart(model, masked=False)
     return found
+
+
+def _takes_pairs(model: Any) -> bool:
+    """Return whether a masked model that works takes a mask of pairs of tokens (B, 1, L, L)."""
+    ids = torch.full((2, _LENGTH), 5)
+    with torch.no_grad():
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    try:
+        _logits(model, ids, masked=True)
+    except Exception:  # noqa: BLE001 - a model's code can fail in any way
+        return False
+    return True
 
 
 def _is_apart(model: Any, *, masked: bool) -> bool:

@@ -7,11 +7,12 @@ another token, 10 % stay; chosen anew each time a sample is seen.
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedTokenizerBase
 
 from dslm.errors import RecipeError, Where
 from dslm.recipe.schema import Recipe
@@ -19,10 +20,15 @@ from dslm.worker.data.packing import IGNORED, packed_sample
 from dslm.worker.tasks.base import Task, cross_entropy, pad_token
 from dslm.worker.tasks.pretrain import TextEncoder
 
+_COUNTS = "create_position_ids_from_input_ids"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskingCollator:
-    """Makes a batch: tokens, labels and positions (B, L), attention mask (B, 1, L, L)."""
+    """Makes a batch: tokens, labels and positions (B, L), and the attention's mask: of pairs of
+    tokens (B, 1, L, L) where documents share a sample, else of tokens that are there (B, L), since
+    some models take no other.
+    """
 
     mask_token: int
     vocabulary: int
@@ -32,6 +38,7 @@ class MaskingCollator:
     seed: int
     length: int
     pad: int
+    packed: bool
     added_mask: bool  # eager attention adds its mask to the scores; others want true and false
 
     @classmethod
@@ -60,11 +67,11 @@ class MaskingCollator:
             vocabulary=len(tokenizer),
             probability=recipe.data.mlm_probability,
             special=frozenset(tokenizer.all_special_ids),
-            # RoBERTa counts positions from the padding index on
-            position_offset=config.pad_token_id + 1 if config.model_type == "roberta" else 0,
+            position_offset=_first_position(config),
             seed=recipe.seed,
             length=recipe.data.sequence_length,
             pad=pad_token(tokenizer),
+            packed=recipe.data.packing,
             added_mask=attention == "eager",
         )
 
@@ -79,17 +86,23 @@ class MaskingCollator:
             ),
             strict=True,
         )
-        documents = (positions == 0).cumsum(1)
-        mask = (documents[:, :, None] == documents[:, None, :])[:, None]
-        if self.added_mask:
-            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
         return {
             "input_ids": torch.stack(masked),
             "labels": torch.stack(labels),
             "position_ids": positions + self.position_offset,
-            "attention_mask": mask,
+            "attention_mask": self._seen(positions),
             "token_type_ids": torch.zeros_like(positions),
         }
+
+    def _seen(self, positions: torch.Tensor) -> torch.Tensor:
+        """The mask of attention: tokens see those of their document."""
+        documents = (positions == 0).cumsum(1)
+        if not self.packed:
+            return (documents == 1).long()  # what follows the only document is padding
+        mask = (documents[:, :, None] == documents[:, None, :])[:, None]
+        if self.added_mask:
+            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+        return mask
 
     def _mask(self, tokens: torch.Tensor, place: int) -> tuple[torch.Tensor, torch.Tensor]:
         generator = torch.Generator().manual_seed(_seed_of(self.seed, place))
@@ -102,6 +115,25 @@ class MaskingCollator:
         masked = torch.where(chosen & (fate < 0.8), self.mask_token, tokens)
         masked = torch.where(chosen & (fate >= 0.8) & (fate < 0.9), other, masked)
         return masked, labels
+
+
+def _first_position(config: Any) -> int:
+    """Return the position of a first token.
+
+    RoBERTa and its relatives count from behind the index of their padding on, and their code has a
+    function for it; positions that are given to them have to be theirs.
+    """
+    model = MODEL_FOR_MASKED_LM_MAPPING.get(type(config), None)
+    if model is None or config.pad_token_id is None:
+        return 0
+    module = sys.modules[model.__module__]
+    own = [
+        each
+        for each in vars(module).values()
+        if getattr(each, "__module__", "") == model.__module__
+    ]
+    counts = any(hasattr(each, _COUNTS) or getattr(each, "__name__", "") == _COUNTS for each in own)
+    return int(config.pad_token_id) + 1 if counts else 0
 
 
 def _seed_of(seed: int, place: int) -> int:

@@ -42,6 +42,7 @@ class Traced:
     task: str
     attention: str
     away: bool = False  # what activations are recomputed from is kept elsewhere
+    packed: bool = True  # documents share a sample, where the task lets them
 
     @property
     def base(self) -> Any:
@@ -153,8 +154,9 @@ def batch(traced: Traced, samples: int, length: int) -> dict[str, torch.Tensor]:
     if traced.task in NEXT_TOKEN:
         made |= {"position_ids": positions, "labels": ids.clone()}
     elif traced.task == "mlm":
-        mask = torch.ones((samples, 1, length, length), dtype=torch.bool)
-        if traced.attention == "eager":
+        pairs = torch.ones((samples, 1, length, length), dtype=torch.bool)
+        mask = pairs if traced.packed else torch.ones_like(ids)
+        if traced.packed and traced.attention == "eager":
             # the Trainer casts numbers of a batch to the model's format
             mask = mask.to(next(traced.model.parameters()).dtype)
         made |= {
