@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from dslm.worker.tasks.mlm import MaskingCollator, _seed_of
+from dslm.worker.tasks.mlm import MaskingCollator, _first_position, _seed_of
 from tests.worker.preparing import recipe_of
 
 LENGTH = 64
@@ -100,6 +100,11 @@ def test_positions_are_those_that_the_model_counts_itself(
         given = model(input_ids=batch["input_ids"], position_ids=positions).logits
     assert positions[0, 0] == 2
     torch.testing.assert_close(own, given)
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernvbert"])  # the second names no padding
+def test_other_models_count_from_zero(kind: str) -> None:
+    assert _first_position(AutoConfig.for_model(kind)) == 0
 
 
 @pytest.mark.parametrize("kind", ["bert", "deberta", "deberta-v2"])

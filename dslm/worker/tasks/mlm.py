@@ -124,16 +124,12 @@ def _first_position(config: Any) -> int:
     function for it; positions that are given to them have to be theirs.
     """
     model = MODEL_FOR_MASKED_LM_MAPPING.get(type(config), None)
-    if model is None or config.pad_token_id is None:
+    padding = getattr(config, "pad_token_id", None)
+    if model is None or padding is None:
         return 0
     module = sys.modules[model.__module__]
-    own = [
-        each
-        for each in vars(module).values()
-        if getattr(each, "__module__", "") == model.__module__
-    ]
-    counts = any(hasattr(each, _COUNTS) or getattr(each, "__name__", "") == _COUNTS for each in own)
-    return int(config.pad_token_id) + 1 if counts else 0
+    counts = any(hasattr(each, _COUNTS) for each in (module, *vars(module).values()))
+    return int(padding) + 1 if counts else 0
 
 
 def _seed_of(seed: int, place: int) -> int:
