@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ def request_for(task: str, architecture: dict[str, Any]) -> dict[str, Any]:
 
 def cover(task: str, model_type: str) -> Covered:
     """Trace a type and hold the profile against the whole."""
+    from dslm.recipe.packs import BY_MASK
     from dslm.worker.trace.model import build
     from dslm.worker.trace.profile import profile
 
@@ -119,21 +120,10 @@ def cover(task: str, model_type: str) -> Covered:
             # another number of samples, and a length beyond all that were traced
             longest = 2 * max(proof.length for proof in found.proofs)
             shape = (5, 1 if task == "vision" else min(found.max_positions or longest, longest))
-            return ended(parameters=right, off=_off_somehow(found, request, shape))
+            packed = found.apart.get(BY_MASK) is not False
+            return ended(parameters=right, off=_off(found, build(request, packed=packed), shape))
     except Exception as failure:  # noqa: BLE001
         return ended(why=_said(failure))
-
-
-def _off_somehow(found: Any, request: dict[str, Any], shape: tuple[int, int]) -> float:
-    """How far off a profile is; some masked models take no mask of pairs, as in packs."""
-    from dslm.worker.trace.model import build
-
-    try:
-        return _off(found, build(request), shape)
-    except Exception:
-        if request["task"] != "mlm":
-            raise
-        return _off(found, replace(build(request), packed=False), shape)
 
 
 def _off(found: Any, traced: Any, shape: tuple[int, int]) -> float:

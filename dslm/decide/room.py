@@ -6,11 +6,11 @@ Other hosts are asked the same by `dslm.reach.preflight`, in the same words.
 from __future__ import annotations
 
 from dslm.cluster.hosts import Cluster
-from dslm.errors import Finding, PreflightError
+from dslm.errors import PreflightError
 from dslm.plan.ledger import Place, placed
 from dslm.plan.search import Plan
 from dslm.reach import probe
-from dslm.reach.checks import SHM, RankNeeds, State, locked_memory, shared_memory
+from dslm.reach.checks import SHM, RankNeeds, State, Verdict, locked_memory, shared_memory
 from dslm.reach.preflight import NOTHING, hosts_here
 
 
@@ -34,17 +34,14 @@ def check_room(plan: Plan, cluster: Cluster) -> None:
     """
     if not hosts_here(cluster.hosts):
         return
-    needs, asked = needs_of(plan), {}
+    needs = needs_of(plan)
     if needs.shared:
-        asked[SHM] = shared_memory(probe.shared_memory(), needs, cluster.slots_per_host)
+        _refuse(SHM, shared_memory(probe.shared_memory(), needs, cluster.slots_per_host))
     if needs.locked:
-        asked["locked memory"] = locked_memory(probe.locked_memory()[0], needs)
-    wrong = [
-        Finding(message=f"{name}: {detail}", hint=fix)
-        for name, (state, detail, fix) in asked.items()
-        if state is State.WRONG
-    ]
-    if len(wrong) == 1:
-        raise PreflightError(wrong[0].message, hint=wrong[0].hint)
-    if wrong:
-        raise PreflightError("this machine has no room for what ranks share", findings=wrong)
+        _refuse("locked memory", locked_memory(probe.locked_memory()[0], needs))
+
+
+def _refuse(name: str, verdict: Verdict) -> None:
+    state, detail, fix = verdict
+    if state is State.WRONG:
+        raise PreflightError(f"{name}: {detail}", hint=fix)

@@ -219,8 +219,6 @@ class _Watch:
         if _first_failed(ranks) is not None:
             self.noticed = time.time()
             self.settle(timings.SETTLE_SECONDS)
-            self.control.lose_silent_hosts()
-            self._poll(0)  # writes that down
             return self._of_rank(_first_failed(ranks) or next(iter(ranks)))
         orphan = next((rank for rank in ranks if rank.orphaned and rank.lives), None)
         if orphan is not None:
@@ -329,12 +327,13 @@ class _Watch:
         return late or self.stop.insisted or not self.started
 
     def settle(self, seconds: float) -> None:
-        """Give the other processes a moment to end by themselves."""
+        """Give the other processes a moment to end by themselves; a silent host is lost then."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and (
             self.launcher.poll() is None or any(r.lives for r in self.control.ranks.values())
         ):
             self._poll(timings.POLL_SECONDS)
+        self.control.lose_silent_hosts()
         self._poll(0)  # what came while the launcher ended
 
     def _outcome(self, status: Status) -> Outcome:

@@ -33,7 +33,7 @@ def test_a_type_without_names_of_its_own_has_the_usual_ones() -> None:
 def test_any_release_of_torch_is_compared_by_its_numbers(
     version: str, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    monkeypatch.setattr(features, "installed_release", lambda name: version)
     assert features.has_torch("2.6") is fits
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from dslm.cluster.wrong_versions import release_numbers
+from dslm.cluster.wrong_versions import installed_release, release_numbers
 from dslm.decide.checks.base import Case, Check, Problem, apart
 from dslm.recipe.features import Apart, Feature, features_of, given_by, is_second, quantizes_weights
 from dslm.recipe.long_context import clashes_of
@@ -78,7 +77,7 @@ def _version(case: Case, feature: Feature) -> _Said:
     if not case.here:
         return
     if feature.home and not _has(feature.home):
-        version = importlib.metadata.version("deepspeed")
+        version = installed_release("deepspeed")
         yield (
             f"DeepSpeed {version} has no {feature.what} ({feature.home})",
             ("pip install --upgrade deepspeed"),
@@ -97,11 +96,8 @@ def _has(home: str) -> bool:
 
 def has_torch(release: str) -> bool:
     """Return whether the installed torch is of a release, or a later one."""
-    try:
-        installed = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        return True  # hosts are asked for their own
-    return release_numbers(installed) >= release_numbers(release)
+    installed = installed_release("torch")  # None: hosts are asked for their own
+    return installed is None or release_numbers(installed) >= release_numbers(release)
 
 
 _APART = (

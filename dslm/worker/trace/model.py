@@ -42,7 +42,7 @@ class Traced:
     task: str
     attention: str
     away: bool = False  # what activations are recomputed from is kept elsewhere
-    packed: bool = True  # documents share a sample, where the task lets them
+    packed: bool = True
 
     @property
     def base(self) -> Any:
@@ -67,13 +67,18 @@ def config_of(architecture: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(kind, **sizes)
 
 
-def build(request: Mapping[str, Any]) -> Traced:
-    """Build the model of a request on the meta device."""
+def build(request: Mapping[str, Any], *, packed: bool = True) -> Traced:
+    """Build the model of a request on the meta device.
+
+    Args:
+        request: what a profile is asked for.
+        packed: whether samples have several documents, where the task lets them.
+    """
     config = config_of(request["architecture"])
-    return built(config, request)
+    return built(config, request, packed=packed)
 
 
-def built(config: Any, request: Mapping[str, Any]) -> Traced:
+def built(config: Any, request: Mapping[str, Any], *, packed: bool) -> Traced:
     """Build a model from its config on the meta device."""
     task, attention = request["task"], request["attention"]
     dtype = DTYPES[request["precision"]]
@@ -115,6 +120,7 @@ def built(config: Any, request: Mapping[str, Any]) -> Traced:
         task=task,
         attention=str(getattr(model.config, "_attn_implementation", "eager") or "eager"),
         away=bool(request.get("offload_activations")),
+        packed=packed,
     )
 
 

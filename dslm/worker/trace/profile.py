@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from dslm.profile.levels import levels
 from dslm.profile.value import STAGE_3, PassProfile, Profile, Proof
-from dslm.recipe.packs import PACKED_TASKS
+from dslm.recipe.packs import BY_MASK, PACKED_TASKS
 from dslm.worker.layout.apart import kept_apart
 from dslm.worker.layout.tiles_proof import LOSS, MLP, not_in_tiles
 from dslm.worker.trace.fit import fitted
@@ -26,7 +25,6 @@ _PER_TOKEN = 8  # operations a token, from which on it is token by token
 _SAMPLES = (2, 3)
 _EXACT = 1e-3
 _MODES = ("plain", "recompute")
-_WAYS = ((True, True), (True, False), (False, False))  # layers are skipped; on the meta device
 
 
 class _Run:
@@ -37,10 +35,14 @@ class _Run:
         names = [key.removeprefix("model.") for key in self.left_out]
         request = {name: value for name, value in request.items() if name not in names}
         self.request = request
-        self.traced = build(request)
+        self.apart = apart(request)
+        self.traced = self._built()
         self.parameters = groups_of(self.traced)
         self.limit = _positions(self.traced)
         self.tracer = self._tracer()
+
+    def _built(self) -> Traced:
+        return build(self.request, packed=self.apart.get(BY_MASK) is not False)
 
     def _tracer(self, *, skip: bool = True, meta: bool = True) -> Tracer:
         return Tracer(self.traced, skip=skip, on_cpu=self.request["device"] == "cpu", meta=meta)
@@ -49,14 +51,12 @@ class _Run:
         """Every mode, and the proofs: in the quickest way that the model's code goes along with.
 
         Layers can't be skipped where a later one asks for what they did; and a meta tensor has no
-        values at all, while a fake one knows its device and takes numbers beside it. Some masked
-        models take no mask of pairs, so no packs.
+        values at all, while a fake one knows its device and takes numbers beside it.
         """
         first: Exception | None = None
-        ways = [(packed, *way) for packed in self._packed() for way in _WAYS]
-        for packed, skip, meta in ways:
+        for skip, meta in ((True, True), (True, False), (False, False)):
             if first is not None:
-                self.traced = replace(build(self.request), packed=packed)
+                self.traced = self._built()
                 self.tracer = self._tracer(skip=skip, meta=meta)
             try:
                 return self.passes()
@@ -64,9 +64,6 @@ class _Run:
                 first = first or failure
                 last = failure
         raise last
-
-    def _packed(self) -> tuple[bool, ...]:
-        return (True, False) if self.request["task"] == "mlm" else (True,)
 
     def passes(self) -> tuple[dict[str, PassProfile], tuple[Proof, ...]]:
         """Trace every mode, and the proofs."""
@@ -179,7 +176,7 @@ def profile(request: Mapping[str, Any]) -> Profile:
         fixed_length=0 if request["task"] != "vision" else 1,
         drops=run.tracer.drops,
         why=why,
-        apart=apart(request),
+        apart=run.apart,
         left_out=run.left_out,
     )
 
