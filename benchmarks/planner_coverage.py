@@ -78,22 +78,22 @@ def architecture_of(model_type: str, layers: int = LAYERS) -> dict[str, Any]:
     return {"model_type": model_type, **depths}
 
 
-def request_of(task: str, model_type: str) -> dict[str, Any]:
-    """What a profile is asked for."""
-    return request_for(task, architecture_of(model_type))
-
-
-def request_for(task: str, architecture: dict[str, Any]) -> dict[str, Any]:
+def request_for(task: str, architecture: dict[str, Any], precision: str = "bf16") -> dict[str, Any]:
     """What a profile of an architecture is asked for, with the attention that training uses."""
     return {
         "architecture": architecture, "task": task,
         "attention": "documents" if task == "pretrain" else "auto",
-        "fused_loss": False, "precision": "bf16", "lora": None, "device": "accelerator",
+        "fused_loss": False, "precision": precision, "lora": None, "device": "accelerator",
     }  # fmt: skip
 
 
 def cover(task: str, model_type: str) -> Covered:
-    """Trace a type and hold the profile against the whole."""
+    """Trace a type and hold the profile against the whole, in fp32 where it can't have bf16."""
+    row = _cover(task, model_type, "bf16")
+    return _cover(task, model_type, "fp32") if "BFloat16" in row.why else row
+
+
+def _cover(task: str, model_type: str, precision: str) -> Covered:
     from dslm.recipe.packs import BY_MASK
     from dslm.worker.trace.model import build
     from dslm.worker.trace.profile import profile
@@ -106,7 +106,7 @@ def cover(task: str, model_type: str) -> Covered:
 
     try:
         with _quiet(), _limited(SECONDS):
-            request = request_of(task, model_type)
+            request = request_for(task, architecture_of(model_type), precision)
             built = build(request)
             parameters = sum(p.numel() for p in built.model.parameters())
     except Exception as failure:  # noqa: BLE001
@@ -145,9 +145,11 @@ def whole(
     from dslm.worker.trace.model import batch, loss_of
     from dslm.worker.trace.standins import standing_in
     from dslm.worker.trace.timeline import Timeline
+    from dslm.worker.trace.values import faking
 
     model = traced.model
-    with FakeTensorMode(allow_non_fake_inputs=True), standing_in(Timeline(), on_cpu=False):
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with faking(fake), standing_in(Timeline(), on_cpu=False):
         model.to_empty(device="cpu")
         model.tie_weights()
         if recompute:

@@ -39,6 +39,7 @@ from dslm.run.documents import (
     read_document,
     write_document,
 )
+from dslm.worker.model_config import set_cache
 from dslm.worker.portable import write_portable
 from dslm.worker.snapshot import SnapshotEngine
 
@@ -206,7 +207,7 @@ def describe_model(trainer: Any, folder: Path) -> None:
     """Write a Hugging Face model without its tensors: configs of model and adapters, tokenizer."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     config = copy.deepcopy(model.config)
-    config.use_cache = True
+    set_cache(config, on=True)
     if trainer.recipe.quantize is not None:
         del config.quantization_config  # of how it was trained: the adapters are for any form of it
     whole = model.get_base_model() if hasattr(model, "peft_config") else model

@@ -17,6 +17,7 @@ from dslm.worker.assemble import Training
 from dslm.worker.assignment import Assignment, Inputs
 from dslm.worker.layout.whole import whole_model
 from dslm.worker.model_card import model_card
+from dslm.worker.model_config import set_cache
 
 _SAMPLE_TOKENS = 60
 
@@ -67,7 +68,7 @@ def export(trainer: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed while exporting
         model = trainer.accelerator.unwrap_model(trainer.model)
-        model.config.use_cache = True
+        set_cache(model.config, on=True)
         save_adapters(model, state, partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)

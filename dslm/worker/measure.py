@@ -20,6 +20,7 @@ from torch.multiprocessing.spawn import spawn
 from dslm.worker.answer import Tell, answer
 from dslm.worker.collectives import measured_collectives
 from dslm.worker.layout.attention import DOCUMENTS, attends_plainly, watch
+from dslm.worker.model_config import set_cache
 from dslm.worker.number_formats import DTYPES
 
 _COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes
@@ -135,7 +136,7 @@ def _passes(
     for number, one in enumerate(wanted):
         sizes = dict(one["architecture"])
         config = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
-        config.use_cache = False
+        set_cache(config, on=False)
         model = AutoModelForCausalLM.from_config(config).to(device=device, dtype=DTYPES[name])
         model.train()
         if attends_plainly(model):

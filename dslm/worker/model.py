@@ -17,7 +17,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from dslm.errors import RecipeError, Where
 from dslm.recipe.schema import Recipe
 from dslm.worker.adapters import keep_packing, quantized, with_lora
+from dslm.worker.features import run_every_layer
 from dslm.worker.loading import UNLOADABLE, LoadingReport, check_loaded, check_patterns, left_out
+from dslm.worker.model_config import set_cache
 from dslm.worker.number_formats import DTYPES
 from dslm.worker.weight_files import tensors_in_files, whole_numbers, wrongly_tied
 
@@ -56,7 +58,8 @@ def build_model(
         keep_packing(built)
     if tokenizer is not None and built.config.pad_token_id is None:
         built.config.pad_token_id = tokenizer.pad_token_id  # classifiers look for the last token
-    built.config.use_cache = False  # of no use while training, and at odds with recomputation
+    run_every_layer(built)
+    set_cache(built.config, on=False)
     if recipe.lora is not None:
         return with_lora(built, recipe)
     return built

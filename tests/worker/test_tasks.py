@@ -7,6 +7,7 @@ give other losses.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,25 @@ def test_two_ranks_give_the_losses_and_the_metric_of_one(task: str, run: Run) ->
     assert losses(together)[:10] == pytest.approx(losses(alone)[:10], abs=1e-4)
     metric = TASKS[task][0]
     assert _metrics(together, metric)[0] == pytest.approx(_metrics(alone, metric)[0], abs=1e-3)
+
+
+def test_no_layer_is_left_out_at_random(tmp_path: Path) -> None:
+    """A config may ask for it; ranks that leave out other layers would crash in the first step."""
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers"), 3)
+    sizes |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
+    sizes |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "d_model"), 32)
+    dropped = dict.fromkeys(("encoder_layerdrop", "decoder_layerdrop"), 0.5) | {"dropout": 0.0}
+    bart = {"model_type": "bart", "vocab_size": 2048, "max_position_embeddings": 64}
+    given = {
+        "model.architecture": json.dumps(bart | sizes | dropped),
+        "duration.steps": 4, "evaluation.every": 4, "data.max_documents": 300, "log.every": 1,
+    }  # fmt: skip
+    alone, together = (
+        run_dslm(
+            tmp_path / str(ranks),
+            "quickstart-seq2seq",
+            {**_settings("seq2seq", ranks), **given, "parallel.zero_stage": 2},
+        )
+        for ranks in (1, 2)
+    )
+    assert losses(together) == pytest.approx(losses(alone), abs=1e-4)

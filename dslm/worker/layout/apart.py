@@ -19,6 +19,7 @@ import transformers
 from dslm.recipe.packs import BY_LENGTHS, BY_MASK
 from dslm.worker.layout.attention import DOCUMENTS, attends_plainly, watch
 from dslm.worker.layout.ranks import Layout
+from dslm.worker.model_config import set_cache
 from dslm.worker.verify.reduced import cuts
 
 _MOST_PARAMETERS = 250_000_000  # two layers as wide as they are, where a narrow one can't be made
@@ -89,8 +90,7 @@ def _factory(auto_class: str) -> Any:
 def drawn(config: Any, auto_class: str) -> Any:
     """A model of random weights, none of them zero, that drops nothing out."""
     torch.manual_seed(0)
-    if hasattr(config, "use_cache"):
-        config.use_cache = False
+    set_cache(config, on=False)
     model = _factory(auto_class).from_config(config, dtype=torch.float32)
     model.eval()
     with torch.no_grad():

@@ -15,9 +15,10 @@ from transformers import CONFIG_MAPPING, AutoConfig, initialization
 from dslm.errors import RecipeError, Where
 from dslm.worker.adapter_targets import check_targets
 from dslm.worker.adapters import TASK_TYPES, put_adapters
-from dslm.worker.features import check_loss
+from dslm.worker.features import check_loss, run_every_layer
 from dslm.worker.layout.attention import DOCUMENTS, attends_plainly
 from dslm.worker.layout.tiles import tile_loss, tile_mlps
+from dslm.worker.model_config import set_cache
 from dslm.worker.number_formats import DTYPES
 from dslm.worker.trace.standins import chunk_loss, fuse_loss
 
@@ -31,6 +32,7 @@ AUTO_CLASSES = {
 }
 # tasks whose loss is computed from the logits, by the worker; the others' is the model's own
 _OWN_LOSS = ("mlm", "seq2seq", "classify", "vision")
+_WORD = 5  # a token that is nothing special in the types' default configs
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,7 @@ def built(config: Any, request: Mapping[str, Any], *, packed: bool) -> Traced:
     task, attention = request["task"], request["attention"]
     dtype = DTYPES[request["precision"]]
     config.dtype = dtype
-    if hasattr(config, "use_cache"):
-        config.use_cache = False
+    set_cache(config, on=False)
     if task == "classify" and getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0  # in training the tokenizer's: classifiers look for the last token
     factory = getattr(transformers, AUTO_CLASSES[task])
@@ -101,6 +102,7 @@ def built(config: Any, request: Mapping[str, Any], *, packed: bool) -> Traced:
             model.to(dtype)
             model.tie_weights()
             model.train()
+            run_every_layer(model)
             if request.get("fused_loss") and task in NEXT_TOKEN:
                 fuse_loss(model)
             if request.get("chunked_loss"):
@@ -150,11 +152,18 @@ def _with_adapters(model: Any, lora: Mapping[str, Any], task: str) -> Any:
 
 
 def batch(traced: Traced, samples: int, length: int) -> dict[str, torch.Tensor]:
-    """Return a batch as the task's collator makes it; only its shapes count."""
+    """Return a batch as the task's collator makes it.
+
+    Its shapes count; for models that ask for values, all tokens are some word, and the last ends
+    the text.
+    """
     accepted = set(inspect.signature(traced.base.forward).parameters)
     if traced.task == "vision":
         return _images(traced, samples)
-    ids = torch.ones((samples, length), dtype=torch.long)
+    ids = torch.full((samples, length), _WORD)
+    end = getattr(traced.config, "eos_token_id", None)
+    if isinstance(end, int):
+        ids[:, -1] = end
     made = {"input_ids": ids}
     positions = torch.arange(length).repeat(samples, 1)
     if traced.task in NEXT_TOKEN:

@@ -17,6 +17,7 @@ from dslm.worker.trace.layers import Layer, Skips, choose, layers_of
 from dslm.worker.trace.model import Traced, batch, loss_of
 from dslm.worker.trace.standins import checkpoint_away, standing_in
 from dslm.worker.trace.timeline import Point, Stretch, Timeline
+from dslm.worker.trace.values import faking
 
 START, HEAD = "start", "head"
 
@@ -73,6 +74,7 @@ class Tracer:
         self._on_cpu = on_cpu
         self._timeline: Timeline | None = None
         self._skips = Skips()
+        self._entered: list[int] = []  # the stacks of a pass, in the order in which they ran
         self._names = {id(layer): f"layer {number}" for number, layer in enumerate(self.layers)}
         self._fake = None if meta else FakeTensorMode(allow_non_fake_inputs=True)
         if self._fake is not None:
@@ -104,6 +106,7 @@ class Tracer:
             if self._timeline is None or self._backward:
                 return
             self._skips.let_go(layer.stack)
+            self._enter(layer.stack)
             self._timeline.cut(name)
             if layer.number == 0:
                 # the backward pass leaves the stack where the gradient of its input is there
@@ -127,6 +130,13 @@ class Tracer:
 
         layer.module.register_forward_pre_hook(before, with_kwargs=True)
         layer.module.register_forward_hook(after, with_kwargs=True)
+
+    def _enter(self, stack: int) -> None:
+        """Note which stack runs; none can be shortened whose layers run in turns with another's."""
+        if stack in self._entered[:-1] and not all(layer.runs for layer in self.layers):
+            raise ValueError("the layers of several stacks take turns")
+        if stack not in self._entered[-1:]:
+            self._entered.append(stack)
 
     def _cut_backward(self, name: str) -> Any:
         def hook(gradient: Any) -> None:
@@ -185,7 +195,8 @@ class Tracer:
         model = self.traced.model
         timeline.leave_out([*model.parameters(), *model.buffers()])
         self._timeline, self._backward = timeline, False
-        where = self._fake or _on_meta()
+        self._entered.clear()
+        where = faking(self._fake) if self._fake else _on_meta()
         try:
             with where, standing_in(timeline, on_cpu=self._on_cpu), timeline:
                 timeline.cut(START)

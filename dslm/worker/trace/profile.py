@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -19,6 +19,7 @@ from dslm.worker.trace.parameters import groups_of
 from dslm.worker.trace.passes import PassTrace, Tracer
 
 _LENGTHS = (256, 512, 1024)
+_LONG = (1024, 2048, 4096)  # of models that pad shorter ones, or work otherwise with them
 _LOOPING = (64, 128, 192)  # of models that work through a sequence piece by piece
 _PIECEWISE = (8, 16, 24)  # … token by token
 _PER_TOKEN = 8  # operations a token, from which on it is token by token
@@ -50,8 +51,8 @@ class _Run:
     def traced_somehow(self) -> tuple[dict[str, PassProfile], tuple[Proof, ...]]:
         """Every mode, and the proofs: in the quickest way that the model's code goes along with.
 
-        Layers can't be skipped where a later one asks for what they did; and a meta tensor has no
-        values at all, while a fake one knows its device and takes numbers beside it.
+        Layers can't be skipped where a later one asks for what they did; and on the meta device
+        nothing has a value, while beside fake tensors token ids and masks have theirs.
         """
         first: Exception | None = None
         for skip, meta in ((True, True), (True, False), (False, False)):
@@ -68,11 +69,23 @@ class _Run:
     def passes(self) -> tuple[dict[str, PassProfile], tuple[Proof, ...]]:
         """Trace every mode, and the proofs."""
         lengths = self._lengths()
+        found, proofs = self._passes_of(lengths)
+        if _worst(proofs) > _EXACT and lengths == _LENGTHS and self._takes(_LONG[-1]):
+            long, again = self._passes_of(_LONG)
+            if _worst(again) < _worst(proofs):
+                short = [self._proof(long, (1, lengths[0]), mode) for mode in self._modes()]
+                return long, (*again, *short)
+        return found, proofs
+
+    def _passes_of(
+        self, lengths: tuple[int, ...]
+    ) -> tuple[dict[str, PassProfile], tuple[Proof, ...]]:
+        """Trace passes of such lengths, and others to prove what was made of them."""
         shapes = [(b, t) for b in _SAMPLES for t in lengths]
         found: dict[str, PassProfile] = {}
         proofs: list[Proof] = []
         other = (4, lengths[0] + lengths[1]) if len(lengths) > 1 else (5, lengths[0])
-        for mode in _MODES if self._recomputes() else _MODES[:1]:
+        for mode in self._modes():
             made = self._fitted(shapes, mode)
             proofs.append(self._proof(made, other, mode))
             one = self._proof(made, (1, lengths[len(lengths) // 2]), mode)
@@ -122,8 +135,11 @@ class _Run:
             return lengths
         return _PIECEWISE if many - few > _PER_TOKEN * (long - short) else _LOOPING
 
-    def _recomputes(self) -> bool:
-        return bool(self.traced.base.supports_gradient_checkpointing)
+    def _takes(self, length: int) -> bool:
+        return self.limit is None or length <= self.limit
+
+    def _modes(self) -> tuple[str, ...]:
+        return _MODES if self.traced.base.supports_gradient_checkpointing else _MODES[:1]
 
 
 def _stages(mode: str, traces: list[PassTrace]) -> Iterator[tuple[str, list[PassTrace]]]:
@@ -131,6 +147,10 @@ def _stages(mode: str, traces: list[PassTrace]) -> Iterator[tuple[str, list[Pass
     yield mode, traces
     if any(trace.holds for trace in traces):
         yield mode + STAGE_3, [trace.under_stage_3() for trace in traces]
+
+
+def _worst(proofs: Iterable[Proof]) -> float:
+    return max(proof.off for proof in proofs)
 
 
 def _operations(trace: PassTrace) -> int:
