@@ -199,6 +199,9 @@ GUARDS = {
     ),
     "_python_dispatch": lambda: hasattr(_python_dispatch.TorchDispatchMode, "__torch_dispatch__"),
     "_subclasses": lambda: callable(FakeTensorMode.from_tensor),
+    "_index_put_impl_": lambda: (
+        "Tensor?[] indices" in str(torch.ops.aten._index_put_impl_.default._schema)
+    ),
     "_pytree": lambda: _pytree.tree_leaves([1, {"a": (2,)}]) == [1, 2],
     "_tp_plan": lambda: _llama()._tp_plan["layers.*.mlp.up_proj"] == "colwise",
     # dslm.worker.scores
