@@ -14,7 +14,7 @@ from typing import Any
 
 from dslm.profile.polynomial import Polynomial
 
-FORMAT = 2
+FORMAT = 3
 STAGE_3 = " stage 3"  # the end of a pass's name: with the inputs of frozen weights, kept there
 Sequence = tuple[tuple[int, int], ...]  # of parts: which, and how often in a row
 

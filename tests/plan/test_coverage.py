@@ -8,11 +8,13 @@ from benchmarks.planner_coverage import architecture_of, cover, types
 
 # layers used again; eager attention only; a frozen parameter beside experts; stages of other
 # widths; an encoder and a decoder; a classifier that looks for the last token; attention by blocks;
-# what asks token ids for their values, and layers in turns
+# what asks token ids for their values, and layers in turns; a recurrence over chunks; sizes that
+# differ between layers
 SAMPLE = [
     ("mlm", "albert"), ("pretrain", "bloom"), ("pretrain", "afmoe"), ("vision", "swin"),
     ("seq2seq", "bart"), ("classify", "llama"), ("seq2seq", "longt5"),
-    ("classify", "bart"), ("mlm", "flaubert"),
+    ("classify", "bart"), ("mlm", "flaubert"), ("classify", "qwen3_5_text"),
+    ("pretrain", "gemma4_text"),
 ]  # fmt: skip
 
 

@@ -20,7 +20,8 @@ from dslm.worker.trace.passes import PassTrace, Tracer
 
 _LENGTHS = (256, 512, 1024)
 _LONG = (1024, 2048, 4096)  # of models that pad shorter ones, or work otherwise with them
-_LOOPING = (64, 128, 192)  # of models that work through a sequence piece by piece
+_PROBED = (64, 128)
+_LOOPING = (128, 192, 256)  # of models that work piece by piece: a single one is made otherwise
 _PIECEWISE = (8, 16, 24)  # … token by token
 _PER_TOKEN = 8  # operations a token, from which on it is token by token
 _SAMPLES = (2, 3)
@@ -84,7 +85,7 @@ class _Run:
         shapes = [(b, t) for b in _SAMPLES for t in lengths]
         found: dict[str, PassProfile] = {}
         proofs: list[Proof] = []
-        other = (4, lengths[0] + lengths[1]) if len(lengths) > 1 else (5, lengths[0])
+        other = _other(lengths)
         for mode in self._modes():
             made = self._fitted(shapes, mode)
             proofs.append(self._proof(made, other, mode))
@@ -129,7 +130,7 @@ class _Run:
             lengths: tuple[int, ...] = (limit // 4, limit // 2, limit // 4 * 3)
         else:
             lengths = _LENGTHS
-        short, long = (min(t, limit) for t in _LOOPING[:2])
+        short, long = (min(t, limit) for t in _PROBED)
         few, many = (_operations(self.tracer.evaluate(1, t)) for t in (short, long))
         if many <= few:  # fewer: the short one was padded to a block
             return lengths
@@ -147,6 +148,14 @@ def _stages(mode: str, traces: list[PassTrace]) -> Iterator[tuple[str, list[Pass
     yield mode, traces
     if any(trace.holds for trace in traces):
         yield mode + STAGE_3, [trace.under_stage_3() for trace in traces]
+
+
+def _other(lengths: tuple[int, ...]) -> tuple[int, int]:
+    """Samples, and a length that isn't traced."""
+    if len(lengths) == 1:
+        return 5, lengths[0]
+    between = lengths[0] + lengths[1]
+    return 4, between if between not in lengths else lengths[0] + lengths[2]
 
 
 def _worst(proofs: Iterable[Proof]) -> float:

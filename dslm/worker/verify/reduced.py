@@ -310,7 +310,10 @@ def _smaller(each: Any, names: Sequence[str], value: int) -> dict[str, int]:
 
 
 def _number(each: Any, name: str) -> int | None:
-    own = getattr(each, name, None)
+    try:
+        own = getattr(each, name, None)
+    except RuntimeError:  # transformers' word for what differs between layers
+        return None
     return own if isinstance(own, int) and not isinstance(own, bool) else None
 
 
