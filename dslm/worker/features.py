@@ -6,8 +6,8 @@ runtime/zero/stage3.py, backup_optimizer). ZenFlow decides by itself after which
 columns of less weight are updated, and accelerate decides for it. ZeRO-3 learns which weights a
 pass takes beside their module when it finds them partitioned; it doesn't find those that it has
 prefetched, as an earlier pass took them, and their gradients come to partitioned weights
-(runtime/zero/parameter_offload.py, ZeROOrderedDict). It expects every rank to have a gradient of
-every parameter: ranks that each leave out layers at random (LayerDrop, arXiv 1909.11556) crash.
+(runtime/zero/parameter_offload.py, ZeROOrderedDict). Every stage expects the gradients of all
+ranks: those that each leave out layers at random (LayerDrop, arXiv 1909.11556) crash at stage 2.
 """
 
 from __future__ import annotations
@@ -41,12 +41,11 @@ def check_loss(model: PreTrainedModel, key: str = "model.chunked_loss") -> None:
         )
 
 
-def run_every_layer(model: torch.nn.Module) -> bool:
-    """Let a model leave out no layer at random; whether it would have."""
-    dropping = [module for module in model.modules() if getattr(module, "layerdrop", None)]
-    for module in dropping:
-        module.layerdrop = 0.0  # type: ignore[assignment]
-    return bool(dropping)
+def run_every_layer(model: torch.nn.Module) -> None:
+    """Let a model leave out no layer at random."""
+    for module in model.modules():
+        if hasattr(module, "layerdrop"):
+            module.layerdrop = 0.0  # type: ignore[assignment]
 
 
 def put_on(model: PreTrainedModel, recipe: Recipe) -> None:

@@ -162,7 +162,7 @@ def batch(traced: Traced, samples: int, length: int) -> dict[str, torch.Tensor]:
         return _images(traced, samples)
     ids = torch.full((samples, length), _WORD)
     end = getattr(traced.config, "eos_token_id", None)
-    if isinstance(end, int):
+    if isinstance(end, int) and not ids.is_meta:
         ids[:, -1] = end
     made = {"input_ids": ids}
     positions = torch.arange(length).repeat(samples, 1)

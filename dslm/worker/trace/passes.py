@@ -7,17 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers.utils import import_utils
 
 from dslm.worker.trace.layers import Layer, Skips, choose, layers_of
 from dslm.worker.trace.model import Traced, batch, loss_of
 from dslm.worker.trace.standins import checkpoint_away, standing_in
 from dslm.worker.trace.timeline import Point, Stretch, Timeline
-from dslm.worker.trace.values import faking
+from dslm.worker.trace.values import faking, on_meta
 
 START, HEAD = "start", "head"
 
@@ -50,13 +48,6 @@ def _with_held(stretches: list[Stretch]) -> list[Stretch]:
         )
         for one in stretches
     ]
-
-
-@contextmanager
-def _on_meta() -> Iterator[None]:
-    """Make tensors without memory, and let transformers ask none for its values."""
-    with torch.device("meta"), mock.patch.object(import_utils, "is_fake_tensor", lambda _: True):
-        yield
 
 
 class Tracer:
@@ -196,7 +187,7 @@ class Tracer:
         timeline.leave_out([*model.parameters(), *model.buffers()])
         self._timeline, self._backward = timeline, False
         self._entered.clear()
-        where = faking(self._fake) if self._fake else _on_meta()
+        where = faking(self._fake) if self._fake else on_meta()
         try:
             with where, standing_in(timeline, on_cpu=self._on_cpu), timeline:
                 timeline.cut(START)

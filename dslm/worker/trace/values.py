@@ -8,7 +8,7 @@ no weights. So they are computed, and what has a weight's size or an activation'
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -21,7 +21,6 @@ from transformers.utils import import_utils
 _aten = torch.ops.aten
 # operations whose second argument are indices; of true and false where many shapes could come out
 _INDEXED = (_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_)
-
 # operations that make what the numbers are that they are given
 _BY_NUMBERS = (_aten.arange, _aten.full)
 
@@ -33,12 +32,24 @@ def faking(mode: FakeTensorMode) -> Iterator[None]:
     Not all of them are what they would be: no sample here is shorter than the others, and
     transformers shall not leave out the mask that it would make for such.
     """
-    with mode, _Values(), mock.patch.object(import_utils, "is_fake_tensor", lambda _: True):
+    with mode, _Values(), _nothing_to_read():
         yield
 
 
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Make tensors without memory, and let transformers ask none for its values."""
+    with torch.device("meta"), _nothing_to_read():
+        yield
+
+
+def _nothing_to_read() -> AbstractContextManager[Any]:
+    """Let transformers take every mask for one whose values can't be asked."""
+    return mock.patch.object(import_utils, "is_fake_tensor", lambda _: True)
+
+
 class _Values(TorchDispatchMode):
-    """Computes what is made of whole numbers; enter it inside a FakeTensorMode."""
+    """Computes what is made of tensors with values; enter it inside a FakeTensorMode."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
