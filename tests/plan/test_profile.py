@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from transformers.initialization import no_init_weights
 from dslm.ask.call import ask
 from dslm.ask.measure import PRECISIONS, profile_requests
 from dslm.ask.profile import profile_request
+from dslm.cluster.wrong_versions import release_numbers
 from dslm.decide.checks.model import HEADS
 from dslm.profile.polynomial import Polynomial, monomials
 from dslm.profile.store import SHIPPED, key_of, preset_parameters, stored
-from dslm.profile.value import from_document, to_document
+from dslm.profile.value import Profile, from_document, to_document
 from dslm.recipe.catalog import Preset, entries
 from dslm.recipe.load import load_recipe
 from dslm.worker.trace.fit import Fit
@@ -78,8 +80,13 @@ def test_what_ships_is_what_a_trace_finds_today() -> None:
     shipped = stored(request, cache=False)
     assert shipped is not None
     found = from_document(ask("dslm.worker.trace", {"requests": [request]})["profiles"][0])
-    if found.versions == shipped.versions:
-        assert to_document(found) == to_document(shipped), "run `make profiles`"
+    if _releases(found) == _releases(shipped):  # of whatever build: nothing is computed
+        alike = replace(found, versions=shipped.versions)
+        assert to_document(alike) == to_document(shipped), "run `make profiles`"
+
+
+def _releases(profile: Profile) -> dict[str, tuple[int, ...]]:
+    return {name: release_numbers(version) for name, version in profile.versions.items()}
 
 
 def test_what_is_whole_is_fitted_to_the_last_byte() -> None:
